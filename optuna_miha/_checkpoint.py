@@ -1,0 +1,193 @@
+"""Checkpoints: the state that passes from trunk to branch, and where it is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+import uuid
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from optuna.artifacts.exceptions import ArtifactNotFound
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from optuna_miha._optimizers import capture_optimizer, inherit_optimizer
+from optuna_miha._recipe import Recipe
+from optuna_miha.exceptions import CheckpointError, InheritanceError
+
+State: TypeAlias = dict[str, Any]
+"""``model``, ``ema`` (or None), ``optimizer``, ``rng``, ``epoch`` of a network in training,
+and ``best``: the weights that validated best in the segment. Tensors, numbers and strings only,
+so that it loads with ``weights_only=True``."""
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
+    """A moving average of the weights of ``model``; :obj:`None` if ``decay`` is 0."""
+    if decay == 0:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+def capture(recipe: Recipe, ema: AveragedModel | None, epoch: int) -> State:
+    """Copy the whole state of a network in training.
+
+    Args:
+        recipe: The network and its optimizer.
+        ema: The average of its weights.
+        epoch: Epochs that its lineage has behind it.
+    """
+    assert recipe.optimizer is not None
+    return {
+        "model": copy_tensors(recipe.model.state_dict()),
+        "ema": None if ema is None else copy_tensors(ema.state_dict()),
+        "optimizer": copy_tensors(capture_optimizer(recipe.optimizer)),
+        "rng": _capture_rng(),
+        "epoch": epoch,
+    }
+
+
+def inherit(recipe: Recipe, ema: AveragedModel | None, state: State) -> None:
+    """Continue from ``state``: weights, average, optimizer state and random state.
+
+    Hyperparameters stay the recipe's own. ``state`` is copied, so that any number of branches
+    can inherit from it.
+
+    Raises:
+        InheritanceError: If the network has other parameters than the one captured.
+    """
+    _check_same_network(recipe.model, state["model"])
+    recipe.model.load_state_dict(state["model"], strict=True)
+    if ema is not None and state["ema"] is not None:
+        ema.load_state_dict(state["ema"], strict=True)
+    assert recipe.optimizer is not None
+    inherit_optimizer(recipe.optimizer, state["optimizer"])
+    _restore_rng(state["rng"])
+
+
+def copy_tensors(value: Any) -> Any:
+    """A deep copy of nested dictionaries and lists, in which tensors are detached."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {key: copy_tensors(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(copy_tensors(part) for part in value)
+    return value
+
+
+def _check_same_network(model: nn.Module, inherited: Mapping[str, Any]) -> None:
+    own = model.state_dict()
+    advice = (
+        "A mutation must not change the network's parameters: keep the architecture fixed in "
+        "`model_fn`."
+    )
+    for name in [*inherited, *own]:
+        if name not in own or name not in inherited:
+            where = "the parent has it, the branch lacks it"
+            if name not in inherited:
+                where = "the branch has it, the parent lacks it"
+            raise InheritanceError(f"Parameter {name!r} cannot be inherited: {where}. {advice}")
+        old, new = inherited[name], own[name]
+        if isinstance(new, Tensor) and old.shape != new.shape:
+            raise InheritanceError(
+                f"Parameter {name!r} cannot be inherited: its shape is {tuple(old.shape)} in "
+                f"the parent and {tuple(new.shape)} in the branch. {advice}"
+            )
+
+
+def _capture_rng() -> dict[str, Any]:
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    rng: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": {
+            "keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+            "rest": (int(position), int(has_gauss), float(cached)),
+        },
+    }
+    if torch.cuda.is_available():
+        rng["cuda"] = torch.cuda.get_rng_state()
+    return rng
+
+
+def _restore_rng(rng: dict[str, Any]) -> None:
+    torch.set_rng_state(rng["torch"])
+    version, internal, gauss = rng["python"]
+    random.setstate((version, tuple(internal), gauss))
+    keys = rng["numpy"]["keys"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, *rng["numpy"]["rest"]))
+    if "cuda" in rng and torch.cuda.is_available():
+        torch.cuda.set_rng_state(rng["cuda"])
+
+
+class CheckpointStore:
+    """Checkpoints in an Optuna artifact store, each with its hash.
+
+    Args:
+        artifact_store: Any object with ``write``, ``open_reader`` and ``remove`` of
+            :class:`optuna.artifacts.ArtifactStore`: a folder, S3 or GCS.
+    """
+
+    def __init__(self, artifact_store: Any) -> None:
+        self._artifact_store = artifact_store
+
+    def save(self, state: State, label: str) -> dict[str, str]:
+        """Write a checkpoint under a fresh id.
+
+        Args:
+            state: What to write.
+            label: Beginning of the id, for whoever looks into the store.
+
+        Returns:
+            ``{"id": …, "sha256": …}``: what :meth:`load` needs. It is meant for an attribute
+            of the trial, set only once this returned, so that no attribute ever points at half
+            a checkpoint.
+        """
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        reference = {
+            "id": f"{label}-{uuid.uuid4().hex[:12]}.pt",
+            "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(),
+        }
+        buffer.seek(0)
+        self._artifact_store.write(reference["id"], buffer)
+        return reference
+
+    def load(self, reference: Mapping[str, str]) -> State:
+        """Read a checkpoint, verify it, and load it with ``weights_only=True``.
+
+        Raises:
+            CheckpointError: If it is missing, or is not what was written.
+        """
+        name = reference["id"]
+        try:
+            with self._artifact_store.open_reader(name) as reader:
+                content = reader.read()
+        except ArtifactNotFound:
+            raise CheckpointError(
+                f"Checkpoint {name} is missing from {_describe(self._artifact_store)}: pass "
+                "the `checkpoint_dir` or `artifact_store` that the study was run with."
+            ) from None
+        if hashlib.sha256(content).hexdigest() != reference["sha256"]:
+            raise CheckpointError(
+                f"Checkpoint {name} is damaged: its SHA-256 is not the one that the study "
+                "recorded. Restore the file from a backup."
+            )
+        state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return state
+
+    def remove(self, reference: Mapping[str, str]) -> None:
+        """Delete a checkpoint; one that is gone already is no error."""
+        try:
+            self._artifact_store.remove(reference["id"])
+        except ArtifactNotFound:
+            pass
+
+
+def _describe(artifact_store: Any) -> str:
+    folder = getattr(artifact_store, "_base_path", None)
+    return type(artifact_store).__name__ if folder is None else f"the folder {folder}"

@@ -1,0 +1,44 @@
+"""What an epoch and a segment of training measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochResult:
+    """What one epoch of training yielded; a custom trainer makes one per epoch.
+
+    Args:
+        value: The monitored value on the validation data, in the study's own direction.
+        train_loss: Mean training loss over the epoch, or NaN where it is not known.
+        metrics: Further figures by name.
+        ema_value: The monitored value of the averaged weights; filled in by :func:`optimize`.
+    """
+
+    value: float
+    train_loss: float = math.nan
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    ema_value: float | None = None
+
+    @property
+    def score(self) -> float:
+        """What branches are judged by: the averaged weights' value where there is one."""
+        return self.value if self.ema_value is None else self.ema_value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The scores of one segment, oriented so that lower is better.
+
+    Args:
+        costs: One cost per epoch; the score, or its negative where the study maximizes.
+        birth: Epochs that the lineage had behind it before the first of ``costs``.
+        birth_cost: The parent's cost at birth; NaN for a segment without a parent.
+    """
+
+    costs: tuple[float, ...]
+    birth: int = 0
+    birth_cost: float = math.nan

@@ -1,0 +1,141 @@
+"""Batches of the recipe's data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
+
+from optuna_miha._recipe import Data
+
+EVALUATION_BATCH_SIZE = 512
+"""One size for every branch, whatever its own: so that values do not depend on it."""
+
+
+def training_batches(data: Data, batch_size: int, device: torch.device) -> Iterable[Any]:
+    """An iterable over the training batches; each iteration over it is one shuffled epoch.
+
+    Tensors are kept in memory, on ``device``, and gathered once per epoch, in the order in
+    which ``DataLoader(TensorDataset(*data), batch_size, shuffle=True)`` would visit them after
+    the same ``torch.manual_seed``.
+
+    Args:
+        data: The recipe's training data.
+        batch_size: Objects per batch; the last batch of an epoch may be smaller.
+        device: Where the batches are wanted.
+    """
+    tensors = _tensors(data)
+    if tensors is not None:
+        return _ShuffledTensors(tensors, batch_size, device)
+    if isinstance(data, DataLoader):
+        if data.batch_size is None:  # A sampler of whole batches: its own affair.
+            return _OnDevice(data, device)
+        return _OnDevice(_with_batch_size(data, batch_size), device)
+    shuffle = not isinstance(data, IterableDataset)
+    return _OnDevice(
+        DataLoader(data, batch_size=batch_size, shuffle=shuffle),  # type: ignore[arg-type]
+        device,
+    )
+
+
+def evaluation_batches(data: Data, device: torch.device) -> Iterable[Any]:
+    """An iterable over the validation batches, in order."""
+    tensors = _tensors(data)
+    if tensors is not None:
+        moved = [tensor.to(device) for tensor in tensors]
+        return list(zip(*(tensor.split(EVALUATION_BATCH_SIZE) for tensor in moved), strict=True))
+    if isinstance(data, DataLoader):
+        return _OnDevice(data, device)
+    return _OnDevice(DataLoader(data, batch_size=EVALUATION_BATCH_SIZE), device)  # type: ignore[arg-type]
+
+
+def batch_length(batch: Any) -> int:
+    """Number of objects of a batch: the length of the first tensor in it."""
+    while not isinstance(batch, Tensor):
+        batch = next(iter(batch.values() if isinstance(batch, dict) else batch))
+    return len(batch)
+
+
+def _tensors(data: Data) -> tuple[Tensor, ...] | None:
+    if isinstance(data, tuple):
+        return data
+    return data.tensors if isinstance(data, TensorDataset) else None
+
+
+class _ShuffledTensors:
+    def __init__(
+        self, tensors: tuple[Tensor, ...], batch_size: int, device: torch.device
+    ) -> None:
+        self._tensors = [tensor.to(device) for tensor in tensors]
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        # DataLoader draws a base seed for its workers, then RandomSampler one for its own
+        # generator: the same draws give the same order.
+        torch.empty((), dtype=torch.int64).random_()
+        seed = int(torch.empty((), dtype=torch.int64).random_().item())
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self._tensors[0]), generator=generator)
+        gathered = (t.index_select(0, order.to(t.device)) for t in self._tensors)
+        return zip(*(t.split(self._batch_size) for t in gathered), strict=True)
+
+
+class _OnDevice:
+    def __init__(self, loader: DataLoader[Any], device: torch.device) -> None:
+        self._loader = loader
+        self._device = device
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            yield _to(batch, self._device)
+
+
+def _to(batch: Any, device: torch.device) -> Any:
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        return {key: _to(part, device) for key, part in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_to(part, device) for part in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(_to(part, device) for part in batch)
+    return batch
+
+
+def _with_batch_size(loader: DataLoader[Any], batch_size: int) -> DataLoader[Any]:
+    """The user's loader with another batch size.
+
+    Its ``generator`` is left out: its state is not in our checkpoints, and the global random
+    state, which is, takes its place.
+    """
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "num_workers": loader.num_workers,
+        "collate_fn": loader.collate_fn,
+        "pin_memory": loader.pin_memory,
+        "drop_last": loader.drop_last,
+        "timeout": loader.timeout,
+        "worker_init_fn": loader.worker_init_fn,
+        "multiprocessing_context": loader.multiprocessing_context,
+        "persistent_workers": loader.persistent_workers,
+        "prefetch_factor": loader.prefetch_factor,
+    }
+    if isinstance(loader.dataset, IterableDataset):
+        pass
+    elif _is_plain_shuffle(loader):
+        settings["shuffle"] = True
+    else:
+        settings["sampler"] = loader.sampler
+    return DataLoader(loader.dataset, **settings)
+
+
+def _is_plain_shuffle(loader: DataLoader[Any]) -> bool:
+    sampler = loader.sampler
+    return (
+        isinstance(sampler, RandomSampler)
+        and not sampler.replacement
+        and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+    )

@@ -1,0 +1,226 @@
+"""The record of a run: segments of training, as they lie in the study's trials."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_miha._curve import Curve
+
+Role: TypeAlias = Literal["startup", "trunk", "branch", "final"]
+
+PREFIX = "miha:"
+
+# Attributes of a trial. Those of its birth are set when it is enqueued, the others before it
+# ends, because a finished trial accepts none.
+ROLE = "miha:role"
+CYCLE = "miha:cycle"
+BRANCH = "miha:branch"
+PARENT = "miha:parent"
+BIRTH = "miha:epoch"
+END = "miha:end"
+SEED = "miha:seed"
+MUTATION = "miha:mutation"
+TRAINED = "miha:trained"
+FITNESS = "miha:fitness"
+TRAIN_LOSS = "miha:train_loss"
+CHECKPOINT = "miha:checkpoint"
+ERROR = "miha:error"
+GUEST = "miha:guest"  # A trial that the user enqueued.
+
+# Attributes of the study.
+PLAN = "miha:plan"
+STRETCHES = "miha:stretches"
+INITIAL = "miha:initial_params"
+SPACE = "miha:space"
+RUN_SEED = "miha:seed"
+VERSIONS = "miha:versions"
+CHECKPOINT_DIR = "miha:checkpoint_dir"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One stretch of training of one network: one finished trial.
+
+    Args:
+        number: Number of the trial.
+        role: ``startup``, ``trunk``, ``branch`` or ``final``.
+        cycle: The cycle that it belongs to; 0 before the first.
+        branch: Its place among its siblings.
+        parent: Number of the trial whose checkpoint it started from; :obj:`None` at the root.
+        birth: Epochs that its lineage had trained before it.
+        trained: Epochs that it trained itself.
+        params: Its hyperparameters.
+        mutation: What was changed against the parent, in words.
+        scores: The reported value of each epoch that it trained.
+        train_losses: The training loss of each epoch.
+        value: The lowest (highest) validation value of the segment; :obj:`None` unless
+            ``state`` is ``COMPLETE``.
+        fitness: What siblings are compared by; NaN if it failed.
+        state: ``COMPLETE``, ``PRUNED`` or ``FAIL``.
+        checkpoint: ``{"id": …, "sha256": …, "best_epoch": …}`` or :obj:`None`.
+    """
+
+    number: int
+    role: Role
+    cycle: int
+    branch: int
+    parent: int | None
+    birth: int
+    trained: int
+    params: dict[str, Any]
+    mutation: str
+    scores: tuple[float, ...]
+    train_losses: tuple[float, ...]
+    value: float | None
+    fitness: float
+    state: TrialState
+    checkpoint: dict[str, Any] | None
+
+    @property
+    def end(self) -> int:
+        """Epochs that the lineage has behind it when the segment is over."""
+        return self.birth + self.trained
+
+    def curve(self, sign: int, parent: Segment | None) -> Curve:
+        """The curve that its fitness is computed from."""
+        return make_curve(self.scores, sign, self.birth, parent)
+
+
+def make_curve(
+    scores: Sequence[float], sign: int, birth: int, parent: Segment | None
+) -> Curve:
+    """Orient ``scores`` so that lower is better.
+
+    Args:
+        scores: One per epoch.
+        sign: 1 where the study minimizes, -1 where it maximizes.
+        birth: Lineage epochs before the first score.
+        parent: The segment that came before.
+    """
+    birth_cost = sign * parent.scores[-1] if parent is not None else math.nan
+    return Curve(
+        costs=tuple(sign * score for score in scores), birth=birth, birth_cost=birth_cost
+    )
+
+
+def segment_of(trial: FrozenTrial) -> Segment | None:
+    """Read a segment from its trial; :obj:`None` if the trial is not the record of one.
+
+    A trial whose process died, or which the user added, is not.
+    """
+    attrs = trial.user_attrs
+    if ROLE not in attrs or TRAINED not in attrs or not trial.state.is_finished():
+        return None
+    if trial.state == TrialState.FAIL and ERROR not in attrs:
+        return None
+    birth = attrs[BIRTH]
+    fitness = attrs.get(FITNESS)
+    return Segment(
+        number=trial.number,
+        role=attrs[ROLE],
+        cycle=attrs[CYCLE],
+        branch=attrs[BRANCH],
+        parent=attrs[PARENT],
+        birth=birth,
+        trained=attrs[TRAINED],
+        params=trial.params,
+        mutation=attrs.get(MUTATION, ""),
+        scores=tuple(v for step, v in sorted(trial.intermediate_values.items()) if step > birth),
+        train_losses=tuple(attrs.get(TRAIN_LOSS, ())),
+        value=trial.value if trial.state == TrialState.COMPLETE else None,
+        fitness=math.nan if fitness is None else fitness,
+        state=trial.state,
+        checkpoint=attrs.get(CHECKPOINT),
+    )
+
+
+class Lineage:
+    """All segments of a run, in the order of their trials.
+
+    Args:
+        direction: The study's direction.
+        segments: The segments so far.
+
+    Attributes:
+        sign: 1 where the study minimizes, -1 where it maximizes.
+        spent: Epochs trained so far, those of pruned and failed segments included.
+    """
+
+    def __init__(self, direction: StudyDirection, segments: Iterable[Segment] = ()) -> None:
+        self.sign = -1 if direction == StudyDirection.MAXIMIZE else 1
+        self.spent = 0
+        self._segments: dict[int, Segment] = {}
+        self._groups: dict[tuple[Role, int], dict[int, Segment]] = {}
+        self._best: Segment | None = None
+        for segment in segments:
+            self.add(segment)
+
+    @classmethod
+    def from_trials(cls, direction: StudyDirection, trials: Iterable[FrozenTrial]) -> Lineage:
+        """Rebuild the record from a study's trials."""
+        segments = (segment_of(trial) for trial in trials)
+        return cls(direction, (s for s in segments if s is not None))
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self._segments.values())
+
+    def __len__(self) -> int:
+        return len(self._segments)
+
+    def __getitem__(self, number: int) -> Segment:
+        return self._segments[number]
+
+    def add(self, segment: Segment) -> None:
+        """Record a finished segment."""
+        self._segments[segment.number] = segment
+        self._groups.setdefault((segment.role, segment.cycle), {})[segment.branch] = segment
+        self.spent += segment.trained
+        if segment.value is not None and (
+            self._best is None or self.cost(segment) < self.cost(self._best)
+        ):
+            self._best = segment
+
+    def group(self, role: Role, cycle: int) -> dict[int, Segment]:
+        """The siblings of one role and cycle, by their branch index."""
+        return self._groups.get((role, cycle), {})
+
+    def winner(self, role: Role, cycle: int) -> Segment | None:
+        """The fittest of the complete siblings; :obj:`None` if there is none."""
+        group = self.group(role, cycle)
+        complete = {b: s.fitness for b, s in group.items() if s.state == TrialState.COMPLETE}
+        branch = fittest(complete)
+        return None if branch is None else group[branch]
+
+    def parent(self, segment: Segment) -> Segment | None:
+        """The segment that ``segment`` continues."""
+        return None if segment.parent is None else self._segments[segment.parent]
+
+    def best(self) -> Segment | None:
+        """The complete segment with the best value: the trial that ``study.best_trial`` is."""
+        return self._best
+
+    def cost(self, segment: Segment) -> float:
+        """The segment's value, oriented so that lower is better; infinite if it has none."""
+        return math.inf if segment.value is None else self.sign * segment.value
+
+    def ancestry(self, segment: Segment) -> list[Segment]:
+        """``segment`` and what it descends from, the oldest first."""
+        path = [segment]
+        while (parent := self.parent(path[-1])) is not None:
+            path.append(parent)
+        return path[::-1]
+
+
+def fittest(fitness: Mapping[int, float]) -> int | None:
+    """The branch of largest fitness, the lowest index where they tie.
+
+    A NaN fitness is never selected.
+    """
+    able = [branch for branch, value in fitness.items() if not math.isnan(value)]
+    return max(able, key=lambda branch: (fitness[branch], -branch), default=None)

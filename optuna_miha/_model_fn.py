@@ -1,0 +1,174 @@
+"""Calling the user's ``model_fn``."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import optuna
+import torch
+from optuna.distributions import BaseDistribution
+from torch import nn
+
+from optuna_miha._losses import with_label_smoothing
+from optuna_miha._optimizers import make_optimizer, name_of
+from optuna_miha._recipe import Recipe
+from optuna_miha._sampler import MihaSampler
+from optuna_miha._space import DEFAULT_LR, contains, declare_initial
+from optuna_miha._suggest import (
+    suggest_activations,
+    suggest_batch_size,
+    suggest_dropout,
+    suggest_label_smoothing,
+    suggest_optimizer,
+)
+
+ModelFn: TypeAlias = Callable[[Any], Recipe]
+
+
+@dataclass(frozen=True)
+class Initial:
+    """The initial configuration: what the user wrote, before anything changes.
+
+    Args:
+        recipe: The recipe that it gives.
+        params: Its hyperparameters.
+        distributions: Their distributions, by name.
+    """
+
+    recipe: Recipe
+    params: dict[str, Any]
+    distributions: dict[str, BaseDistribution]
+
+
+def build_recipe(model_fn: ModelFn, trial: optuna.trial.BaseTrial, seed: int) -> Recipe:
+    """Call ``model_fn`` from the given random state, and complete what it returns.
+
+    A ``model_fn`` that suggests nothing gets the default search space; a recipe without an
+    optimizer gets Adam. The same seed gives the same initial weights, whatever was suggested.
+    The global random generators are left as they were.
+
+    Args:
+        model_fn: The user's function.
+        trial: What it suggests on.
+        seed: Seed of every global random generator during the call.
+
+    Raises:
+        TypeError: If it does not return a recipe.
+    """
+    with preserved_rng():
+        seed_all(seed)
+        recipe = model_fn(trial)
+    if not isinstance(recipe, Recipe):
+        raise TypeError(
+            f"`model_fn` must return an optuna_miha.Recipe, got {recipe!r}: end it with "
+            "`return Recipe(model=..., loss_fn=..., train_data=..., valid_data=...)`."
+        )
+    if not trial.params:
+        _suggest_default_space(trial, recipe)
+    if recipe.optimizer is None:
+        recipe.optimizer = make_optimizer(
+            "adam",
+            recipe.model.parameters(),
+            lr=DEFAULT_LR["adam"],
+            weight_decay=0.0,
+            momentum=0.0,
+        )
+    return recipe
+
+
+def build_initial(
+    model_fn: ModelFn, seed: int, overrides: Mapping[str, Any] | None = None
+) -> Initial:
+    """Find the initial configuration by asking ``model_fn``.
+
+    Args:
+        model_fn: The user's function.
+        seed: As of :func:`build_recipe`.
+        overrides: Initial values that take precedence over the declared ones.
+
+    Raises:
+        ValueError: If ``overrides`` names a parameter that is not suggested, or a value that
+            its distribution does not contain.
+    """
+    overrides = dict(overrides or {})
+    trial = _detached_trial(overrides)
+    recipe = build_recipe(model_fn, trial, seed)
+    for name, value in overrides.items():
+        if name not in trial.distributions:
+            raise ValueError(
+                f"`initial_params` must name parameters that `model_fn` suggests, got {name!r}; "
+                f"it suggests {sorted(trial.distributions)}."
+            )
+        if not contains(trial.distributions[name], value):
+            raise ValueError(
+                f"The initial value of {name!r} must lie in {trial.distributions[name]}, got "
+                f"{value!r}."
+            )
+    return Initial(recipe, dict(trial.params), dict(trial.distributions))
+
+
+def _detached_trial(params: dict[str, Any]) -> optuna.Trial:
+    """A trial of a study of its own, which suggests initial values."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # No word of a study being created.
+    try:
+        study = optuna.create_study(sampler=MihaSampler(seed=0))
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    study.enqueue_trial(params)
+    return study.ask()
+
+
+def _suggest_default_space(trial: optuna.trial.BaseTrial, recipe: Recipe) -> None:
+    """Make everything mutable that a bare recipe names."""
+    suggest_activations(trial, recipe.model)
+    suggest_dropout(trial, recipe.model)
+    optimizer = recipe.optimizer
+    if optimizer is None:
+        recipe.optimizer = suggest_optimizer(trial, recipe.model.parameters())
+    elif name_of(optimizer) is not None and len(optimizer.param_groups) == 1:
+        recipe.optimizer = suggest_optimizer(
+            trial, recipe.model.parameters(), initial=optimizer
+        )
+    else:
+        _suggest_lr(trial, optimizer)
+    assert recipe.batch_size is not None
+    recipe.batch_size = suggest_batch_size(trial, initial=recipe.batch_size)
+    if type(recipe.loss_fn) is nn.CrossEntropyLoss:
+        start = recipe.loss_fn.label_smoothing
+        smoothing = suggest_label_smoothing(trial, initial=start)
+        recipe.loss_fn = with_label_smoothing(recipe.loss_fn, smoothing)
+
+
+def _suggest_lr(trial: optuna.trial.BaseTrial, optimizer: torch.optim.Optimizer) -> None:
+    """For a class, or groups, that we cannot rebuild: scale the learning rate of all groups."""
+    start = float(optimizer.param_groups[0]["lr"])
+    with declare_initial("lr", start):
+        lr = trial.suggest_float("lr", start / 1000, start * 1000, log=True)
+    for group in optimizer.param_groups:
+        group["lr"] *= lr / start
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Put the global random generators back to where they were."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -1,0 +1,207 @@
+"""Mutations: pure functions from the trunk's parameters to a branch's.
+
+The constants are those that paid in equal-budget experiments; see the documentation's page on
+the algorithm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from optuna_miha._space import DEFAULT_LR, contains, fit, kinds, other_choices
+
+Params: TypeAlias = dict[str, Any]
+Distributions: TypeAlias = Mapping[str, BaseDistribution]
+ValueMutation: TypeAlias = Callable[[Any, BaseDistribution, np.random.Generator], Any]
+
+_ALL_LAYERS = 0.3
+"""Share of activation mutations that change every layer at once."""
+
+
+def mutate(
+    params: Params,
+    distributions: Distributions,
+    kind: str,
+    rng: np.random.Generator,
+    *,
+    upward_lr: bool = True,
+    value_mutation: ValueMutation | None = None,
+) -> Params:
+    """Change one thing: the parameters of one kind, as that kind is mutated.
+
+    Args:
+        params: The trunk's parameters.
+        distributions: Their distributions, by name.
+        kind: One of ``kinds(distributions)``.
+        rng: Source of every draw.
+        upward_lr:
+            Raise the learning rate, never lower it. Selection over a few epochs always prefers
+            the smaller rate; in a run the final phase brings it down.
+        value_mutation: Replaces the built-in change of a single value.
+
+    Returns:
+        A new dictionary. It differs from ``params`` unless a bound stands in the way.
+    """
+    names = kinds(distributions)[kind]
+    mutated = dict(params)
+    if kind == "activation" and rng.random() < _ALL_LAYERS:
+        chosen = names
+    else:
+        chosen = [names[rng.integers(len(names))]]
+
+    if value_mutation is not None:
+        for name in chosen:
+            mutated[name] = value_mutation(params[name], distributions[name], rng)
+        return mutated
+    if len(chosen) > 1:
+        return mutated | _same_activation(params, distributions, chosen, rng)
+    name, distribution = chosen[0], distributions[chosen[0]]
+    rule = _any_value
+    if _is_numeric(distribution):
+        rule = _raised_lr if kind == "lr" and upward_lr else _RULES.get(kind, _any_value)
+    mutated[name] = rule(params[name], distribution, rng)
+    if kind == "optimizer":
+        mutated |= _rescaled_lr(params, mutated, distributions)
+    return mutated
+
+
+def _same_activation(
+    params: Params, distributions: Distributions, names: list[str], rng: np.random.Generator
+) -> Params:
+    """One activation, new to some layer, for all the layers that offer it."""
+    name = names[rng.integers(len(names))]
+    new = _any_value(params[name], distributions[name], rng)
+    return {name: new for name in names if contains(distributions[name], new)}
+
+
+def _rescaled_lr(old: Params, new: Params, distributions: Distributions) -> Params:
+    """Keep the learning rate's multiple of the class's default, if it is a sensible one."""
+    before, after = DEFAULT_LR.get(old["optimizer"]), DEFAULT_LR.get(new["optimizer"])
+    distribution = distributions.get("lr")
+    if before is None or after is None or not isinstance(distribution, FloatDistribution):
+        return {}
+    multiple = old["lr"] / before
+    return {"lr": fit(distribution, after * (multiple if 0.1 <= multiple <= 10 else 1.0))}
+
+
+def _is_numeric(distribution: BaseDistribution) -> bool:
+    if not isinstance(distribution, CategoricalDistribution):
+        return True
+    return all(isinstance(c, (int, float)) for c in distribution.choices)
+
+
+def _raised_lr(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    return _scaled(value, distribution, math.exp(abs(rng.normal(0.9, 0.4))))
+
+
+def _lr(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    """In either direction, for studies without a final phase."""
+    sign = rng.choice([-1, 1])
+    return _scaled(value, distribution, math.exp(sign * abs(rng.normal(0.9, 0.4))))
+
+
+def _batch_size(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    return _scaled(value, distribution, rng.choice([0.5, 0.7, 1.4, 2.0]))
+
+
+def _weight_decay(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    if value > 0:
+        return _scaled(value, distribution, rng.choice([0.2, 3.0, 5.0]))
+    return _numeric(value, distribution, rng.choice([1e-4, 1e-3, 1e-2]))
+
+
+def _momentum(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    return _numeric(value, distribution, 1 - (1 - value) * rng.choice([0.5, 2.0]))
+
+
+def _dropout(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    return _shifted(value, distribution, rng.choice([-0.1, 0.1, 0.2]))
+
+
+def _label_smoothing(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    return _shifted(value, distribution, rng.choice([-0.05, 0.05, 0.1]))
+
+
+def _any_value(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    """For parameters of which only the distribution is known."""
+    if isinstance(distribution, CategoricalDistribution):
+        others = other_choices(distribution, value)
+        return others[rng.integers(len(others))]
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+    if distribution.log:
+        return _scaled(value, distribution, math.exp(rng.normal(0.0, 0.7)))
+    spread = 0.2 * (distribution.high - distribution.low)
+    return _shifted(value, distribution, rng.normal(0.0, spread))
+
+
+def _shifted(value: Any, distribution: BaseDistribution, delta: float) -> Any:
+    """Turned back at a bound, so that a mutation is not lost there."""
+    shifted = _numeric(value, distribution, value + delta)
+    return _numeric(value, distribution, value - delta) if shifted == value else shifted
+
+
+def _scaled(value: Any, distribution: BaseDistribution, factor: float) -> Any:
+    return _numeric(value, distribution, value * factor)
+
+
+def _numeric(value: Any, distribution: BaseDistribution, new: float) -> Any:
+    """``new``, rounded to four digits and made to fit; integers and choices move a step at least."""
+    if isinstance(distribution, CategoricalDistribution):
+        numbers = sorted(other_choices(distribution, value))
+        return min(numbers, key=lambda c: abs(math.log((c + 1e-12) / (new + 1e-12))))
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+    if isinstance(distribution, IntDistribution):
+        fitted = fit(distribution, new)
+        if fitted == value:
+            fitted = fit(distribution, value + math.copysign(distribution.step, new - value))
+        return fitted
+    return fit(distribution, float(f"{new:.4g}"))
+
+
+_RULES: dict[str, ValueMutation] = {
+    "batch_size": _batch_size,
+    "dropout": _dropout,
+    "label_smoothing": _label_smoothing,
+    "lr": _lr,
+    "momentum": _momentum,
+    "weight_decay": _weight_decay,
+}
+
+
+def describe(old: Params, new: Params) -> str:
+    """What changed, in words: ``"lr 0.001 -> 0.0027, batch_size 32 -> 64"``.
+
+    Args:
+        old: The parent's parameters.
+        new: The branch's parameters; one that the parent lacks is named with its value.
+
+    Returns:
+        The sentence; ``"no change"`` for a control.
+    """
+    changes: dict[str, list[str]] = {}
+    for name, value in new.items():
+        if name not in old:
+            changes.setdefault(f"{_text(value)}", []).append(name)
+        elif old[name] != value:
+            changes.setdefault(f"{_text(old[name])} -> {_text(value)}", []).append(name)
+    return ", ".join(_join(names, change) for change, names in changes.items()) or "no change"
+
+
+def _join(names: list[str], change: str) -> str:
+    if len(names) > 3:
+        names = [names[0], "…", names[-1]]
+    return f"{' and '.join(names) if len(names) == 2 else ' '.join(names)} {change}"
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

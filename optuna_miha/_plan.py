@@ -1,0 +1,232 @@
+"""The budget of a run and how it is divided into phases."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any, Literal
+
+_RACE_EPOCHS = 3
+"""Epochs of the first rung of the start-up race; every later rung doubles a survivor's age."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a budget of epochs is spent.
+
+    Every epoch that any network trains counts: those of branches that lose, are pruned or fail
+    as much as those of the trunk. The defaults were found by equal-budget experiments on small
+    supervised tasks; see the documentation's page on the algorithm.
+
+    Args:
+        n_epochs:
+            The whole budget, in epochs.
+        population_size:
+            Branches per cycle, the control included.
+        branch_epochs:
+            Epochs that each branch trains. The pruner is asked once, half-way.
+        fixing_epochs:
+            The most epochs that the trunk trains alone in a cycle (*fixing* in MIHA). ``0``:
+            cycles follow each other directly.
+        startup:
+            The most configurations that enter the start-up race; fewer do where
+            ``startup_share`` does not suffice. ``1``: no race, the initial configuration is the
+            trunk.
+        startup_share:
+            The most that the race may cost, as a share of ``n_epochs``.
+        final_share:
+            Share of ``n_epochs`` kept for the final phase.
+        anneal:
+            ``"cosine"``: the final phase continues the best trunk while its learning rate goes
+            to zero along a cosine. :obj:`None`: it continues the present trunk at a constant
+            learning rate.
+        ema_decay:
+            Decay, per epoch, of the moving average of the weights by whose validation value
+            branches are judged: ``average = decay * average + (1 - decay) * weights``. ``0``
+            switches it off; branches are then judged by the weights themselves.
+        control:
+            Whether the first branch of every population keeps the trunk's parameters. It shows
+            whether a change was worth more than training on.
+        patience:
+            The trunk, training alone, ends after this many epochs without improvement.
+            :obj:`None`: never.
+        prune:
+            Whether the study's pruner is asked half-way through a population.
+        runup_epochs:
+            Epochs of the trunk before the first cycle; :obj:`None`: as ``fixing_epochs``.
+        n_cycles:
+            The most cycles; :obj:`None`: as many as the budget has room for.
+        mutations:
+            The kinds of mutation allowed, for instance ``("lr", "optimizer")``; :obj:`None`:
+            whatever ``model_fn`` suggests. A kind is the part of a parameter's name before its
+            first dot.
+
+    Raises:
+        TypeError: If a value is of the wrong type.
+        ValueError: If a value is out of its range, or the budget is too small for one cycle.
+    """
+
+    n_epochs: int
+    _: KW_ONLY
+    population_size: int = 3
+    branch_epochs: int = 4
+    fixing_epochs: int = 40
+    startup: int = 8
+    startup_share: float = 0.26
+    final_share: float = 0.4
+    anneal: Literal["cosine"] | None = "cosine"
+    ema_decay: float = 0.6
+    control: bool = True
+    patience: int | None = 2
+    prune: bool = True
+    runup_epochs: int | None = None
+    n_cycles: int | None = None
+    mutations: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.mutations, list):  # As it comes back from JSON.
+            object.__setattr__(self, "mutations", tuple(self.mutations))
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"`{name}` must be an integer, got {value!r}.")
+            if value < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        for name in ("startup_share", "final_share", "ema_decay"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise ValueError(f"`{name}` must lie in [0, 1), got {value!r}.")
+        if self.anneal not in ("cosine", None):
+            raise ValueError(f'`anneal` must be "cosine" or None, got {self.anneal!r}.')
+        if self.n_cycles != 0 and not self._has_room_for_a_cycle(self.n_epochs):
+            raise ValueError(
+                f"n_epochs={self.n_epochs} is too small for one cycle: this plan needs at least "
+                f"{self.least_n_epochs()} epochs. Raise `n_epochs`, or lower `population_size` "
+                f"({self.population_size}) or `branch_epochs` ({self.branch_epochs})."
+            )
+
+    @classmethod
+    def classic(
+        cls,
+        *,
+        runup_epochs: int,
+        n_cycles: int,
+        population_size: int,
+        branch_epochs: int,
+        fixing_epochs: int,
+        control: bool = False,
+    ) -> Plan:
+        """MIHA as published: run-up, cycles of population and fixing, final training.
+
+        One initial configuration, a constant learning rate, no averaging, no pruning, and
+        MIHA's three kinds of mutation (optimizer, activation of a layer, batch size), as far as
+        ``model_fn`` offers them. What was an error in the published code is not repeated:
+        fitness is measured on validation data as a mean over objects.
+
+        Args:
+            runup_epochs: Epochs of the initial and, again, of the final training (MIHA's ``m``).
+            n_cycles: Number of cycles (``c``).
+            population_size: Branches per cycle (``pop_size``).
+            branch_epochs: Epochs of each branch (``n``).
+            fixing_epochs: Epochs that the chosen one trains alone afterwards (``k``).
+            control: Whether one branch stays unchanged (``check_mode``).
+
+        Returns:
+            A plan of ``2 * m + c * (pop_size * n + k)`` epochs.
+
+        Reference:
+            M. Sarafanov and A. Kovalchuk, *One more approach to optimize neural networks*.
+        """
+        n_epochs = 2 * runup_epochs + n_cycles * (population_size * branch_epochs + fixing_epochs)
+        return cls(
+            n_epochs,
+            population_size=population_size,
+            branch_epochs=branch_epochs,
+            fixing_epochs=fixing_epochs,
+            startup=1,
+            final_share=runup_epochs / max(n_epochs, 1),
+            anneal=None,
+            ema_decay=0.0,
+            control=control,
+            patience=None,
+            prune=False,
+            runup_epochs=runup_epochs,
+            n_cycles=n_cycles,
+            mutations=("activation", "batch_size", "optimizer"),
+        )
+
+    @property
+    def population_epochs(self) -> int:
+        """Epochs that a population costs if nothing is pruned."""
+        return self.population_size * self.branch_epochs
+
+    @property
+    def branch_rungs(self) -> tuple[int, ...]:
+        """Epochs of each rung of a population; the pruner is asked between rungs."""
+        first = self.branch_epochs // 2
+        if not self.prune or first == 0:
+            return (self.branch_epochs,)
+        return (first, self.branch_epochs - first)
+
+    def reserve(self, n_epochs: int) -> int:
+        """Epochs kept for the final phase out of ``n_epochs``."""
+        return round(self.final_share * n_epochs)
+
+    def race_size(self) -> int:
+        """Configurations that the start-up race can afford; 1 means that there is no race."""
+        spare = self.n_epochs - self.reserve(self.n_epochs) - self.population_epochs - 1
+        affordable = min(math.floor(self.startup_share * self.n_epochs), spare)
+        for size in range(self.startup, 1, -1):
+            if sum(n * epochs for n, epochs in race_rungs(size)) <= affordable:
+                return size
+        return 1
+
+    def least_n_epochs(self) -> int:
+        """The smallest ``n_epochs`` that has room for one cycle."""
+        n_epochs = 1
+        while not self._has_room_for_a_cycle(n_epochs):
+            n_epochs += 1
+        return n_epochs
+
+    def _has_room_for_a_cycle(self, n_epochs: int) -> bool:
+        runup = 1 if self.fixing_epochs or self.runup_epochs else 0
+        return n_epochs - self.reserve(n_epochs) >= runup + self.population_epochs
+
+    def asdict(self) -> dict[str, Any]:
+        """The plan as a JSON-serializable dictionary; ``Plan(**plan.asdict()) == plan``."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.mutations is not None:
+            values["mutations"] = list(self.mutations)
+        return values
+
+
+_LEAST = {
+    "n_epochs": 1,
+    "population_size": 1,
+    "branch_epochs": 1,
+    "fixing_epochs": 0,
+    "startup": 1,
+    "patience": 1,
+    "runup_epochs": 0,
+    "n_cycles": 0,
+}
+_OPTIONAL = {"patience", "runup_epochs", "n_cycles"}
+
+
+def race_rungs(size: int) -> list[tuple[int, int]]:
+    """The rungs of a race between ``size`` configurations: halve until one is left.
+
+    Returns:
+        Pairs of how many configurations train and for how many epochs. Eight configurations:
+        ``[(8, 3), (4, 3), (2, 6)]``, 48 epochs.
+    """
+    rungs = []
+    age = 0
+    while size > 1:
+        epochs = max(age, _RACE_EPOCHS)
+        rungs.append((size, epochs))
+        age += epochs
+        size = math.ceil(size / 2)
+    return rungs

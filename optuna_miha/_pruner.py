@@ -1,0 +1,104 @@
+"""The pruner that judges a trial by the slope of its values."""
+
+from __future__ import annotations
+
+import math
+
+from optuna import Study
+from optuna.pruners import BasePruner
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_miha import _lineage
+from optuna_miha.fitness import least_squares_slope
+
+
+class SlopePruner(BasePruner):
+    """Prunes a trial that would not catch up even if it went on improving as it does now.
+
+    The last values are continued along their least-squares line, if it improves, to the end of
+    the trial. If what it reaches there is still worse than what the best of its peers has at
+    the same step, the trial is cut. Learning curves flatten, so the line promises too much
+    rather than too little; and the best of all peers is never cut.
+
+    In a run of :func:`~optuna_miha.optimize` the peers are the siblings of a branch, a trial
+    ends with its population, and a branch without siblings is held against its parent's value.
+    In any other study the peers are all other trials that got as far as this one, and a trial
+    is taken to end where the longest of them ended.
+
+    A trial whose last value is NaN is pruned; other NaN values, and steps that were not
+    reported, are passed over. With fewer than two values there is no slope, and no pruning.
+
+    Args:
+        n_warmup_steps:
+            No pruning before a trial has reported more than this many steps after its first.
+        window:
+            How many of the last values the line is fitted to; in a run the parent's value at
+            birth is not one of them.
+        margin:
+            A trial is cut only if it stays worse by more than this share of the best peer's
+            absolute value.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self, *, n_warmup_steps: int = 0, window: int = 3, margin: float = 0.0
+    ) -> None:
+        if n_warmup_steps < 0:
+            raise ValueError(f"`n_warmup_steps` must not be negative, got {n_warmup_steps}.")
+        if window < 2:
+            raise ValueError(f"`window` must be at least 2 for a slope, got {window}.")
+        if not margin >= 0:
+            raise ValueError(f"`margin` must not be negative, got {margin}.")
+        self._n_warmup_steps = n_warmup_steps
+        self._window = window
+        self._margin = margin
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Whether ``trial`` should be pruned, given what it and its peers reported."""
+        step = trial.last_step
+        if step is None:
+            return False
+        if math.isnan(trial.intermediate_values[step]):
+            return True
+        sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
+        own = _costs(trial, sign)
+        birth = trial.user_attrs.get(_lineage.BIRTH, -1)
+        points = [(float(s), c) for s, c in own.items() if s > birth][-self._window :]
+        if len(points) < 2 or step - min(own) < self._n_warmup_steps:
+            return False
+
+        peers = [_costs(peer, sign) for peer in _peers(study, trial)]
+        as_far = [p for p in peers if p and min(p) <= step <= max(p)]
+        if as_far:
+            target = min(p[max(s for s in p if s <= step)] for p in as_far)
+        elif birth in own:
+            target = own[birth]
+        else:
+            return False
+        end = trial.user_attrs.get(_lineage.END, max((max(p) for p in as_far), default=step))
+        expected = points[-1][1] + min(least_squares_slope(points), 0.0) * (end - step)
+        return expected > target + self._margin * abs(target)
+
+
+def _costs(trial: FrozenTrial, sign: int) -> dict[int, float]:
+    """Reported values by step, oriented so that lower is better, without NaN."""
+    values = sorted(trial.intermediate_values.items())
+    return {step: sign * value for step, value in values if not math.isnan(value)}
+
+
+def _peers(study: Study, trial: FrozenTrial) -> list[FrozenTrial]:
+    states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+    others = [
+        t for t in study.get_trials(deepcopy=False, states=states) if t.number != trial.number
+    ]
+    if _lineage.ROLE not in trial.user_attrs:
+        return others
+    return [t for t in others if _place(t) == _place(trial)]
+
+
+def _place(trial: FrozenTrial) -> tuple[object, ...]:
+    keys = (_lineage.ROLE, _lineage.CYCLE, _lineage.PARENT)
+    return tuple(trial.user_attrs.get(key) for key in keys)

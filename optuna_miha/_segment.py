@@ -1,0 +1,211 @@
+"""Training one segment: a pure function of the job, which never touches the study."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from optuna.trial import FixedTrial
+
+from optuna_miha._checkpoint import State, averaged, capture, copy_tensors, inherit
+from optuna_miha._curve import EpochResult
+from optuna_miha._model_fn import ModelFn, build_recipe, preserved_rng, seed_all
+from optuna_miha._recipe import LossFn, Recipe
+from optuna_miha._trainer import Trainer, evaluate, is_failed, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What all segments of a run have in common.
+
+    Args:
+        model_fn: The user's function.
+        valid_loss_fn: The loss of validation.
+        trainer: The user's training loop; :obj:`None`: the built-in one.
+        sign: 1 where the study minimizes, -1 where it maximizes.
+        seed: The run's seed: of the initial weights, and of the training that starts there.
+        device: Where to train.
+        ema_decay: As in the plan. Ignored with a trainer of the user's own, which alone knows
+            how to evaluate.
+    """
+
+    model_fn: ModelFn
+    valid_loss_fn: LossFn
+    trainer: Trainer | None
+    sign: int
+    seed: int
+    device: torch.device
+    ema_decay: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Some epochs of one segment.
+
+    Args:
+        params: The hyperparameters.
+        state: Where to continue; :obj:`None`: from the initial weights.
+        n_epochs: Epochs to train.
+        anneal: Whether the learning rate falls to zero over these epochs.
+        patience: Ends after this many epochs without improvement; :obj:`None`: never.
+        birth_cost: The cost that counts as the first to improve on, when patience is given.
+    """
+
+    params: dict[str, Any]
+    state: State | None
+    n_epochs: int
+    anneal: bool = False
+    patience: int | None = None
+    birth_cost: float = math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a job.
+
+    Args:
+        results: One per epoch that was finished.
+        begun: Epochs that were begun.
+        state: The state after the last epoch, with ``best`` in it; :obj:`None` on failure.
+        error: What went wrong, in words; :obj:`None` if nothing did.
+        exception: The exception, if it was one.
+    """
+
+    results: tuple[EpochResult, ...]
+    begun: int
+    state: State | None
+    error: str | None = None
+    exception: BaseException | None = None
+
+
+def run_job(
+    context: Context, job: Job, on_epoch: Callable[[EpochResult], None] | None = None
+) -> Outcome:
+    """Build the recipe, inherit the state, train, and capture the state that results.
+
+    Training happens with one intra-op thread, and leaves the global random generators as they
+    were: the outcome depends on the arguments alone, wherever the job runs.
+
+    Args:
+        context: What all segments of the run have in common.
+        job: What to train.
+        on_epoch: Called with the result of every epoch.
+
+    Returns:
+        The outcome; exceptions of the user's code are caught and returned in it.
+    """
+    results: list[EpochResult] = []
+    begun = 0
+    with one_thread(), preserved_rng():
+        try:
+            recipe = build_recipe(context.model_fn, FixedTrial(job.params), context.seed)
+            recipe = on_device(recipe, context)
+            decay = 0.0 if context.trainer is not None else context.ema_decay
+            ema = averaged(recipe.model, decay)
+            if job.state is None:
+                seed_all(context.seed)
+                epoch, best = 0, None
+            else:
+                inherit(recipe, ema, job.state)
+                epoch, best = job.state["epoch"], job.state.get("best")
+            set_lr = _annealing(recipe, job)
+            progress = iter((context.trainer or train)(recipe, job.n_epochs))
+            least, waited = job.birth_cost, 0
+            while len(results) < job.n_epochs and waited != job.patience:
+                set_lr(len(results))
+                begun += 1
+                result = next(progress, None)
+                if result is None:
+                    begun -= 1
+                    break
+                if ema is not None:
+                    ema.update_parameters(recipe.model)
+                    value = evaluate(recipe, ema)[recipe.monitor]
+                    result = replace(result, ema_value=value)
+                results.append(result)
+                epoch += 1
+                if on_epoch is not None:
+                    on_epoch(result)
+                if is_failed(result):
+                    error = f"The monitored value is {result.score} after {epoch} epochs."
+                    return Outcome(results=tuple(results), begun=begun, state=None, error=error)
+                best = _better(best, result, epoch, recipe, ema, context.sign)
+                cost = context.sign * result.score
+                least, waited = (cost, 0) if cost < least else (least, waited + 1)
+            if not results:
+                raise ValueError(
+                    f"The trainer must yield a result after each of {job.n_epochs} epochs, got "
+                    "none."
+                )
+            state = capture(recipe, ema, epoch) | {"best": best}
+        except Exception as error:
+            return Outcome(
+                results=tuple(results),
+                begun=begun,
+                state=None,
+                error=f"{type(error).__name__}: {error}",
+                exception=error,
+            )
+    return Outcome(results=tuple(results), begun=begun, state=state)
+
+
+def on_device(recipe: Recipe, context: Context) -> Recipe:
+    """Move the network and the losses, and fix the scale of validation."""
+    recipe.model.to(context.device)
+    losses = [recipe.loss_fn, recipe.valid_loss_fn or context.valid_loss_fn]
+    for loss in losses:
+        if isinstance(loss, torch.nn.Module):
+            loss.to(context.device)
+    recipe.valid_loss_fn = losses[1]
+    return recipe
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One intra-op thread: sums then have one order, on any machine with any load."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _annealing(recipe: Recipe, job: Job) -> Callable[[int], None]:
+    """A function that sets the learning rate of an epoch: half a cosine from one to zero.
+
+    Reference: I. Loshchilov and F. Hutter, *SGDR: Stochastic Gradient Descent with Warm
+    Restarts*, 2017, equation 5, without restarts.
+    """
+    assert recipe.optimizer is not None
+    groups = recipe.optimizer.param_groups
+    base = [group["lr"] for group in groups]
+
+    def set_lr(epoch: int) -> None:
+        if job.anneal:
+            factor = 0.5 * (1 + math.cos(math.pi * epoch / job.n_epochs))
+            for group, lr in zip(groups, base, strict=True):
+                group["lr"] = lr * factor
+
+    return set_lr
+
+
+def _better(
+    best: dict[str, Any] | None,
+    result: EpochResult,
+    epoch: int,
+    recipe: Recipe,
+    ema: torch.optim.swa_utils.AveragedModel | None,
+    sign: int,
+) -> dict[str, Any] | None:
+    """The best weights so far, raw or averaged, given the newest ones."""
+    value, model = result.value, recipe.model
+    if ema is not None and not sign * result.score > sign * value:
+        value, model = result.score, ema.module
+    if not math.isfinite(value) or (best is not None and sign * best["value"] <= sign * value):
+        return best
+    return {"value": value, "epoch": epoch, "weights": copy_tensors(model.state_dict())}

@@ -1,0 +1,119 @@
+"""What is known of a hyperparameter besides its distribution: initial value, kind, defaults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+DEFAULT_LR: Mapping[str, float] = {
+    "adadelta": 1.0,
+    "adagrad": 1e-2,
+    "adam": 1e-3,
+    "adamax": 2e-3,
+    "adamw": 1e-3,
+    "nadam": 1e-3,
+    "radam": 1e-3,
+    "rmsprop": 1e-3,
+    "sgd": 0.03,
+}
+"""The learning rate that stands for "one times the default" of each optimizer class. Torch's
+own defaults, but for SGD (which torch leaves at 1e-3) and NAdam (2e-3)."""
+
+DEFAULT_MOMENTUM = 0.9
+"""Where a branch that changes to SGD starts."""
+
+OFFERED_OPTIMIZERS = ("adam", "adamw", "sgd", "adadelta")
+"""The optimizers of MIHA."""
+
+OFFERED_ACTIVATIONS = (
+    "relu",
+    "elu",
+    "gelu",
+    "hardshrink",
+    "hardsigmoid",
+    "hardtanh",
+    "leaky_relu",
+    "mish",
+    "relu6",
+    "selu",
+    "sigmoid",
+    "silu",
+    "tanh",
+)
+"""MIHA's nine, and four that became common since. All are free of parameters."""
+
+_declared: ContextVar[tuple[str, Any] | None] = ContextVar("declared_initial", default=None)
+
+
+@contextmanager
+def declare_initial(name: str, value: Any) -> Iterator[None]:
+    """Tell the sampler, for the suggestion made inside, where the user starts from."""
+    token = _declared.set((name, value))
+    try:
+        yield
+    finally:
+        _declared.reset(token)
+
+
+def initial_value(name: str, distribution: BaseDistribution) -> Any:
+    """The declared initial value of ``name``, else the middle of its distribution.
+
+    The middle is geometric for a log scale, and the first choice for a categorical.
+    """
+    declared = _declared.get()
+    if declared is not None and declared[0] == name and contains(distribution, declared[1]):
+        return declared[1]
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0]
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+    low, high = distribution.low, distribution.high
+    middle = math.sqrt(low * high) if distribution.log else (low + high) / 2
+    return fit(distribution, middle)
+
+
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether ``value`` can be suggested from ``distribution``."""
+    if isinstance(distribution, CategoricalDistribution):
+        return any(value == c and type(value) is type(c) for c in distribution.choices)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+    return bool(distribution.low <= value <= distribution.high)
+
+
+def fit(distribution: FloatDistribution | IntDistribution, value: float) -> float | int:
+    """The value of ``distribution`` nearest to ``value``: clipped, and on the step's grid."""
+    low, high, step = distribution.low, distribution.high, distribution.step
+    value = min(max(value, low), high)
+    if step is not None:
+        value = min(low + round((value - low) / step) * step, high)
+    return int(value) if isinstance(distribution, IntDistribution) else float(value)
+
+
+def kind_of(name: str) -> str:
+    """The kind of mutation that a parameter belongs to: ``activation.fc1`` -> ``activation``."""
+    return name.split(".", 1)[0]
+
+
+def kinds(distributions: Mapping[str, BaseDistribution]) -> dict[str, list[str]]:
+    """Parameters that can change, grouped by kind; kinds and names in alphabetical order."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(distributions):
+        if not distributions[name].single():
+            groups.setdefault(kind_of(name), []).append(name)
+    return dict(sorted(groups.items()))
+
+
+def other_choices(distribution: CategoricalDistribution, value: Any) -> Sequence[Any]:
+    """The choices besides ``value``."""
+    return [c for c in distribution.choices if c != value]

@@ -1,0 +1,149 @@
+"""The epoch loop: training, and evaluation on the validation data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from optuna_miha._curve import EpochResult
+from optuna_miha._data import batch_length, evaluation_batches, training_batches
+from optuna_miha._recipe import LossFn, Recipe
+
+
+class Trainer(Protocol):
+    """A training loop of the user's own.
+
+    It trains ``recipe.model`` in place for ``n_epochs`` epochs and yields one
+    :class:`~optuna_miha.EpochResult` after each. The caller reports, prunes, anneals the
+    learning rate of ``recipe.optimizer`` and makes the checkpoints, which hold the state of
+    ``recipe.model``, ``recipe.optimizer`` and the global random generators. A segment may call
+    it several times, each time with the state that the last call left.
+    """
+
+    def __call__(self, recipe: Recipe, n_epochs: int) -> Iterator[EpochResult]: ...
+
+
+def train(recipe: Recipe, n_epochs: int) -> Iterator[EpochResult]:
+    """The built-in trainer: mini-batches by the recipe's optimizer, then validation.
+
+    Args:
+        recipe: Holds an optimizer; data are moved to where the model's parameters lie.
+        n_epochs: Epochs to train.
+
+    Yields:
+        The result of each epoch, evaluated after it.
+
+    Raises:
+        TypeError: If the loss is not a tensor.
+        ValueError: If the loss is not a scalar, does not depend on the parameters, or the
+            training data yields no batch.
+    """
+    device = device_of(recipe.model)
+    assert recipe.optimizer is not None and recipe.batch_size is not None
+    batches = training_batches(recipe.train_data, recipe.batch_size, device)
+    for _ in range(n_epochs):
+        recipe.model.train()
+        total, n_objects = torch.zeros((), device=device), 0
+        for batch in batches:
+            loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
+            if n_objects == 0:
+                _check_loss(loss)
+            recipe.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            recipe.optimizer.step()
+            length = batch_length(batch)
+            # Summed on the device: reading it here would wait for the device at every step.
+            total += loss.detach() * length
+            n_objects += length
+        if n_objects == 0:
+            raise ValueError(
+                "`train_data` must yield at least one batch per epoch, got none: lower the "
+                f"batch size ({recipe.batch_size}), or set `drop_last=False`."
+            )
+        values = evaluate(recipe, recipe.model)
+        yield EpochResult(
+            value=values[recipe.monitor],
+            train_loss=float(total) / n_objects,
+            metrics={k: v for k, v in values.items() if k != recipe.monitor},
+        )
+
+
+@torch.no_grad()
+def evaluate(recipe: Recipe, model: nn.Module) -> dict[str, float]:
+    """The validation loss and metrics of ``model``, in evaluation mode.
+
+    Args:
+        recipe: Whose ``valid_data``, ``valid_loss_fn`` and ``metrics`` are used.
+        model: The network; it need not be the recipe's.
+
+    Returns:
+        ``"loss"``, the mean over objects, and one figure per metric.
+
+    Raises:
+        ValueError: If the validation data yields no batch.
+    """
+    model.eval()
+    loss_fn = recipe.valid_loss_fn or recipe.loss_fn
+    total, n_objects = 0.0, 0
+    outputs: list[Tensor] = []
+    targets: list[Tensor] = []
+    for batch in evaluation_batches(recipe.valid_data, device_of(model)):
+        if recipe.train_step is not None:
+            loss = recipe.train_step(model, batch, loss_fn)
+        else:
+            *inputs, target = batch
+            output = model(*inputs)
+            loss = loss_fn(output, target)
+            if recipe.metrics:
+                outputs.append(output)
+                targets.append(target)
+        length = batch_length(batch)
+        total += float(loss) * length
+        n_objects += length
+    if n_objects == 0:
+        raise ValueError("`valid_data` must yield at least one batch, got none.")
+    values = {"loss": total / n_objects}
+    if outputs:
+        all_outputs, all_targets = torch.cat(outputs), torch.cat(targets)
+        values |= {k: float(f(all_outputs, all_targets)) for k, f in recipe.metrics.items()}
+    return values
+
+
+def batch_loss(recipe: Recipe, model: nn.Module, batch: Any, loss_fn: LossFn) -> Tensor:
+    """The loss of one batch, by the recipe's ``train_step`` where it has one."""
+    if recipe.train_step is not None:
+        return recipe.train_step(model, batch, loss_fn)
+    *inputs, target = batch
+    return loss_fn(model(*inputs), target)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter lies."""
+    return next(model.parameters()).device
+
+
+def is_failed(result: EpochResult) -> bool:
+    """Whether an epoch ended in a value that cannot be compared."""
+    return not math.isfinite(result.score)
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"`loss_fn` must return a tensor, got {type(loss).__qualname__}: compute it with "
+            "torch operations, so that it has a gradient."
+        )
+    if loss.ndim > 0:
+        raise ValueError(
+            f"`loss_fn` must return a scalar, got a tensor of shape {tuple(loss.shape)}: use "
+            '`reduction="mean"`, or take the mean.'
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            "The loss does not depend on the model's parameters (it has no gradient): compute "
+            "it from the model's output, without `detach()` or `no_grad()`."
+        )

@@ -1,0 +1,105 @@
+"""Where jobs run: in this process, in worker processes, or wherever an executor leads."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Protocol, TypeAlias
+
+import cloudpickle
+
+from optuna_miha._curve import EpochResult
+from optuna_miha._segment import Context, Job, Outcome, run_job
+
+OnEpoch: TypeAlias = Callable[[EpochResult], None]
+
+
+class Workers(Protocol):
+    """Runs the jobs of a rung."""
+
+    def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
+        """Run ``jobs``; the outcomes are in their order, whichever ends first."""
+        ...
+
+    def close(self) -> None:
+        """Give back what was taken."""
+        ...
+
+
+class InProcess:
+    """One job after the other, here.
+
+    Args:
+        context: What all jobs have in common.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
+        """Run the jobs in turn."""
+        return [run_job(self._context, job, on_epoch) for job in jobs]
+
+    def close(self) -> None:
+        """Nothing was taken."""
+
+
+class OnExecutor:
+    """Any :class:`concurrent.futures.Executor`.
+
+    Args:
+        context: What all jobs have in common. It travels by cloudpickle, so that functions of
+            a notebook or script work, with every job; a worker unpickles it once.
+        executor: The executor.
+        owned: Whether to shut it down in the end.
+    """
+
+    def __init__(self, context: Context, executor: Executor, *, owned: bool = False) -> None:
+        self._payload: bytes = cloudpickle.dumps(context)
+        self._executor = executor
+        self._owned = owned
+
+    def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
+        """Submit all jobs, and report a job's epochs when it is done."""
+        futures = [self._executor.submit(_run_remote, self._payload, job) for job in jobs]
+        outcomes = []
+        for future in futures:
+            outcome = future.result()
+            for result in outcome.results:
+                on_epoch(result)
+            outcomes.append(outcome)
+        return outcomes
+
+    def close(self) -> None:
+        """Shut an owned executor down, without waiting for jobs that nobody needs."""
+        if self._owned:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def make_workers(context: Context, n_jobs: int, executor: Executor | None) -> Workers:
+    """Where the jobs of a run are to run.
+
+    Args:
+        context: What all jobs have in common.
+        n_jobs: Worker processes on this machine; 1: this process.
+        executor: Takes the place of worker processes.
+    """
+    if executor is not None:
+        return OnExecutor(context, executor)
+    if n_jobs == 1:
+        return InProcess(context)
+    # "spawn", because a fork after OpenMP has run deadlocks.
+    pool = ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn"))
+    return OnExecutor(context, pool, owned=True)
+
+
+def _run_remote(payload: bytes, job: Job) -> Outcome:
+    return run_job(_unpickled(payload), job)
+
+
+@functools.lru_cache(maxsize=1)
+def _unpickled(payload: bytes) -> Context:
+    context: Context = cloudpickle.loads(payload)
+    return context

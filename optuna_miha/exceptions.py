@@ -1,0 +1,25 @@
+"""Errors of their own kind; everything else is a plain ``ValueError`` or ``TypeError``."""
+
+from __future__ import annotations
+
+from optuna.exceptions import OptunaError
+
+
+class MihaError(OptunaError):
+    """Base class of the errors that only this package raises."""
+
+
+class CheckpointError(MihaError):
+    """A checkpoint is missing, or its content is not what the study says it is."""
+
+
+class InheritanceError(MihaError, ValueError):
+    """A branch cannot take over the trunk's weights, because the network is not the same."""
+
+
+class PlanMismatchError(MihaError, ValueError):
+    """The plan asked for contradicts the one that the study was started with."""
+
+
+class SearchSpaceChangedError(MihaError, ValueError):
+    """``model_fn`` suggests other parameters than it did when the study was started."""
