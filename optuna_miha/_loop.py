@@ -59,7 +59,6 @@ class Coordinator:
         plan: The plan.
         initial_params: The initial configuration.
         context: What all jobs have in common.
-        workers: Where jobs run.
         store: Where checkpoints lie.
         fitness: Scores branches.
         keep: Which checkpoints outlive their use.
@@ -75,7 +74,6 @@ class Coordinator:
         plan: Plan,
         initial_params: Params,
         context: Context,
-        workers: Workers,
         store: CheckpointStore,
         fitness: Fitness,
         keep: Keep,
@@ -87,7 +85,6 @@ class Coordinator:
         self._plan = plan
         self._initial_params = initial_params
         self._context = context
-        self._workers = workers
         self._store = store
         self._fitness = fitness
         self._keep = keep
@@ -100,11 +97,12 @@ class Coordinator:
         self.lineage = Lineage.from_trials(study.direction, study.get_trials(deepcopy=False))
         self._stored = {s.number: s.checkpoint for s in self.lineage if s.checkpoint}
 
-    def run(self, stretch: Stretch, progress: Progress) -> bool:
+    def run(self, stretch: Stretch, workers: Workers, progress: Progress) -> bool:
         """Train until the stretch is over.
 
         Args:
             stretch: The part of the run to see through.
+            workers: Where jobs run.
             progress: Told of every epoch.
 
         Returns:
@@ -115,13 +113,15 @@ class Coordinator:
                 if is_stopped(self._study) or time.monotonic() >= self._deadline:
                     return False
                 progress.phase(f"cycle {phase.cycle} {phase.role}")
-                self._train(phase, stretch, progress)
+                self._train(phase, stretch, workers, progress)
             return True
         finally:
             with suppress(Exception):  # It is tried again when the study is resumed.
                 fail_interrupted(self._study)
 
-    def _train(self, phase: Phase, stretch: Stretch, progress: Progress) -> None:
+    def _train(
+        self, phase: Phase, stretch: Stretch, workers: Workers, progress: Progress
+    ) -> None:
         """See one phase through, rung by rung."""
         siblings = self._ask_all(phase, stretch)
         if phase.role == "startup":
@@ -131,7 +131,7 @@ class Coordinator:
             rungs = [(len(siblings), n) for n in lengths]
         alive, age = siblings, 0
         for rung, (_, n_epochs) in enumerate(rungs):
-            self._train_rung(phase, alive, n_epochs, progress)
+            self._train_rung(phase, alive, n_epochs, workers, progress)
             age += n_epochs
             alive = [s for s in alive if self._survives(s, age)]
             if phase.role == "startup" and rung + 1 < len(rungs):
@@ -239,7 +239,12 @@ class Coordinator:
     # --- Training -------------------------------------------------------------------------
 
     def _train_rung(
-        self, phase: Phase, siblings: list[_Sibling], n_epochs: int, progress: Progress
+        self,
+        phase: Phase,
+        siblings: list[_Sibling],
+        n_epochs: int,
+        workers: Workers,
+        progress: Progress,
     ) -> None:
         """Train all siblings that are not recorded yet, then report what they reached."""
         pending = [s for s in siblings if s.trial is not None and s.error is None]
@@ -258,7 +263,7 @@ class Coordinator:
             for sibling in pending
             if sibling.trial is not None
         ]
-        outcomes = self._workers.run(jobs, progress.epoch)
+        outcomes = workers.run(jobs, progress.epoch)
         for sibling, outcome in zip(pending, outcomes, strict=True):
             self._report(sibling, outcome.results)
         for sibling in siblings:

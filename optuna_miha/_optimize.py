@@ -2,53 +2,262 @@
 
 from __future__ import annotations
 
-import atexit
-import hashlib
 import math
-import platform
-import secrets
-import shutil
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
-from dataclasses import asdict, replace
 from os import PathLike
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 import torch
-from optuna.artifacts import FileSystemArtifactStore
-from optuna.distributions import distribution_to_json
-from optuna.pruners import HyperbandPruner
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial
 
-from optuna_miha import _lineage
-from optuna_miha._checkpoint import CheckpointStore
-from optuna_miha._data import training_batches
 from optuna_miha._lineage import Lineage
 from optuna_miha._loop import Callback, Coordinator, Keep
-from optuna_miha._model_fn import Initial, ModelFn, build_initial, build_recipe, preserved_rng
-from optuna_miha._optuna import (
-    is_default_pruner,
-    is_default_sampler,
-    is_in_memory,
-    sqlite_file,
-    stoppable,
-)
+from optuna_miha._model_fn import ModelFn, build_initial, build_recipe
+from optuna_miha._optuna import stoppable
 from optuna_miha._phases import Stretch
 from optuna_miha._plan import Plan
+from optuna_miha._preflight import check_direction, check_fresh, check_training
 from optuna_miha._progress import Progress
-from optuna_miha._pruner import SlopePruner
-from optuna_miha._recipe import Recipe
 from optuna_miha._result import Result, make_result
-from optuna_miha._sampler import MihaSampler
-from optuna_miha._segment import Context, on_device
-from optuna_miha._trainer import Trainer, batch_loss, check_loss
+from optuna_miha._segment import Context
+from optuna_miha._study import (
+    open_store,
+    record_run,
+    settle_components,
+    settle_initial,
+    settle_plan,
+    settle_seed,
+    settle_stretch,
+)
+from optuna_miha._trainer import Trainer
 from optuna_miha._workers import make_workers
-from optuna_miha.exceptions import PlanMismatchError, SearchSpaceChangedError
+from optuna_miha.exceptions import MihaError
 from optuna_miha.fitness import Fitness, last_value
 
 _logger = optuna.logging.get_logger(__name__)
+
+
+def optimize(
+    study: optuna.Study,
+    model_fn: ModelFn,
+    *,
+    n_epochs: int | None = None,
+    plan: Plan | None = None,
+    n_jobs: int = 1,
+    executor: Executor | None = None,
+    fitness: Fitness | None = None,
+    trainer: Trainer | None = None,
+    initial_params: Mapping[str, Any] | None = None,
+    artifact_store: Any = None,
+    checkpoint_dir: str | PathLike[str] | None = None,
+    keep: Keep = "trunk",
+    device: torch.device | str | None = None,
+    callbacks: Iterable[Callback] | None = None,
+    timeout: float | None = None,
+    catch: Iterable[type[Exception]] | type[Exception] = (),
+    show_progress_bar: bool = True,
+) -> Result:
+    """Train one network, and find its hyperparameters on the way.
+
+    A start-up race picks among a few initial configurations; then, cycle after cycle, copies of
+    the network with one mutated hyperparameter each train for a few epochs, and the fittest
+    goes on; the last part of the budget anneals the learning rate. Every segment of training is
+    a trial of ``study``.
+
+    Calling it again on the same study does only what is missing: it resumes an interrupted
+    run, returns the result of one that is over, and goes on with a larger ``n_epochs``. With
+    the same seed, device and number of threads the result does not depend on ``n_jobs`` or on
+    interruptions.
+
+    Args:
+        study:
+            A study of one objective. Optuna's default sampler and pruner are replaced by
+            :class:`MihaSampler` and :class:`SlopePruner`; any others are kept.
+        model_fn:
+            Builds the network from a trial and returns a :class:`Recipe`. What it suggests can
+            mutate; if it suggests nothing, activations, dropout rates, optimizer, learning
+            rate, weight decay, batch size and label smoothing can. It is called once or more
+            for every segment and must build a new network each time.
+        n_epochs:
+            The whole budget in epochs, whatever was spent before included. Every epoch of
+            every branch counts. Default 200.
+        plan: How the budget is spent; takes the place of ``n_epochs``.
+        n_jobs: Worker processes on this machine; 1 trains in this process.
+        executor: Takes the place of worker processes.
+        fitness:
+            Scores a branch by its curve; default :func:`optuna_miha.fitness.last_value`.
+        trainer:
+            A training loop of the user's own; the weights are then not averaged.
+        initial_params:
+            Initial values by name of the parameter, for those that are suggested without one;
+            these start in the middle of their range otherwise.
+        artifact_store:
+            Where checkpoints are kept, for instance an
+            :class:`optuna.artifacts.Boto3ArtifactStore`.
+        checkpoint_dir:
+            A folder for checkpoints. Default: beside the SQLite file, in a temporary folder
+            for a study in memory, else ``miha-checkpoints/``.
+        keep:
+            Which checkpoints remain: ``"final"``, the best; ``"trunk"``, those of the segments
+            that the best and the present trunk descend from; ``"all"``, one for every segment
+            that trained to its end.
+        device:
+            Where to train; default the accelerator, if there is one, else the CPU.
+        callbacks:
+            Called with the study and the trial after every trial. They may call
+            ``study.stop()``.
+        timeout:
+            Seconds after which no further phase begins.
+        catch:
+            Exceptions that fail a trial when they are raised in the user's code for it.
+            Others end the call; nothing that was trained before is lost.
+        show_progress_bar: Whether to show one.
+
+    Returns:
+        The trained model and the schedule that made it.
+
+    Raises:
+        TypeError: If an argument, or what ``model_fn`` returns, is of the wrong type.
+        ValueError: If an argument is out of range or contradicts another.
+        PlanMismatchError: If the study was started with another plan.
+        SearchSpaceChangedError: If the study was started with another search space.
+        InheritanceError: If a mutation changed the network's parameters.
+        CheckpointError: If a checkpoint is missing or damaged.
+    """
+    if not isinstance(study, optuna.Study):
+        raise TypeError(f"`study` must be an optuna.Study, got {type(study).__qualname__}.")
+    if len(study.directions) > 1:
+        raise ValueError(
+            f"The study must have one objective, got {len(study.directions)} directions: create "
+            "it with `direction=` and combine the objectives into one metric."
+        )
+    if not callable(model_fn):
+        raise TypeError(f"`model_fn` must be callable, got {type(model_fn).__qualname__}.")
+    if not isinstance(n_jobs, int) or n_jobs < 1:
+        raise ValueError(f"`n_jobs` must be a positive number of processes, got {n_jobs!r}.")
+    if keep not in get_args(Keep):
+        raise ValueError(f"`keep` must be one of {get_args(Keep)}, got {keep!r}.")
+
+    total = n_epochs if plan is None else plan.n_epochs
+    plan = settle_plan(study, n_epochs, plan)
+    settle_components(study)
+    seed = settle_seed(study)
+    initial = build_initial(model_fn, seed, initial_params)
+    params = settle_initial(study, initial)
+    recipe = build_recipe(model_fn, FixedTrial(params), seed)
+    context = Context(
+        model_fn=model_fn,
+        valid_loss_fn=recipe.valid_loss_fn or recipe.loss_fn,
+        trainer=trainer,
+        sign=-1 if study.direction == StudyDirection.MAXIMIZE else 1,
+        seed=seed,
+        device=_settled(device),
+        ema_decay=plan.ema_decay,
+    )
+    check_direction(study, recipe)
+    check_fresh(initial.recipe, recipe)
+    check_training(recipe, context)
+
+    # Nothing was written until here.
+    store = open_store(study, artifact_store, checkpoint_dir)
+    record_run(study, plan, seed, initial)
+    coordinator = Coordinator(
+        study,
+        plan=plan,
+        initial_params=params,
+        context=context,
+        store=store,
+        fitness=fitness or last_value,
+        keep=keep,
+        catch=tuple(catch) if isinstance(catch, Iterable) else (catch,),
+        callbacks=list(callbacks or ()),
+        deadline=math.inf if timeout is None else time.monotonic() + timeout,
+    )
+    stretch = settle_stretch(study, plan, total, coordinator.lineage)
+    if stretch is not None:
+        best = coordinator.lineage.best()
+        _announce(plan, stretch, coordinator.lineage)
+        progress = Progress(
+            total=stretch.end,
+            spent=coordinator.lineage.spent,
+            sign=context.sign,
+            best=None if best is None else best.value,
+            show=show_progress_bar,
+        )
+        workers = make_workers(context, n_jobs, executor)
+        try:
+            with stoppable(study):
+                coordinator.run(stretch, workers, progress)
+        except BaseException as error:
+            progress.close()
+            _logger.warning(
+                f"Stopped by {type(error).__name__} after {coordinator.lineage.spent} of "
+                f"{stretch.end} epochs. Run the same script again to resume: the study "
+                f"{study.study_name!r} and its checkpoints hold all that was trained."
+            )
+            raise
+        finally:
+            progress.close()
+            workers.close()
+    return make_result(study, coordinator.lineage, model_fn, store, context.device)
+
+
+def load_result(
+    study: optuna.Study,
+    model_fn: ModelFn,
+    artifact_store: Any = None,
+    *,
+    checkpoint_dir: str | PathLike[str] | None = None,
+    device: torch.device | str | None = None,
+) -> Result:
+    """Rebuild the result of a run, finished or not, for instance in another process.
+
+    Args:
+        study: The run's study.
+        model_fn: The function that it was run with.
+        artifact_store: As given to :func:`optimize`.
+        checkpoint_dir: As given to :func:`optimize`; by default the folder that the study
+            remembers.
+        device: Where to put the model; default as in :func:`optimize`.
+
+    Returns:
+        The result.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing or damaged.
+        MihaError: If nothing was trained to its end yet.
+    """
+    lineage = Lineage.from_trials(study.direction, study.get_trials(deepcopy=False))
+    if lineage.best() is None:
+        raise MihaError(
+            f"The study {study.study_name!r} holds no finished segment of a run, so there is no "
+            "model yet: call `optuna_miha.optimize` on it."
+        )
+    store = open_store(study, artifact_store, checkpoint_dir)
+    return make_result(study, lineage, model_fn, store, _settled(device))
+
+
+def _settled(device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if accelerator is None else accelerator
+
+
+def _announce(plan: Plan, stretch: Stretch, lineage: Lineage) -> None:
+    if lineage.spent:
+        _logger.info(f"Resuming after {lineage.spent} of {stretch.end} epochs.")
+        return
+    if plan.n_cycles is None:
+        _logger.info(f"{stretch.end} epochs will be trained, all branches counted.")
+        return
+    branches = f"{plan.population_size} branches x {plan.branch_epochs}"
+    _logger.info(
+        f"{stretch.end} epochs will be trained: run-up {plan.runup_epochs}, {plan.n_cycles} "
+        f"cycles of {branches} and fixing {plan.fixing_epochs}, final "
+        f"{plan.reserve(plan.n_epochs)}."
+    )

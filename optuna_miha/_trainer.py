@@ -51,7 +51,7 @@ def train(recipe: Recipe, n_epochs: int) -> Iterator[EpochResult]:
         for batch in batches:
             loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
             if n_objects == 0:
-                _check_loss(loss)
+                check_loss(loss)
             recipe.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             recipe.optimizer.step()
@@ -131,7 +131,13 @@ def is_failed(result: EpochResult) -> bool:
     return not math.isfinite(result.score)
 
 
-def _check_loss(loss: Any) -> None:
+def check_loss(loss: Any) -> None:
+    """Refuse what cannot be trained on, with a message that says why.
+
+    Raises:
+        TypeError: If it is not a tensor.
+        ValueError: If it is not a scalar, or has no gradient.
+    """
     if not isinstance(loss, Tensor):
         raise TypeError(
             f"`loss_fn` must return a tensor, got {type(loss).__qualname__}: compute it with "

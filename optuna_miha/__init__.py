@@ -1,0 +1,43 @@
+"""One network, trained once, with the hyperparameters found on the way."""
+
+from optuna_miha import exceptions, fitness
+from optuna_miha._curve import EpochResult
+from optuna_miha._optimize import load_result, optimize
+from optuna_miha._plain import plain_objective
+from optuna_miha._plan import Plan
+from optuna_miha._pruner import SlopePruner
+from optuna_miha._recipe import Recipe
+from optuna_miha._result import Result
+from optuna_miha._sampler import MihaSampler
+from optuna_miha._suggest import (
+    suggest_activations,
+    suggest_batch_size,
+    suggest_dropout,
+    suggest_label_smoothing,
+    suggest_loss,
+    suggest_optimizer,
+)
+from optuna_miha._trainer import Trainer
+from optuna_miha.fitness import Fitness
+
+__all__ = [
+    "EpochResult",
+    "Fitness",
+    "MihaSampler",
+    "Plan",
+    "Recipe",
+    "Result",
+    "SlopePruner",
+    "Trainer",
+    "exceptions",
+    "fitness",
+    "load_result",
+    "optimize",
+    "plain_objective",
+    "suggest_activations",
+    "suggest_batch_size",
+    "suggest_dropout",
+    "suggest_label_smoothing",
+    "suggest_loss",
+    "suggest_optimizer",
+]

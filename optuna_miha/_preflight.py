@@ -1,0 +1,85 @@
+"""What is checked before anything is written to the study."""
+
+from __future__ import annotations
+
+import math
+
+import optuna
+from optuna.study import StudyDirection
+
+from optuna_miha._data import training_batches
+from optuna_miha._model_fn import preserved_rng, seed_all
+from optuna_miha._recipe import Recipe
+from optuna_miha._segment import Context, on_device
+from optuna_miha._trainer import batch_loss, check_loss, device_of, evaluate
+
+_SENSES = {"loss": StudyDirection.MINIMIZE, "accuracy": StudyDirection.MAXIMIZE}
+
+
+def check_direction(study: optuna.Study, recipe: Recipe) -> None:
+    """Refuse a study that would look for the worst.
+
+    Raises:
+        ValueError: If the study's direction is against the sense of what is monitored.
+    """
+    sense = _SENSES.get(recipe.monitor)
+    if sense is not None and study.direction != sense:
+        raise ValueError(
+            f"The study must {sense.name.lower()} the monitored {recipe.monitor!r}, got "
+            f'direction="{study.direction.name.lower()}": create it with '
+            f'`direction="{sense.name.lower()}"`, or monitor something else.'
+        )
+
+
+def check_fresh(first: Recipe, second: Recipe) -> None:
+    """Refuse a ``model_fn`` that returns the same network twice.
+
+    Raises:
+        ValueError: If the two recipes share parameters.
+    """
+    held = {id(parameter) for parameter in first.model.parameters()}
+    if not held:
+        raise ValueError(
+            f"The model must have parameters to train, got {type(first.model).__name__} without."
+        )
+    if any(id(parameter) in held for parameter in second.model.parameters()):
+        raise ValueError(
+            "`model_fn` must build a new network at every call, got the same parameters twice: "
+            "build it inside of `model_fn`, or return `copy.deepcopy(model)` of one that is "
+            "trained already."
+        )
+
+
+def check_training(recipe: Recipe, context: Context) -> None:
+    """Compute one training loss and one validation, without taking a step.
+
+    Args:
+        recipe: The initial recipe, which is used up.
+        context: The run's; with a trainer of the user's own there is nothing to check.
+
+    Raises:
+        TypeError: If the loss is not a tensor.
+        ValueError: If it is not a scalar, or the monitored value is not a number.
+    """
+    if context.trainer is not None:
+        return
+    with preserved_rng():
+        seed_all(context.seed)
+        recipe = on_device(recipe, context)
+        assert recipe.batch_size is not None
+        device = device_of(recipe.model)
+        recipe.model.train()
+        for batch in training_batches(recipe.train_data, recipe.batch_size, device):
+            check_loss(batch_loss(recipe, recipe.model, batch, recipe.loss_fn))
+            break
+        else:
+            raise ValueError(
+                "`train_data` must yield at least one batch, got none: lower the batch size "
+                f"({recipe.batch_size}), or set `drop_last=False`."
+            )
+        value = evaluate(recipe, recipe.model)[recipe.monitor]
+    if math.isnan(value):
+        raise ValueError(
+            f"The monitored {recipe.monitor!r} of the untrained network is NaN: check the "
+            "validation data for NaN values, and the loss for targets that it does not expect."
+        )

@@ -1,0 +1,214 @@
+"""What a run keeps in its study: plan, seed, search space, and where its checkpoints lie."""
+
+from __future__ import annotations
+
+import atexit
+import platform
+import secrets
+import shutil
+import tempfile
+from dataclasses import asdict, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.distributions import distribution_to_json
+from optuna.pruners import HyperbandPruner
+
+from optuna_miha import _lineage
+from optuna_miha._checkpoint import CheckpointStore
+from optuna_miha._lineage import Lineage
+from optuna_miha._model_fn import Initial
+from optuna_miha._optuna import (
+    is_default_pruner,
+    is_default_sampler,
+    is_in_memory,
+    sqlite_file,
+)
+from optuna_miha._phases import Stretch, next_phase
+from optuna_miha._plan import Plan
+from optuna_miha._pruner import SlopePruner
+from optuna_miha._sampler import MihaSampler
+from optuna_miha.exceptions import PlanMismatchError, SearchSpaceChangedError
+
+_logger = optuna.logging.get_logger(__name__)
+
+
+def settle_components(study: optuna.Study) -> None:
+    """Give a study that has Optuna's defaults our sampler and pruner.
+
+    Raises:
+        ValueError: If the study's pruner cannot work here.
+    """
+    if is_default_sampler(study.sampler):
+        study.sampler = MihaSampler()
+        _logger.info("The study has Optuna's default sampler; MihaSampler takes its place.")
+    if is_default_pruner(study.pruner):
+        study.pruner = SlopePruner()
+        _logger.info("The study has Optuna's default pruner; SlopePruner takes its place.")
+    if isinstance(study.pruner, HyperbandPruner):
+        raise ValueError(
+            "The study's pruner must not be a HyperbandPruner, got one: it shows the sampler "
+            "only a part of the trials, and a branch's parent may not be among them. Use "
+            "SlopePruner, MedianPruner or SuccessiveHalvingPruner."
+        )
+
+
+def settle_plan(study: optuna.Study, n_epochs: int | None, plan: Plan | None) -> Plan:
+    """The plan of the run: the stored one, or else the one asked for.
+
+    The budget is not compared: that of a run may grow, and is :func:`settle_stretch`'s concern.
+
+    Raises:
+        PlanMismatchError: If both exist and differ in anything but the budget.
+        ValueError: If ``n_epochs`` contradicts ``plan``.
+    """
+    if plan is not None and n_epochs is not None and n_epochs != plan.n_epochs:
+        raise ValueError(
+            f"`n_epochs` must be given once, got n_epochs={n_epochs} besides a plan of "
+            f"{plan.n_epochs}: leave one of them out."
+        )
+    known = study.user_attrs.get(_lineage.PLAN)
+    if known is None:
+        if plan is not None:
+            return plan
+        return Plan() if n_epochs is None else Plan(n_epochs)
+    stored = Plan(**known)
+    theirs, ours = (plan or stored).asdict(), stored.asdict()
+    names = [k for k in ours if k != "n_epochs" and ours[k] != theirs[k]]
+    if names:
+        differences = ", ".join(f"{k}={theirs[k]!r} (stored: {ours[k]!r})" for k in names)
+        raise PlanMismatchError(
+            f"The plan must be the one that the study {study.study_name!r} was started with, "
+            f"got {differences}. Leave `plan` out to resume with the stored one (`n_epochs` may "
+            "grow), or start a study of another name."
+        )
+    return stored
+
+
+def settle_stretch(
+    study: optuna.Study, plan: Plan, n_epochs: int | None, lineage: Lineage
+) -> Stretch | None:
+    """The part of the run that is to be trained; :obj:`None` if nothing is missing.
+
+    Args:
+        study: Holds the stretches so far; brought up to date.
+        plan: The run's plan.
+        n_epochs: The whole budget asked for; :obj:`None`: as before.
+        lineage: The record.
+    """
+    known = study.user_attrs.get(_lineage.STRETCHES)
+    stretches = [Stretch(**s) for s in known] if known else []
+    if not stretches:
+        stretches.append(Stretch(first_cycle=0, start=0, end=n_epochs or plan.n_epochs))
+    last = stretches[-1]
+    end = last.end if n_epochs is None else n_epochs
+    over = next_phase(plan, last, lineage) is None
+    if end <= lineage.spent or (over and end <= last.end):
+        return None
+    if over:
+        cycle = max(segment.cycle for segment in lineage) + 1
+        stretches.append(Stretch(first_cycle=cycle, start=lineage.spent, end=end))
+    else:
+        stretches[-1] = replace(last, end=end)
+    study.set_user_attr(_lineage.STRETCHES, [asdict(s) for s in stretches])
+    return stretches[-1]
+
+
+def settle_seed(study: optuna.Study) -> int:
+    """The run's seed: the stored one, the sampler's, or a new one."""
+    known = study.user_attrs.get(_lineage.RUN_SEED)
+    if known is not None:
+        return int(known)
+    seed = getattr(study.sampler, "seed", None)
+    return seed if isinstance(seed, int) else secrets.randbits(31)
+
+
+def settle_initial(study: optuna.Study, initial: Initial) -> dict[str, Any]:
+    """The initial configuration that the run was started with, or ``initial`` if it is new.
+
+    Raises:
+        SearchSpaceChangedError: If ``model_fn`` suggests other parameters than it did then.
+    """
+    known = study.user_attrs.get(_lineage.SPACE)
+    if known is None:
+        return initial.params
+    now = _space_of(initial)
+    names = sorted(n for n in {*known, *now} if known.get(n) != now.get(n))
+    if names:
+        name = names[0]
+        raise SearchSpaceChangedError(
+            f"`model_fn` must suggest what it did when the study {study.study_name!r} was "
+            f"started, but differs in {', '.join(names)}: {name!r} is "
+            f"{now.get(name, 'not suggested')} now and was {known.get(name, 'not suggested')}. "
+            "Put the old search space back to resume, or start a study of another name."
+        )
+    params: dict[str, Any] = study.user_attrs[_lineage.INITIAL]
+    return params
+
+
+def record_run(study: optuna.Study, plan: Plan, seed: int, initial: Initial) -> None:
+    """Write down what the run is, unless it is written already."""
+    if _lineage.PLAN in study.user_attrs:
+        return
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    attrs = {
+        _lineage.RUN_SEED: seed,
+        _lineage.INITIAL: initial.params,
+        _lineage.SPACE: _space_of(initial),
+        _lineage.VERSIONS: {**versions, "optuna": optuna.__version__, "intra_op_threads": 1},
+        _lineage.PLAN: plan.asdict(),  # Last, because it says that the others are there.
+    }
+    for key, value in attrs.items():
+        study.set_user_attr(key, value)
+
+
+def open_store(
+    study: optuna.Study, artifact_store: Any, checkpoint_dir: str | PathLike[str] | None
+) -> CheckpointStore:
+    """Where the run's checkpoints lie.
+
+    By default a folder beside the SQLite file, a temporary one for a study in memory, or
+    ``miha-checkpoints/`` in the working directory for any other storage. The study remembers
+    the folder.
+
+    Raises:
+        ValueError: If both a store and a folder are given.
+    """
+    if artifact_store is not None:
+        if checkpoint_dir is not None:
+            raise ValueError(
+                "Give an `artifact_store` or a `checkpoint_dir`, not both: got "
+                f"{artifact_store!r} and {checkpoint_dir!r}."
+            )
+        return CheckpointStore(artifact_store)
+    known = study.user_attrs.get(_lineage.CHECKPOINT_DIR)
+    if checkpoint_dir is not None:
+        folder = Path(checkpoint_dir).absolute()
+    elif known is not None:
+        folder = Path(known)
+    else:
+        folder = _default_folder(study)
+    folder.mkdir(parents=True, exist_ok=True)
+    if str(folder) != known:
+        study.set_user_attr(_lineage.CHECKPOINT_DIR, str(folder))
+    return CheckpointStore(FileSystemArtifactStore(folder))
+
+
+def _default_folder(study: optuna.Study) -> Path:
+    file = sqlite_file(study)
+    safe_name = "".join(c if c.isalnum() or c in "-_." else "_" for c in study.study_name)
+    if file is not None:
+        return file.with_name(f"{file.stem}-checkpoints") / safe_name
+    if is_in_memory(study):
+        folder = tempfile.mkdtemp(prefix="optuna-miha-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
+    return Path("miha-checkpoints").absolute() / safe_name
+
+
+def _space_of(initial: Initial) -> dict[str, str]:
+    return {k: distribution_to_json(v) for k, v in sorted(initial.distributions.items())}
