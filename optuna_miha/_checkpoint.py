@@ -7,6 +7,7 @@ import io
 import random
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,7 +30,7 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
     """A moving average of the weights of ``model``; :obj:`None` if ``decay`` is 0."""
     if decay == 0:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
 
 
 def capture(recipe: Recipe, ema: AveragedModel | None, epoch: int) -> State:
@@ -182,10 +183,8 @@ class CheckpointStore:
 
     def remove(self, reference: Mapping[str, str]) -> None:
         """Delete a checkpoint; one that is gone already is no error."""
-        try:
+        with suppress(ArtifactNotFound):
             self._artifact_store.remove(reference["id"])
-        except ArtifactNotFound:
-            pass
 
 
 def _describe(artifact_store: Any) -> str:

@@ -45,8 +45,8 @@ def evaluation_batches(data: Data, device: torch.device) -> Iterable[Any]:
     """An iterable over the validation batches, in order."""
     tensors = _tensors(data)
     if tensors is not None:
-        moved = [tensor.to(device) for tensor in tensors]
-        return list(zip(*(tensor.split(EVALUATION_BATCH_SIZE) for tensor in moved), strict=True))
+        parts = (torch.split(tensor.to(device), EVALUATION_BATCH_SIZE) for tensor in tensors)
+        return list(zip(*parts, strict=True))
     if isinstance(data, DataLoader):
         return _OnDevice(data, device)
     return _OnDevice(DataLoader(data, batch_size=EVALUATION_BATCH_SIZE), device)  # type: ignore[arg-type]
@@ -66,9 +66,7 @@ def _tensors(data: Data) -> tuple[Tensor, ...] | None:
 
 
 class _ShuffledTensors:
-    def __init__(
-        self, tensors: tuple[Tensor, ...], batch_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, tensors: tuple[Tensor, ...], batch_size: int, device: torch.device) -> None:
         self._tensors = [tensor.to(device) for tensor in tensors]
         self._batch_size = batch_size
 
@@ -80,7 +78,7 @@ class _ShuffledTensors:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self._tensors[0]), generator=generator)
         gathered = (t.index_select(0, order.to(t.device)) for t in self._tensors)
-        return zip(*(t.split(self._batch_size) for t in gathered), strict=True)
+        return zip(*(torch.split(t, self._batch_size) for t in gathered), strict=True)
 
 
 class _OnDevice:

@@ -92,9 +92,7 @@ class Segment:
         return make_curve(self.scores, sign, self.birth, parent)
 
 
-def make_curve(
-    scores: Sequence[float], sign: int, birth: int, parent: Segment | None
-) -> Curve:
+def make_curve(scores: Sequence[float], sign: int, birth: int, parent: Segment | None) -> Curve:
     """Orient ``scores`` so that lower is better.
 
     Args:
@@ -104,9 +102,7 @@ def make_curve(
         parent: The segment that came before.
     """
     birth_cost = sign * parent.scores[-1] if parent is not None else math.nan
-    return Curve(
-        costs=tuple(sign * score for score in scores), birth=birth, birth_cost=birth_cost
-    )
+    return Curve(costs=tuple(sign * score for score in scores), birth=birth, birth_cost=birth_cost)
 
 
 def segment_of(trial: FrozenTrial) -> Segment | None:

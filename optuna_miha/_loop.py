@@ -119,9 +119,7 @@ class Coordinator:
             with suppress(Exception):  # It is tried again when the study is resumed.
                 fail_interrupted(self._study)
 
-    def _train(
-        self, phase: Phase, stretch: Stretch, workers: Workers, progress: Progress
-    ) -> None:
+    def _train(self, phase: Phase, stretch: Stretch, workers: Workers, progress: Progress) -> None:
         """See one phase through, rung by rung."""
         siblings = self._ask_all(phase, stretch)
         if phase.role == "startup":
@@ -302,6 +300,7 @@ class Coordinator:
         self, phase: Phase, siblings: list[_Sibling], age: int, n_left: int
     ) -> list[_Sibling]:
         """Keep the best by the power law, the lower branch index where they tie."""
+
         def cost(sibling: _Sibling) -> tuple[float, int]:
             scores = sibling.record.scores if sibling.record else sibling.scores
             curve = make_curve(scores[:age], self.lineage.sign, 0, None)
@@ -324,13 +323,9 @@ class Coordinator:
         fitness = power_law if phase.role == "startup" else self._fitness
         live = [s for s in alive if s.trial is not None]
         for sibling in live:
-            curve = make_curve(
-                sibling.scores, self.lineage.sign, sibling.birth, sibling.parent
-            )
+            curve = make_curve(sibling.scores, self.lineage.sign, sibling.birth, sibling.parent)
             sibling.fitness = fitness(curve)
-        winner = fittest(
-            {s.branch: s.record.fitness if s.record else s.fitness for s in alive}
-        )
+        winner = fittest({s.branch: s.record.fitness if s.record else s.fitness for s in alive})
         best = self.lineage.best()
         least = math.inf if best is None else self.lineage.cost(best)
         for sibling in live:

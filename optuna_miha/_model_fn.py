@@ -132,9 +132,7 @@ def _suggest_default_space(trial: optuna.trial.BaseTrial, recipe: Recipe) -> Non
     if optimizer is None:
         recipe.optimizer = suggest_optimizer(trial, recipe.model.parameters())
     elif name_of(optimizer) is not None and len(optimizer.param_groups) == 1:
-        recipe.optimizer = suggest_optimizer(
-            trial, recipe.model.parameters(), initial=optimizer
-        )
+        recipe.optimizer = suggest_optimizer(trial, recipe.model.parameters(), initial=optimizer)
     else:
         _suggest_lr(trial, optimizer)
     assert recipe.batch_size is not None

@@ -24,6 +24,9 @@ Params: TypeAlias = dict[str, Any]
 Distributions: TypeAlias = Mapping[str, BaseDistribution]
 ValueMutation: TypeAlias = Callable[[Any, BaseDistribution, np.random.Generator], Any]
 
+NO_CHANGE = "no change"
+"""What :func:`describe` says of a control."""
+
 _ALL_LAYERS = 0.3
 """Share of activation mutations that change every layer at once."""
 
@@ -66,7 +69,7 @@ def mutate(
     if len(chosen) > 1:
         return mutated | _same_activation(params, distributions, chosen, rng)
     name, distribution = chosen[0], distributions[chosen[0]]
-    rule = _any_value
+    rule: ValueMutation = _any_value
     if _is_numeric(distribution):
         rule = _raised_lr if kind == "lr" and upward_lr else _RULES.get(kind, _any_value)
     mutated[name] = rule(params[name], distribution, rng)
@@ -136,7 +139,7 @@ def _any_value(value: Any, distribution: BaseDistribution, rng: np.random.Genera
     """For parameters of which only the distribution is known."""
     if isinstance(distribution, CategoricalDistribution):
         others = other_choices(distribution, value)
-        return others[rng.integers(len(others))]
+        return others[int(rng.integers(len(others)))]
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     if distribution.log:
         return _scaled(value, distribution, math.exp(rng.normal(0.0, 0.7)))
@@ -155,7 +158,10 @@ def _scaled(value: Any, distribution: BaseDistribution, factor: float) -> Any:
 
 
 def _numeric(value: Any, distribution: BaseDistribution, new: float) -> Any:
-    """``new``, rounded to four digits and made to fit; integers and choices move a step at least."""
+    """``new``, rounded to four digits and made to fit.
+
+    Integers and choices move by one step at least, unless a bound stands in the way.
+    """
     if isinstance(distribution, CategoricalDistribution):
         numbers = sorted(other_choices(distribution, value))
         return min(numbers, key=lambda c: abs(math.log((c + 1e-12) / (new + 1e-12))))
@@ -194,7 +200,7 @@ def describe(old: Params, new: Params) -> str:
             changes.setdefault(f"{_text(value)}", []).append(name)
         elif old[name] != value:
             changes.setdefault(f"{_text(old[name])} -> {_text(value)}", []).append(name)
-    return ", ".join(_join(names, change) for change, names in changes.items()) or "no change"
+    return ", ".join(_join(names, change) for change, names in changes.items()) or NO_CHANGE
 
 
 def _join(names: list[str], change: str) -> str:

@@ -51,7 +51,7 @@ def make_optimizer(
     if cls in _FUSED:
         params = list(params)
         try:
-            return cls(params, fused=True, **settings)  # type: ignore[call-arg]
+            return cls(params, fused=True, **settings)
         except RuntimeError:  # Parameters of a kind that the fused kernels do not know.
             pass
     return cls(params, **settings)

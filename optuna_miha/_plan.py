@@ -66,7 +66,7 @@ class Plan:
         ValueError: If a value is out of its range, or the budget is too small for one cycle.
     """
 
-    n_epochs: int
+    n_epochs: int = 200
     _: KW_ONLY
     population_size: int = 3
     branch_epochs: int = 4

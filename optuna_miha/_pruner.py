@@ -43,9 +43,7 @@ class SlopePruner(BasePruner):
         ValueError: If an argument is out of its range.
     """
 
-    def __init__(
-        self, *, n_warmup_steps: int = 0, window: int = 3, margin: float = 0.0
-    ) -> None:
+    def __init__(self, *, n_warmup_steps: int = 0, window: int = 3, margin: float = 0.0) -> None:
         if n_warmup_steps < 0:
             raise ValueError(f"`n_warmup_steps` must not be negative, got {n_warmup_steps}.")
         if window < 2:
@@ -78,7 +76,7 @@ class SlopePruner(BasePruner):
             target = own[birth]
         else:
             return False
-        end = trial.user_attrs.get(_lineage.END, max((max(p) for p in as_far), default=step))
+        end: int = trial.user_attrs.get(_lineage.END, max((max(p) for p in as_far), default=step))
         expected = points[-1][1] + min(least_squares_slope(points), 0.0) * (end - step)
         return expected > target + self._margin * abs(target)
 

@@ -100,9 +100,7 @@ class Recipe:
                 "`model.parameters()` of the same model that the recipe gets."
             )
         if self.batch_size is None:
-            self.batch_size = (
-                getattr(self.train_data, "batch_size", None) or DEFAULT_BATCH_SIZE
-            )
+            self.batch_size = getattr(self.train_data, "batch_size", None) or DEFAULT_BATCH_SIZE
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise ValueError(f"`batch_size` must be a positive integer, got {self.batch_size!r}.")
         if self.monitor == "accuracy" and "accuracy" not in self.metrics:

@@ -19,7 +19,7 @@ from optuna_miha import _lineage
 from optuna_miha._checkpoint import CheckpointStore
 from optuna_miha._lineage import Lineage, Segment
 from optuna_miha._model_fn import ModelFn, build_recipe
-from optuna_miha._mutation import describe
+from optuna_miha._mutation import NO_CHANGE, describe
 from optuna_miha.exceptions import MihaError
 
 
@@ -139,11 +139,12 @@ class Result:
             if winner is None:
                 lines.append(f"cycle {cycle}: every branch was pruned or failed")
                 continue
-            before = "" if winner.parent is None else f"{by_number[winner.parent].scores[-1]:.4g} -> "
-            lines.append(
-                f"cycle {cycle}: {winner.mutation} ({before}{winner.scores[-1]:.4g}, trial "
-                f"{winner.number})"
-            )
+            change = "the control" if winner.mutation == NO_CHANGE else winner.mutation
+            scores = [winner.scores[-1]]
+            if winner.parent is not None:
+                scores.insert(0, by_number[winner.parent].scores[-1])
+            course = " -> ".join(f"{score:.4g}" for score in scores)
+            lines.append(f"cycle {cycle}: {change} ({course}, trial {winner.number})")
         own = self.lineage[-1]
         lines.append(
             f"best value {self.value:.6g} in trial {own.number} ({own.role}) after "
@@ -180,9 +181,7 @@ def make_result(
     recipe = build_recipe(model_fn, FixedTrial(best.params), study.user_attrs[_lineage.RUN_SEED])
     recipe.model.load_state_dict(store.load(best.checkpoint)["best"]["weights"])
     path = lineage.ancestry(best)
-    rows = [
-        {"from_epoch": s.birth, "to_epoch": s.end, "role": s.role, **s.params} for s in path
-    ]
+    rows = [{"from_epoch": s.birth, "to_epoch": s.end, "role": s.role, **s.params} for s in path]
     rows[-1]["to_epoch"] = best.checkpoint["best_epoch"]
     trials = study.get_trials(deepcopy=False)
     return Result(

@@ -43,9 +43,7 @@ class MihaSampler(BaseSampler):
         ValueError: When used in a multi-objective study.
     """
 
-    def __init__(
-        self, seed: int | None = None, *, mutation: ValueMutation | None = None
-    ) -> None:
+    def __init__(self, seed: int | None = None, *, mutation: ValueMutation | None = None) -> None:
         self.seed = secrets.randbits(31) if seed is None else seed
         self._mutation = mutation
         self._last: tuple[tuple[str, int], Params] | None = None

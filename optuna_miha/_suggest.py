@@ -131,9 +131,7 @@ def suggest_optimizer(
     if name == "sgd":
         with declare_initial("momentum", start["momentum"]):
             momentum = trial.suggest_float("momentum", 0.0, 0.99)
-    return make_optimizer(
-        name, params, lr=chosen_lr, weight_decay=chosen_decay, momentum=momentum
-    )
+    return make_optimizer(name, params, lr=chosen_lr, weight_decay=chosen_decay, momentum=momentum)
 
 
 def suggest_batch_size(

@@ -24,7 +24,9 @@ class Trainer(Protocol):
     it several times, each time with the state that the last call left.
     """
 
-    def __call__(self, recipe: Recipe, n_epochs: int) -> Iterator[EpochResult]: ...
+    def __call__(self, recipe: Recipe, n_epochs: int) -> Iterator[EpochResult]:
+        """Train for ``n_epochs`` epochs, yielding after each."""
+        ...
 
 
 def train(recipe: Recipe, n_epochs: int) -> Iterator[EpochResult]:
@@ -53,7 +55,7 @@ def train(recipe: Recipe, n_epochs: int) -> Iterator[EpochResult]:
             if n_objects == 0:
                 check_loss(loss)
             recipe.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             recipe.optimizer.step()
             length = batch_length(batch)
             # Summed on the device: reading it here would wait for the device at every step.

@@ -14,7 +14,9 @@ from optuna_miha._curve import Curve
 class Fitness(Protocol):
     """A function that scores a branch; see :func:`last_value` for the default."""
 
-    def __call__(self, curve: Curve) -> float: ...
+    def __call__(self, curve: Curve) -> float:
+        """Score the branch that trained along ``curve``."""
+        ...
 
 
 def last_value(curve: Curve) -> float:
