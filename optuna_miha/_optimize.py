@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from os import PathLike
 from typing import Any, get_args
 
@@ -14,8 +15,10 @@ import torch
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial
 
+from optuna_miha._keeper import Keep, Keeper
+from optuna_miha._ledger import Callback, Ledger
 from optuna_miha._lineage import Lineage
-from optuna_miha._loop import Callback, Coordinator, Keep
+from optuna_miha._loop import Coordinator
 from optuna_miha._model_fn import ModelFn, build_initial, build_recipe
 from optuna_miha._optuna import stoppable
 from optuna_miha._phases import Stretch
@@ -165,45 +168,39 @@ def optimize(
     # Nothing was written until here.
     store = open_store(study, artifact_store, checkpoint_dir)
     record_run(study, plan, seed, initial)
-    coordinator = Coordinator(
-        study,
-        plan=plan,
-        initial_params=params,
-        context=context,
-        store=store,
-        fitness=fitness or last_value,
-        keep=keep,
-        catch=tuple(catch) if isinstance(catch, Iterable) else (catch,),
-        callbacks=list(callbacks or ()),
-        deadline=math.inf if timeout is None else time.monotonic() + timeout,
-    )
-    stretch = settle_stretch(study, plan, total, coordinator.lineage)
+    ledger = Ledger(study, seed=seed, callbacks=list(callbacks or ()))
+    keeper = Keeper(store, keep, ledger.lineage)
+    stretch = settle_stretch(study, plan, total, ledger.lineage)
     if stretch is not None:
-        best = coordinator.lineage.best()
-        _announce(plan, stretch, coordinator.lineage)
-        progress = Progress(
-            total=stretch.end,
-            spent=coordinator.lineage.spent,
-            sign=context.sign,
-            best=None if best is None else best.value,
-            show=show_progress_bar,
-        )
-        workers = make_workers(context, n_jobs, executor)
-        try:
-            with stoppable(study):
-                coordinator.run(stretch, workers, progress)
-        except BaseException as error:
-            progress.close()
-            _logger.warning(
-                f"Stopped by {type(error).__name__} after {coordinator.lineage.spent} of "
-                f"{stretch.end} epochs. Run the same script again to resume: the study "
-                f"{study.study_name!r} and its checkpoints hold all that was trained."
+        _announce(plan, stretch, ledger.lineage)
+        with stoppable(study), ExitStack() as stack:
+            progress = stack.enter_context(
+                Progress(stretch.end, ledger.lineage, show=show_progress_bar)
             )
-            raise
-        finally:
-            progress.close()
-            workers.close()
-    return make_result(study, coordinator.lineage, model_fn, store, context.device)
+            workers = stack.enter_context(make_workers(context, n_jobs, executor))
+            coordinator = Coordinator(
+                study,
+                ledger=ledger,
+                keeper=keeper,
+                plan=plan,
+                initial_params=params,
+                context=context,
+                workers=workers,
+                progress=progress,
+                fitness=fitness or last_value,
+                catch=tuple(catch) if isinstance(catch, Iterable) else (catch,),
+                deadline=math.inf if timeout is None else time.monotonic() + timeout,
+            )
+            try:
+                coordinator.run(stretch)
+            except BaseException as error:
+                _logger.warning(
+                    f"Stopped by {type(error).__name__} after {ledger.lineage.spent} of "
+                    f"{stretch.end} epochs. Run the same script again to resume: the study "
+                    f"{study.study_name!r} and its checkpoints hold all that was trained."
+                )
+                raise
+    return make_result(study, ledger.lineage, model_fn, store, context.device)
 
 
 def load_result(

@@ -11,29 +11,41 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from optuna_miha._curve import EpochResult
+from optuna_miha._lineage import Lineage
 
 
 class Progress:
-    """A progress bar over the epochs of the budget.
+    """A progress bar over the epochs of the budget; a context manager.
 
     Args:
         total: The whole budget, in epochs.
-        spent: Epochs spent before.
-        sign: 1 where the study minimizes, -1 where it maximizes.
-        best: The best value before.
+        lineage: What was trained before.
         show: Whether to show anything.
     """
 
-    def __init__(self, *, total: int, spent: int, sign: int, best: float | None, show: bool):
+    def __init__(self, total: int, lineage: Lineage, *, show: bool) -> None:
+        best = lineage.best()
+        self._sign = lineage.sign
+        self._least = math.inf if best is None else lineage.cost(best)
         self._stack = ExitStack()
-        self._sign = sign
-        self._least = math.inf if best is None else sign * best
-        if show:
-            root = optuna.logging.get_logger("optuna")
-            self._stack.enter_context(logging_redirect_tqdm([root]))
-        self._bar: Any = tqdm(
-            total=total, initial=spent, disable=not show, unit="epoch", dynamic_ncols=True
+        if show:  # The log goes above the bar instead of through it.
+            logger = optuna.logging.get_logger("optuna")
+            self._stack.enter_context(logging_redirect_tqdm([logger]))
+        self._bar: Any = self._stack.enter_context(
+            tqdm(
+                total=total,
+                initial=lineage.spent,
+                disable=not show,
+                unit="epoch",
+                dynamic_ncols=True,
+            )
         )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     def phase(self, label: str) -> None:
         """Name the phase that begins."""
@@ -46,8 +58,3 @@ class Progress:
                 self._least = min(self._least, self._sign * value)
         self._bar.set_postfix_str(f"best {self._sign * self._least:.4g}", refresh=False)
         self._bar.update()
-
-    def close(self) -> None:
-        """Leave the bar as it is and give the log back."""
-        self._bar.close()
-        self._stack.close()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from multiprocessing import get_context
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import cloudpickle
 
@@ -16,19 +18,15 @@ from optuna_miha._segment import Context, Job, Outcome, run_job
 OnEpoch: TypeAlias = Callable[[EpochResult], None]
 
 
-class Workers(Protocol):
-    """Runs the jobs of a rung."""
+class Workers(AbstractContextManager["Workers"]):
+    """Runs the jobs of a rung; a context manager, which gives back what it took."""
 
+    @abc.abstractmethod
     def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
         """Run ``jobs``; the outcomes are in their order, whichever ends first."""
-        ...
-
-    def close(self) -> None:
-        """Give back what was taken."""
-        ...
 
 
-class InProcess:
+class InProcess(Workers):
     """One job after the other, here.
 
     Args:
@@ -42,11 +40,11 @@ class InProcess:
         """Run the jobs in turn."""
         return [run_job(self._context, job, on_epoch) for job in jobs]
 
-    def close(self) -> None:
-        """Nothing was taken."""
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
-class OnExecutor:
+class OnExecutor(Workers):
     """Any :class:`concurrent.futures.Executor`.
 
     Args:
@@ -72,8 +70,7 @@ class OnExecutor:
             outcomes.append(outcome)
         return outcomes
 
-    def close(self) -> None:
-        """Shut an owned executor down, without waiting for jobs that nobody needs."""
+    def __exit__(self, *_: object) -> None:
         if self._owned:
             self._executor.shutdown(wait=True, cancel_futures=True)
 

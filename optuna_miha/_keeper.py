@@ -1,0 +1,60 @@
+"""Which checkpoints exist, and how long."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+from optuna_miha._checkpoint import CheckpointStore, State
+from optuna_miha._lineage import Lineage, Role, Segment
+
+Keep: TypeAlias = Literal["final", "trunk", "all"]
+
+
+class Keeper:
+    """Writes the checkpoints of a run, hands them out, and removes those of no more use.
+
+    Args:
+        store: Where they lie.
+        keep: Which of them outlive their use.
+        lineage: The record of the run.
+    """
+
+    def __init__(self, store: CheckpointStore, keep: Keep, lineage: Lineage) -> None:
+        self._store = store
+        self._keep = keep
+        self._lineage = lineage
+        self._references = {s.number: s.checkpoint for s in lineage if s.checkpoint is not None}
+        self._states: dict[int, State] = {}
+
+    def save(self, number: int, role: Role, state: State) -> dict[str, Any]:
+        """Write the checkpoint of a trial; returns the attribute by which it is found."""
+        reference = self._store.save(state, label=f"trial-{number:05d}-{role}")
+        self._references[number] = {**reference, "best_epoch": state["best"]["epoch"]}
+        self._states[number] = state
+        return self._references[number]
+
+    def state(self, segment: Segment) -> State:
+        """The state at the end of ``segment``, from memory if it is there."""
+        if segment.number not in self._states:
+            self._states[segment.number] = self._store.load(self._references[segment.number])
+        return self._states[segment.number]
+
+    def is_wanted(self, *, winner: bool, new_best: bool) -> bool:
+        """Whether a segment that just ended needs a checkpoint."""
+        return winner or new_best or self._keep == "all"
+
+    def clean(self, head: Segment | None) -> None:
+        """Remove what neither the run nor the user needs.
+
+        Args:
+            head: The segment that the next phase continues.
+        """
+        needed = [s for s in (head, self._lineage.best()) if s is not None]
+        numbers = {s.number for s in needed}
+        self._states = {n: state for n, state in self._states.items() if n in numbers}
+        if self._keep == "all":
+            return
+        if self._keep == "trunk":
+            numbers |= {a.number for s in needed for a in self._lineage.ancestry(s)}
+        for number in [n for n in self._references if n not in numbers]:
+            self._store.remove(self._references.pop(number))

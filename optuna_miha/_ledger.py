@@ -1,0 +1,205 @@
+"""The run's book: asks for trials, and writes what became of them into the study."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_miha import _lineage
+from optuna_miha._checkpoint import State
+from optuna_miha._lineage import Lineage, Segment
+from optuna_miha._mutation import Params
+from optuna_miha._optuna import enqueued_params
+from optuna_miha._phases import Phase
+from optuna_miha._plan import race_rungs
+
+Callback: TypeAlias = Callable[[optuna.Study, FrozenTrial], None]
+
+
+@dataclass(eq=False)
+class Sibling:
+    """A network in training (``trial``), or one that was seen through to its end (``record``).
+
+    Args:
+        branch: Its place among its siblings.
+        parent: The segment that it started from.
+        trial: Its trial, until that is finished.
+        record: Its record, afterwards; siblings that an earlier process finished have only it.
+        state: Where its training stands.
+        scores: The score of each epoch so far.
+        train_losses: The training loss of each epoch so far.
+        fitness: What it is compared by, once it trained to its end.
+        error: Why it failed.
+    """
+
+    branch: int
+    parent: Segment | None = None
+    trial: optuna.Trial | None = None
+    record: Segment | None = None
+    state: State | None = None
+    scores: list[float] = field(default_factory=list)
+    train_losses: list[float] = field(default_factory=list)
+    fitness: float = math.nan
+    error: str | None = None
+
+    @property
+    def birth(self) -> int:
+        """Epochs that its lineage had behind it."""
+        return 0 if self.parent is None else self.parent.end
+
+    def survives(self, age: int) -> bool:
+        """Whether it is still in the running after ``age`` epochs."""
+        if self.record is None:
+            return self.error is None
+        if self.record.state == TrialState.PRUNED:
+            # It was alive at the rung where it was cut, and counts there.
+            return len(self.record.scores) >= age
+        return self.record.state == TrialState.COMPLETE
+
+
+class Ledger:
+    """Keeps the study and the record of the run in step.
+
+    Trials of an earlier process that died are failed on construction. Their places are then
+    asked for again, and get the same proposals.
+
+    Args:
+        study: The study.
+        seed: The run's seed, noted in every trial.
+        callbacks: Called after every trial.
+
+    Attributes:
+        lineage: The record of all finished segments.
+    """
+
+    def __init__(
+        self, study: optuna.Study, *, seed: int, callbacks: Sequence[Callback] = ()
+    ) -> None:
+        self._study = study
+        self._seed = seed
+        self._callbacks = callbacks
+        self._guests: list[optuna.Trial] = []
+        self.fail_interrupted()
+        self.lineage = Lineage.from_trials(study.direction, study.get_trials(deepcopy=False))
+
+    def ask(self, phase: Phase, branch: int, params: Params) -> optuna.Trial:
+        """A trial for one place of a phase.
+
+        It is enqueued with its attributes and then asked for, so that there is no trial without
+        a role. Trials that the user enqueued come up on the way, and wait as guests.
+
+        Args:
+            phase: The phase.
+            branch: The place.
+            params: Parameters that are given; the sampler proposes the others.
+        """
+        attrs = self._birth_attrs(phase, branch)
+        self._study.enqueue_trial(params, user_attrs=attrs)
+        while True:
+            trial = self._study.ask()
+            known = trial.user_attrs
+            if all(known.get(key) == value for key, value in attrs.items()):
+                return trial
+            if _lineage.ROLE in known:
+                # Enqueued by a process that died before it could ask.
+                self._study.tell(trial, state=TrialState.FAIL)
+            else:
+                trial.set_user_attr(_lineage.GUEST, True)
+                self._guests.append(trial)
+
+    def admit_guests(self, phase: Phase, first: int, n_most: int) -> dict[int, optuna.Trial]:
+        """Give waiting guests a place in a population.
+
+        Args:
+            phase: The population.
+            first: The first free place.
+            n_most: How many the budget has room for.
+
+        Returns:
+            Trials by place.
+        """
+        admitted, self._guests = self._guests[:n_most], self._guests[n_most:]
+        places = dict(enumerate(admitted, start=first))
+        for branch, trial in places.items():
+            for key, value in self._birth_attrs(phase, branch).items():
+                trial.set_user_attr(key, value)
+        return places
+
+    def complete(self, sibling: Sibling, checkpoint: dict[str, Any] | None) -> None:
+        """Record a sibling that trained to its end."""
+        assert sibling.state is not None
+        attrs = {} if checkpoint is None else {_lineage.CHECKPOINT: checkpoint}
+        self._record(sibling, TrialState.COMPLETE, attrs, value=sibling.state["best"]["value"])
+
+    def prune(self, sibling: Sibling) -> None:
+        """Record a sibling that was cut; one that is recorded already stays as it is."""
+        if sibling.trial is not None:
+            self._record(sibling, TrialState.PRUNED, {})
+
+    def fail(self, sibling: Sibling, unfinished: int) -> None:
+        """Record a sibling that failed.
+
+        Args:
+            sibling: With its ``error``.
+            unfinished: Epochs that were begun and not finished; they count as trained.
+        """
+        attrs = {_lineage.ERROR: sibling.error}
+        self._record(sibling, TrialState.FAIL, attrs, unfinished=unfinished)
+
+    def fail_interrupted(self) -> None:
+        """Fail the trials that nobody trains any more; guests among them are enqueued again."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            attrs = trial.user_attrs
+            if _lineage.ROLE in attrs or _lineage.GUEST in attrs:
+                self._study.tell(trial.number, state=TrialState.FAIL)
+            if _lineage.GUEST in attrs:
+                own = {k: v for k, v in attrs.items() if not k.startswith(_lineage.PREFIX)}
+                self._study.enqueue_trial(enqueued_params(trial), user_attrs=own)
+
+    def _birth_attrs(self, phase: Phase, branch: int) -> dict[str, Any]:
+        parent = phase.parent
+        birth = 0 if parent is None else parent.end
+        n_epochs = phase.n_epochs
+        if phase.role == "startup":
+            n_epochs = sum(n for _, n in race_rungs(phase.size))
+        return {
+            _lineage.ROLE: phase.role,
+            _lineage.CYCLE: phase.cycle,
+            _lineage.BRANCH: branch,
+            _lineage.PARENT: None if parent is None else parent.number,
+            _lineage.BIRTH: birth,
+            _lineage.END: birth + n_epochs,
+            _lineage.SEED: self._seed,
+        }
+
+    def _record(
+        self,
+        sibling: Sibling,
+        state: TrialState,
+        attrs: dict[str, Any],
+        *,
+        value: float | None = None,
+        unfinished: int = 0,
+    ) -> None:
+        """Write what a trial has to say while it still accepts it, then finish it."""
+        trial = sibling.trial
+        assert trial is not None
+        losses = [loss if math.isfinite(loss) else None for loss in sibling.train_losses]
+        trial.set_user_attr(_lineage.TRAIN_LOSS, losses)
+        trial.set_user_attr(_lineage.TRAINED, len(sibling.scores) + unfinished)
+        if not math.isnan(sibling.fitness):
+            trial.set_user_attr(_lineage.FITNESS, sibling.fitness)
+        for key, attr in attrs.items():
+            trial.set_user_attr(key, attr)
+        frozen = self._study.tell(trial, value, state)
+        segment = _lineage.segment_of(frozen)
+        assert segment is not None
+        self.lineage.add(segment)
+        sibling.record, sibling.trial, sibling.state = segment, None, None
+        for callback in self._callbacks:
+            callback(self._study, frozen)
