@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import random
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from optuna.artifacts.exceptions import ArtifactNotFound
 from torch import Tensor, nn
@@ -18,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from optuna_miha._optimizers import capture_optimizer, inherit_optimizer
 from optuna_miha._recipe import Recipe
+from optuna_miha._rng import capture_rng, restore_rng
 from optuna_miha.exceptions import CheckpointError, InheritanceError
 
 State: TypeAlias = dict[str, Any]
@@ -46,7 +45,7 @@ def capture(recipe: Recipe, ema: AveragedModel | None, epoch: int) -> State:
         "model": copy_tensors(recipe.model.state_dict()),
         "ema": None if ema is None else copy_tensors(ema.state_dict()),
         "optimizer": copy_tensors(capture_optimizer(recipe.optimizer)),
-        "rng": _capture_rng(),
+        "rng": capture_rng(),
         "epoch": epoch,
     }
 
@@ -66,7 +65,7 @@ def inherit(recipe: Recipe, ema: AveragedModel | None, state: State) -> None:
         ema.load_state_dict(state["ema"], strict=True)
     assert recipe.optimizer is not None
     inherit_optimizer(recipe.optimizer, state["optimizer"])
-    _restore_rng(state["rng"])
+    restore_rng(state["rng"])
 
 
 def copy_tensors(value: Any) -> Any:
@@ -98,31 +97,6 @@ def _check_same_network(model: nn.Module, inherited: Mapping[str, Any]) -> None:
                 f"Parameter {name!r} cannot be inherited: its shape is {tuple(old.shape)} in "
                 f"the parent and {tuple(new.shape)} in the branch. {advice}"
             )
-
-
-def _capture_rng() -> dict[str, Any]:
-    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    rng: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": {
-            "keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-            "rest": (int(position), int(has_gauss), float(cached)),
-        },
-    }
-    if torch.cuda.is_available():
-        rng["cuda"] = torch.cuda.get_rng_state()
-    return rng
-
-
-def _restore_rng(rng: dict[str, Any]) -> None:
-    torch.set_rng_state(rng["torch"])
-    version, internal, gauss = rng["python"]
-    random.setstate((version, tuple(internal), gauss))
-    keys = rng["numpy"]["keys"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, *rng["numpy"]["rest"]))
-    if "cuda" in rng and torch.cuda.is_available():
-        torch.cuda.set_rng_state(rng["cuda"])
 
 
 class CheckpointStore:

@@ -80,6 +80,8 @@ class Coordinator:
                     break
                 self._progress.phase(f"cycle {phase.cycle} {phase.role}")
                 self._see_through(phase, stretch)
+            else:
+                self._keeper.clean(self._lineage.best())
         finally:
             with suppress(Exception):  # It is tried again when the study is resumed.
                 self._ledger.fail_interrupted()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 import optuna
 import torch
 from optuna.distributions import BaseDistribution
@@ -17,6 +14,7 @@ from torch import nn
 from optuna_miha._losses import with_label_smoothing
 from optuna_miha._optimizers import make_optimizer, name_of
 from optuna_miha._recipe import Recipe
+from optuna_miha._rng import preserved_rng, seed_all
 from optuna_miha._sampler import MihaSampler
 from optuna_miha._space import DEFAULT_LR, contains, declare_initial
 from optuna_miha._suggest import (
@@ -150,23 +148,3 @@ def _suggest_lr(trial: optuna.trial.BaseTrial, optimizer: torch.optim.Optimizer)
         lr = trial.suggest_float("lr", start / 1000, start * 1000, log=True)
     for group in optimizer.param_groups:
         group["lr"] *= lr / start
-
-
-def seed_all(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-@contextmanager
-def preserved_rng() -> Iterator[None]:
-    """Put the global random generators back to where they were."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)

@@ -9,8 +9,9 @@ import optuna
 import torch
 from optuna.study import StudyDirection
 
-from optuna_miha._model_fn import ModelFn, build_recipe, preserved_rng, seed_all
+from optuna_miha._model_fn import ModelFn, build_recipe
 from optuna_miha._preflight import check_direction
+from optuna_miha._rng import preserved_rng, seed_all
 from optuna_miha._segment import one_thread
 from optuna_miha._trainer import train
 

@@ -8,8 +8,8 @@ import optuna
 from optuna.study import StudyDirection
 
 from optuna_miha._data import training_batches
-from optuna_miha._model_fn import preserved_rng, seed_all
 from optuna_miha._recipe import Recipe
+from optuna_miha._rng import preserved_rng, seed_all
 from optuna_miha._segment import Context, on_device
 from optuna_miha._trainer import batch_loss, check_loss, device_of, evaluate
 

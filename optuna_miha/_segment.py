@@ -13,8 +13,9 @@ from optuna.trial import FixedTrial
 
 from optuna_miha._checkpoint import State, averaged, capture, copy_tensors, inherit
 from optuna_miha._curve import EpochResult
-from optuna_miha._model_fn import ModelFn, build_recipe, preserved_rng, seed_all
+from optuna_miha._model_fn import ModelFn, build_recipe
 from optuna_miha._recipe import LossFn, Recipe
+from optuna_miha._rng import preserved_rng, seed_all
 from optuna_miha._trainer import Trainer, evaluate, is_failed, train
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from optuna_miha._curve import EpochResult
 from optuna_miha._data import batch_length, evaluation_batches, training_batches
 from optuna_miha._recipe import LossFn, Recipe
+from optuna_miha._rng import preserved_rng
 
 
 class Trainer(Protocol):
@@ -88,6 +89,11 @@ def evaluate(recipe: Recipe, model: nn.Module) -> dict[str, float]:
     Raises:
         ValueError: If the validation data yields no batch.
     """
+    with preserved_rng():  # A loader draws from it, and training must not notice.
+        return _evaluated(recipe, model)
+
+
+def _evaluated(recipe: Recipe, model: nn.Module) -> dict[str, float]:
     model.eval()
     loss_fn = recipe.valid_loss_fn or recipe.loss_fn
     total, n_objects = 0.0, 0

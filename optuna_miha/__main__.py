@@ -1,0 +1,8 @@
+"""``python -m optuna_miha``."""
+
+import sys
+
+from optuna_miha._cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

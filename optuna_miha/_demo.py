@@ -1,0 +1,132 @@
+"""The main job on data that comes with scikit-learn."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna.trial import FixedTrial
+from torch import Tensor, nn
+
+from optuna_miha._model_fn import ModelFn, build_initial, build_recipe
+from optuna_miha._optimize import optimize
+from optuna_miha._pruner import SlopePruner
+from optuna_miha._recipe import Recipe, accuracy
+from optuna_miha._rng import preserved_rng, seed_all
+from optuna_miha._sampler import MihaSampler
+from optuna_miha._segment import one_thread
+from optuna_miha._suggest import suggest_activations, suggest_batch_size, suggest_optimizer
+from optuna_miha._trainer import train
+
+
+@dataclass(frozen=True)
+class _Digits:
+    """8x8 images as ``(n_objects, 64)`` in [0, 1] and their classes, in three parts."""
+
+    train: tuple[Tensor, Tensor]
+    valid: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+
+
+def demo(folder: Path, *, n_epochs: int, n_jobs: int, seed: int) -> int:
+    """Train on digits, and print what came of it.
+
+    Args:
+        folder: Where the study and the model go; created if need be.
+        n_epochs: The whole budget, in epochs.
+        n_jobs: Worker processes.
+        seed: Seed of the run.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        digits = _load_digits()
+    except ImportError:
+        print(
+            "The demo needs scikit-learn: pip install 'optuna-miha[demo]'.",
+            file=sys.stderr,
+        )
+        return 1
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = f"sqlite:///{folder}/digits.db"
+    study = optuna.create_study(
+        storage=storage,
+        study_name="digits",
+        load_if_exists=True,
+        sampler=MihaSampler(seed=seed),
+        pruner=SlopePruner(),
+    )
+    model_fn = _make_model_fn(digits)
+    result = optimize(study, model_fn, n_epochs=n_epochs, n_jobs=n_jobs)
+    model_file, schedule_file = folder / "model.pt", folder / "schedule.csv"
+    result.save(model_file)
+    result.schedule.to_csv(schedule_file)
+
+    print("\nTraining the initial configuration for as many epochs, to compare ...")
+    baseline = _train_initial(model_fn, result.n_epochs_trained, seed)
+    ours, theirs = (_test_accuracy(model, digits) for model in (result.model, baseline))
+    print(f"\n{result.describe()}\n")
+    print(f"test accuracy          {ours:.4f}  ({result.n_epochs_trained} epochs in all)")
+    print(f"initial configuration  {theirs:.4f}  (as many epochs, the best by validation)\n")
+    print(f"study     {folder / 'digits.db'}")
+    print(f"model     {model_file}")
+    print(f"schedule  {schedule_file}\n")
+    print(f"look at it    optuna-dashboard {storage}")
+    command = f"optuna-miha demo --n-epochs {2 * n_epochs} --seed {seed}"
+    print(f"go on         {command} --folder {folder}")
+    return 0
+
+
+def _load_digits() -> _Digits:
+    from sklearn.datasets import load_digits
+
+    images, classes = load_digits(return_X_y=True)
+    x = torch.as_tensor(images / 16, dtype=torch.float32)
+    y = torch.as_tensor(classes)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    parts = [(x[part], y[part]) for part in torch.split(order, [1000, 397, 400])]
+    return _Digits(*parts)
+
+
+def _make_model_fn(digits: _Digits) -> ModelFn:
+    def model_fn(trial: Any) -> Recipe:
+        model = nn.Sequential(
+            nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
+        )
+        suggest_activations(trial, model)
+        return Recipe(
+            model=model,
+            loss_fn=nn.CrossEntropyLoss(),
+            optimizer=suggest_optimizer(trial, model.parameters()),
+            train_data=digits.train,
+            valid_data=digits.valid,
+            batch_size=suggest_batch_size(trial, initial=32),
+        )
+
+    return model_fn
+
+
+def _train_initial(model_fn: ModelFn, n_epochs: int, seed: int) -> nn.Module:
+    """The initial configuration from scratch; the epoch that validates best is returned."""
+    initial = build_initial(model_fn, seed)
+    recipe = build_recipe(model_fn, FixedTrial(initial.params), seed)
+    best, best_model = float("inf"), recipe.model
+    with one_thread(), preserved_rng():
+        seed_all(seed)
+        for result in train(recipe, n_epochs):
+            if result.value < best:
+                best, best_model = result.value, copy.deepcopy(recipe.model)
+    return best_model.eval()
+
+
+@torch.no_grad()
+def _test_accuracy(model: nn.Module, digits: _Digits) -> float:
+    inputs, targets = digits.test
+    device = next(model.parameters()).device
+    return float(accuracy(model(inputs.to(device)).cpu(), targets))

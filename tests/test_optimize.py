@@ -1,0 +1,376 @@
+"""The main job, end to end, on every storage and kind of data."""
+
+from __future__ import annotations
+
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from problems import TINY, blobs, classifier, explicit, history, new_study, run, same, weights
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import optuna_miha as miha
+
+
+def test_every_segment_is_a_trial_with_its_attributes() -> None:
+    study = new_study()
+    result = run(study)
+    assert len(study.trials) == len(result.segments)
+    assert {s.role for s in result.segments} == {"startup", "trunk", "branch", "final"}
+    for trial in study.trials:
+        attrs = trial.user_attrs
+        assert {"miha:role", "miha:cycle", "miha:branch", "miha:parent"} <= attrs.keys()
+        assert {"miha:epoch", "miha:mutation", "miha:seed", "miha:trained"} <= attrs.keys()
+        if trial.state == TrialState.COMPLETE:
+            assert math.isfinite(attrs["miha:fitness"])
+
+
+def test_steps_are_lineage_epochs_and_begin_with_the_parents_value() -> None:
+    study = new_study()
+    result = run(study)
+    by_number = {s.number: s for s in result.segments}
+    for segment in result.segments:
+        reported = study.trials[segment.number].intermediate_values
+        assert min(reported) == (segment.birth if segment.parent is not None else 1)
+        assert max(reported) == segment.end
+        if segment.parent is not None:
+            parent = by_number[segment.parent]
+            assert segment.birth == parent.end
+            assert reported[segment.birth] == parent.scores[-1]
+
+
+def test_best_trial_is_the_trial_of_the_returned_model() -> None:
+    study = new_study()
+    result = run(study)
+    assert study.best_trial.number == result.trial.number
+    assert study.best_value == result.value
+    x, y = blobs(30, seed=1)
+    with torch.no_grad():
+        assert float(nn.functional.cross_entropy(result.model(x), y)) == pytest.approx(
+            result.value, rel=1e-5
+        )
+
+
+def test_the_budget_is_spent_exactly_and_every_epoch_is_counted() -> None:
+    counted: list[int] = []
+
+    def counting(recipe: miha.Recipe, n_epochs: int) -> Any:
+        from optuna_miha._trainer import train
+
+        for result in train(recipe, n_epochs):
+            counted.append(1)
+            yield result
+
+    result = run(new_study(), trainer=counting)
+    assert result.n_epochs_trained == len(counted) == TINY.n_epochs
+
+
+def test_epochs_saved_by_pruning_are_trained_elsewhere() -> None:
+    study = new_study(pruner=miha.SlopePruner())
+    result = run(study)
+    pruned = [s for s in result.segments if s.state == TrialState.PRUNED and s.role == "branch"]
+    assert pruned, "the case does not occur: choose another seed"
+    assert result.n_epochs_trained == TINY.n_epochs
+
+
+def test_classic_plan_trains_the_published_number_of_epochs() -> None:
+    plan = miha.Plan.classic(
+        runup_epochs=3, n_cycles=2, population_size=3, branch_epochs=2, fixing_epochs=2
+    )
+    result = run(new_study(), plan=plan)
+    assert result.n_epochs_trained == 2 * 3 + 2 * (3 * 2 + 2)
+    roles = [(s.role, s.cycle, s.trained) for s in result.segments]
+    population = [("branch", 1, 2)] * 3
+    assert roles[:5] == [("trunk", 0, 3), *population, ("trunk", 1, 2)]
+    assert roles[-1] == ("final", 2, 3)
+    kinds = {"activation", "batch_size", "optimizer"}
+    for segment in result.segments:
+        if segment.role == "branch":
+            assert segment.mutation == "no change" or any(k in segment.mutation for k in kinds)
+
+
+@pytest.mark.parametrize("model_fn", [classifier, explicit])
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(model_fn: Any) -> None:
+    one, two = run(new_study(), model_fn), run(new_study(), model_fn)
+    assert history(one) == history(two)
+    assert same(weights(one), weights(two))
+    assert history(one) != history(run(new_study(seed=1), model_fn))
+
+
+def test_worker_processes_give_the_same_model_bit_for_bit() -> None:
+    one, two = run(new_study(), n_jobs=1), run(new_study(), n_jobs=2)
+    assert history(one) == history(two)
+    assert same(weights(one), weights(two))
+
+
+def test_global_random_state_is_left_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    run(new_study())
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal", "memory"])
+def test_storages(kind: str, tmp_path: Path) -> None:
+    storage: Any = {
+        "sqlite": f"sqlite:///{tmp_path}/study.db",
+        "journal": None,
+        "memory": None,
+    }[kind]
+    if kind == "journal":
+        storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
+    study = new_study(storage)
+    result = run(study, checkpoint_dir=tmp_path / "checkpoints" if kind == "journal" else None)
+    assert history(result) == history(run(new_study()))
+    again = miha.load_result(study, classifier)
+    assert same(weights(result), weights(again))
+    assert again.params == result.params
+    assert list(again.schedule) == list(result.schedule)
+
+
+@pytest.mark.parametrize("kind", ["dataset", "loader"])
+def test_datasets_and_loaders_train_like_tensors(kind: str) -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        recipe = classifier(trial)
+        train, valid = TensorDataset(*blobs(60, seed=0)), TensorDataset(*blobs(30, seed=1))
+        if kind == "dataset":
+            recipe.train_data, recipe.valid_data = train, valid
+        else:
+            recipe.train_data = DataLoader(train, batch_size=16, shuffle=True)
+            recipe.valid_data = DataLoader(valid, batch_size=512)
+        return recipe
+
+    assert history(run(new_study(), model_fn)) == history(run(new_study()))
+
+
+def test_maximizing_accuracy_returns_the_most_accurate_model() -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        recipe = classifier(trial)
+        return miha.Recipe(
+            model=recipe.model,
+            loss_fn=recipe.loss_fn,
+            train_data=recipe.train_data,
+            valid_data=recipe.valid_data,
+            monitor="accuracy",
+        )
+
+    study = new_study(direction="maximize")
+    result = run(study, model_fn)
+    x, y = blobs(30, seed=1)
+    with torch.no_grad():
+        accuracy = float((result.model(x).argmax(1) == y).double().mean())
+    assert result.value == pytest.approx(accuracy)
+    assert result.value == max(s.value for s in result.segments if s.value is not None)
+    assert result.value > 0.6
+
+
+@pytest.mark.parametrize(
+    "sampler", [optuna.samplers.RandomSampler(seed=0), optuna.samplers.TPESampler(seed=0)]
+)
+def test_samplers_and_pruners_of_the_study_are_kept(sampler: Any) -> None:
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=1)
+    study = new_study(sampler=sampler, pruner=pruner)
+    result = run(study)
+    assert study.sampler is sampler
+    assert study.pruner is pruner
+    assert result.n_epochs_trained == TINY.n_epochs
+
+
+def test_optunas_defaults_are_replaced() -> None:
+    study = optuna.create_study()
+    run(study)
+    assert isinstance(study.sampler, miha.MihaSampler)
+    assert isinstance(study.pruner, miha.SlopePruner)
+
+
+def test_control_branches_have_the_parents_parameters_under_any_sampler() -> None:
+    result = run(new_study(sampler=optuna.samplers.RandomSampler(seed=3)))
+    by_number = {s.number: s for s in result.segments}
+    controls = [s for s in result.segments if s.role == "branch" and s.branch == 0]
+    assert controls
+    for control in controls:
+        assert control.parent is not None
+        assert control.params == by_number[control.parent].params
+
+
+def test_an_enqueued_trial_joins_the_next_population_with_its_parameters() -> None:
+    study = new_study()
+    study.enqueue_trial({"lr": 0.0123}, user_attrs={"memo": "mine"})
+    result = run(study)
+    mine = [t for t in study.trials if t.user_attrs.get("memo") == "mine"]
+    assert [t.params["lr"] for t in mine] == [0.0123]
+    segment = next(s for s in result.segments if s.number == mine[0].number)
+    assert (segment.role, segment.cycle, segment.branch) == ("branch", 1, TINY.population_size)
+    assert result.n_epochs_trained == TINY.n_epochs
+
+
+def test_callbacks_see_every_trial_and_can_stop_the_study() -> None:
+    seen: list[int] = []
+
+    def stop_after_six(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        seen.append(trial.number)
+        if len(seen) == 6:
+            study.stop()
+
+    study = new_study()
+    first = run(study, callbacks=[stop_after_six])
+    assert 6 <= len(seen) < 12
+    assert first.n_epochs_trained < TINY.n_epochs
+    whole = run(study)
+    assert history(whole) == history(run(new_study()))
+
+
+def test_a_timeout_ends_the_call_and_leaves_the_rest_for_the_next() -> None:
+    study = new_study()
+    with pytest.raises(miha.exceptions.MihaError, match="No segment"):
+        run(study, timeout=0.0)
+    assert history(run(study)) == history(run(new_study()))
+
+
+def test_a_nan_branch_fails_and_never_becomes_the_trunk() -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        recipe = explicit(trial)
+        if trial.params["optimizer"] != "adam":
+            cross_entropy = nn.CrossEntropyLoss()
+            recipe.loss_fn = lambda output, target: cross_entropy(output, target) * float("nan")
+        return recipe
+
+    result = run(new_study(), model_fn)
+    failed = [s for s in result.segments if s.state == TrialState.FAIL]
+    assert failed, "the case does not occur: choose another seed"
+    assert all(s.params["optimizer"] == "adam" for s in result.lineage)
+    assert result.n_epochs_trained <= TINY.n_epochs
+    parents = {s.parent for s in result.segments}
+    assert parents.isdisjoint(s.number for s in failed)
+
+
+def test_caught_exceptions_fail_one_trial_and_others_end_the_call() -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        recipe = explicit(trial)
+        if trial.params["optimizer"] == "sgd":
+            raise ArithmeticError("no SGD here")
+        return recipe
+
+    study = new_study()
+    with pytest.raises(ArithmeticError, match="no SGD"):
+        run(study, model_fn)
+    assert not study.get_trials(states=(TrialState.RUNNING,))
+    result = run(study, model_fn, catch=ArithmeticError)
+    assert result.n_epochs_trained == TINY.n_epochs
+    errors = [t.user_attrs.get("miha:error") for t in study.trials]
+    assert any(error and "no SGD here" in error for error in errors)
+
+
+def test_fitness_decides_who_becomes_the_trunk() -> None:
+    def least_fit(curve: Any) -> float:
+        return curve.costs[-1]
+
+    study = new_study(pruner=optuna.pruners.NopPruner())
+    result = run(study, fitness=least_fit)
+    for cycle in (1, 2):
+        branches = [s for s in result.segments if (s.role, s.cycle) == ("branch", cycle)]
+        heirs = {s.parent for s in result.segments if (s.role, s.cycle) == ("trunk", cycle)}
+        worst = max(branches, key=lambda s: s.scores[-1])
+        assert heirs <= {worst.number}
+
+
+def test_loss_mutations_are_compared_on_the_initial_loss() -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        x, y = blobs(60)
+        model = nn.Linear(4, 1)
+        target = y[:, None].float()
+        choices = {"mse": nn.MSELoss(), "tiny": lambda o, t: 1e-6 * nn.functional.l1_loss(o, t)}
+        return miha.Recipe(
+            model=model,
+            loss_fn=miha.suggest_loss(trial, choices=choices),
+            train_data=(x[:40], target[:40]),
+            valid_data=(x[40:], target[40:]),
+        )
+
+    result = run(new_study(), model_fn)
+    tiny = [s for s in result.segments if s.params["loss"] == "tiny" and s.scores]
+    assert tiny, "the case does not occur: choose another seed"
+    assert all(min(s.scores) > 1e-3 for s in tiny)
+
+
+@pytest.mark.parametrize(
+    ("keep", "n_left"), [("final", {1}), ("trunk", range(2, 12)), ("all", range(8, 40))]
+)
+def test_keep_bounds_the_checkpoints_that_remain(keep: Any, n_left: Any, tmp_path: Path) -> None:
+    result = run(new_study(), keep=keep, checkpoint_dir=tmp_path)
+    files = list(tmp_path.iterdir())
+    assert len(files) in n_left
+    if keep == "trunk":
+        names = " ".join(file.name for file in files)
+        assert all(f"trial-{s.number:05d}" in names for s in result.lineage)
+
+
+@pytest.mark.filterwarnings("ignore:Some regimes for parameter")
+def test_intermediate_values_plot_of_optuna_draws_the_tree() -> None:
+    study = new_study()
+    result = run(study)
+    figure = optuna.visualization.plot_intermediate_values(study)
+    assert len(figure.data) == len(result.segments)
+    importances = optuna.importance.get_param_importances(study)
+    assert "lr" in importances
+
+
+def test_any_executor_takes_the_jobs() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as executor:
+        result = run(new_study(), executor=executor)
+    assert history(result) == history(run(new_study()))
+
+
+def test_schedule_covers_the_lineage_without_a_gap(tmp_path: Path) -> None:
+    result = run(new_study())
+    rows = list(result.schedule)
+    assert rows[0]["from_epoch"] == 0
+    for before, after in zip(rows, rows[1:], strict=False):
+        assert before["to_epoch"] == after["from_epoch"]
+    assert {k: rows[-1][k] for k in result.params} == result.params
+    result.schedule.to_csv(tmp_path / "schedule.csv")
+    result.schedule.to_json(tmp_path / "schedule.json")
+    header = (tmp_path / "schedule.csv").read_text().splitlines()[0]
+    assert header.startswith("from_epoch,to_epoch,role,")
+
+
+def test_model_is_saved_and_exported_for_use_elsewhere(tmp_path: Path) -> None:
+    result = run(new_study())
+    x, _ = blobs(7, seed=2)
+    expected = result.model(x)
+    result.save(tmp_path / "model.pt")
+    saved = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert saved["params"] == result.params
+    assert same(saved["state_dict"], weights(result))
+    result.export(tmp_path / "model.pt2", x)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    assert torch.allclose(program(x), expected, atol=1e-6)
+    assert program(x[:3]).shape == (3, 3)
+
+
+def test_describe_tells_the_best_change_of_every_cycle() -> None:
+    result = run(new_study())
+    text = result.describe()
+    cycles = {s.cycle for s in result.segments if s.role == "branch"}
+    assert all(f"cycle {cycle}: " in text for cycle in cycles)
+    assert "start-up race" in text
+    assert f"{result.n_epochs_trained} epochs trained in all" in text
+
+
+def test_a_run_in_a_thread_is_possible() -> None:
+    results: list[miha.Result] = []
+    thread = threading.Thread(target=lambda: results.append(run(new_study())))
+    thread.start()
+    thread.join()
+    assert history(results[0]) == history(run(new_study()))
