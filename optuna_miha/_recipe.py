@@ -83,6 +83,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise TypeError(f"`model` must be a torch.nn.Module, got {_kind(self.model)}.")
+        if next(self.model.parameters(), None) is None:
+            raise ValueError(
+                f"`model` must have parameters to train, got {_kind(self.model)} without any."
+            )
         if not callable(self.loss_fn):
             raise TypeError(
                 f"`loss_fn` must be callable, got {_kind(self.loss_fn)}: pass for instance "

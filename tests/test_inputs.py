@@ -1,0 +1,185 @@
+"""What a person gets wrong in the first hour, and what the message says."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from problems import blobs, classifier, new_study, run
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import optuna_miha as miha
+
+
+def recipe_with(**changes: Any) -> Any:
+    """A ``model_fn`` whose recipe differs in ``changes``."""
+
+    def model_fn(trial: Any) -> miha.Recipe:
+        parts: dict[str, Any] = {
+            "model": nn.Linear(4, 3),
+            "loss_fn": nn.CrossEntropyLoss(),
+            "train_data": blobs(60, seed=0),
+            "valid_data": blobs(30, seed=1),
+        }
+        return miha.Recipe(**(parts | changes))
+
+    return model_fn
+
+
+X, Y = blobs(60)
+MODEL = nn.Linear(4, 3)
+
+CASES: dict[str, tuple[Any, type[Exception], list[str]]] = {
+    "model_fn returns nothing": (lambda trial: None, TypeError, ["Recipe", "None", "return"]),
+    "model_fn returns a tuple": (lambda trial: (1, 2), TypeError, ["Recipe", "(1, 2)"]),
+    "no validation data": (
+        recipe_with(valid_data=None),
+        ValueError,
+        ["valid_data", "None", "hold a part"],
+    ),
+    "lengths differ": (
+        recipe_with(train_data=(X, Y[:50])),
+        ValueError,
+        ["train_data", "equal length", "[60, 50]"],
+    ),
+    "arrays": (
+        recipe_with(train_data=(X.numpy(), Y.numpy())),
+        TypeError,
+        ["train_data", "numpy", "torch.as_tensor"],
+    ),
+    "one tensor": (recipe_with(train_data=(X,)), TypeError, ["train_data", "two tensors"]),
+    "empty data": (recipe_with(valid_data=(X[:0], Y[:0])), ValueError, ["valid_data", "none"]),
+    "vector loss": (
+        recipe_with(loss_fn=nn.CrossEntropyLoss(reduction="none")),
+        ValueError,
+        ["scalar", "(32,)", 'reduction="mean"'],
+    ),
+    "loss is a number": (
+        recipe_with(loss_fn=lambda output, target: 1.0),
+        TypeError,
+        ["tensor", "float"],
+    ),
+    "loss without gradient": (
+        recipe_with(loss_fn=lambda output, target: output.detach().mean()),
+        ValueError,
+        ["gradient", "detach"],
+    ),
+    "unknown monitor": (
+        recipe_with(monitor="f1"),
+        ValueError,
+        ["monitor", "'f1'", "'loss'", "metrics"],
+    ),
+    "direction against the monitor": (
+        recipe_with(monitor="accuracy"),
+        ValueError,
+        ["maximize", "accuracy", 'direction="maximize"'],
+    ),
+    "the same network twice": (
+        recipe_with(model=MODEL),
+        ValueError,
+        ["new network", "copy.deepcopy"],
+    ),
+    "optimizer of another model": (
+        recipe_with(optimizer=torch.optim.Adam(nn.Linear(2, 2).parameters())),
+        ValueError,
+        ["model.parameters()"],
+    ),
+    "loader that yields nothing": (
+        recipe_with(
+            train_data=DataLoader(TensorDataset(X[:8], Y[:8]), batch_size=32, drop_last=True)
+        ),
+        ValueError,
+        ["at least one batch", "drop_last"],
+    ),
+    "NaN in the validation data": (
+        recipe_with(valid_data=(X * float("nan"), Y)),
+        ValueError,
+        ["NaN", "validation data"],
+    ),
+    "no parameters": (recipe_with(model=nn.ReLU()), ValueError, ["parameters", "ReLU"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_wrong_recipe_is_refused_before_anything_is_written(case: str) -> None:
+    model_fn, error, words = CASES[case]
+    study = new_study()
+    with pytest.raises(error) as caught:
+        run(study, model_fn)
+    for word in words:
+        assert word in str(caught.value)
+    assert study.trials == []
+    assert study.user_attrs == {}
+
+
+ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
+    "budget too small": (
+        {"plan": None, "n_epochs": 10},
+        ValueError,
+        ["n_epochs=10", "at least 21"],
+    ),
+    "budget twice": ({"n_epochs": 50}, ValueError, ["n_epochs=50", "leave one"]),
+    "budget not a number": ({"plan": None, "n_epochs": "200"}, TypeError, ["n_epochs", "'200'"]),
+    "no workers": ({"n_jobs": 0}, ValueError, ["n_jobs", "0"]),
+    "unknown keep": ({"keep": "none"}, ValueError, ["keep", "'none'", "final"]),
+    "two stores": (
+        {"artifact_store": object(), "checkpoint_dir": "x"},
+        ValueError,
+        ["artifact_store", "checkpoint_dir"],
+    ),
+    "unknown initial parameter": (
+        {"initial_params": {"learning_rate": 0.1}},
+        ValueError,
+        ["'learning_rate'", "lr"],
+    ),
+    "initial value out of range": (
+        {"initial_params": {"lr": 50.0}},
+        ValueError,
+        ["lr", "50.0"],
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Fixed parameter")
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_a_wrong_argument_is_refused_before_anything_is_written(case: str) -> None:
+    arguments, error, words = ARGUMENTS[case]
+    study = new_study()
+    with pytest.raises(error) as caught:
+        run(study, classifier, **arguments)
+    for word in words:
+        assert word in str(caught.value)
+    assert study.trials == []
+    assert study.user_attrs == {}
+
+
+def test_an_executor_that_is_shut_down_is_refused() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    executor: Executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    study = new_study()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        run(study, executor=executor)
+    assert not study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+
+
+def test_several_objectives_are_refused() -> None:
+    study = optuna.create_study(directions=["minimize", "maximize"])
+    with pytest.raises(ValueError, match="one objective, got 2 directions"):
+        run(study)
+
+
+def test_a_study_that_is_none_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"optuna\.Study, got NoneType"):
+        run(None)  # type: ignore[arg-type]
+
+
+def test_hyperband_is_refused_with_what_works_instead() -> None:
+    study = new_study(pruner=optuna.pruners.HyperbandPruner())
+    with pytest.raises(ValueError, match="SlopePruner"):
+        run(study)

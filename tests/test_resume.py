@@ -1,0 +1,198 @@
+"""An interrupted run ends as an uninterrupted one does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from problems import TINY, classifier, history, new_study, run, same, weights
+from torch import nn
+
+import optuna_miha as miha
+
+SCRIPT = """
+import os, signal, sys
+import problems
+from torch import nn
+
+storage, fatal = sys.argv[1], int(sys.argv[2])
+n_losses = 0
+
+def deadly(output, target):
+    global n_losses
+    n_losses += 1
+    if n_losses == fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return nn.functional.cross_entropy(output, target)
+
+def model_fn(trial):
+    recipe = problems.explicit(trial)
+    recipe.loss_fn = deadly
+    return recipe
+
+problems.run(problems.new_study(storage), model_fn)
+"""
+
+
+def explicit_loss(trial: Any) -> miha.Recipe:
+    """As the script's ``model_fn``, without the end."""
+    from problems import explicit
+
+    recipe = explicit(trial)
+    recipe.loss_fn = nn.functional.cross_entropy
+    return recipe
+
+
+@pytest.mark.parametrize("fatal", [50, 170, 333, 480])
+def test_a_killed_run_resumes_bit_identically(fatal: int, tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/study.db"
+    tests = str(Path(__file__).parent)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([tests, *sys.path])}
+    process = subprocess.run(
+        [sys.executable, "-c", SCRIPT, storage, str(fatal)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    study = new_study(storage)
+    resumed = run(study, explicit_loss)
+    whole = run(new_study(), explicit_loss)
+    assert history(resumed) == history(whole)
+    assert same(weights(resumed), weights(whole))
+    assert len(study.trials) > len(whole.segments), "nothing was interrupted"
+    assert not study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
+
+
+class _Interrupt:
+    """Raises in the n-th trial's callback."""
+
+    def __init__(self, n: int, error: type[BaseException]) -> None:
+        self.n = n
+        self.error = error
+
+    def __call__(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        self.n -= 1
+        if self.n == 0:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("n", "error"),
+    [(1, KeyboardInterrupt), (4, KeyboardInterrupt), (7, RuntimeError), (8, KeyboardInterrupt)],
+)
+def test_interrupted_between_two_siblings_it_goes_on_with_the_others(
+    n: int, error: type[BaseException], tmp_path: Path
+) -> None:
+    study = new_study(f"sqlite:///{tmp_path}/study.db")
+    with pytest.raises(error):
+        run(study, callbacks=[_Interrupt(n, error)])
+    assert not study.get_trials(states=(TrialState.RUNNING,))
+    resumed, whole = run(new_study(f"sqlite:///{tmp_path}/study.db")), run(new_study())
+    assert history(resumed) == history(whole)
+    assert same(weights(resumed), weights(whole))
+
+
+def test_interruption_says_how_to_resume(caplog: pytest.LogCaptureFixture) -> None:
+    optuna.logging.enable_propagation()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(new_study(), callbacks=[_Interrupt(5, KeyboardInterrupt)])
+    finally:
+        optuna.logging.disable_propagation()
+    assert "Run the same script again to resume" in caplog.text
+
+
+def test_a_run_that_is_over_is_returned_without_training() -> None:
+    study = new_study()
+    first = run(study)
+    n_trials = len(study.trials)
+    second = run(study)
+    assert len(study.trials) == n_trials
+    assert history(first) == history(second)
+    assert same(weights(first), weights(second))
+
+
+def test_a_larger_budget_goes_on_where_the_run_ended() -> None:
+    study = new_study()
+    first = run(study)
+    second = miha.optimize(study, classifier, n_epochs=150, show_progress_bar=False)
+    assert second.n_epochs_trained == 150
+    assert history(second)[: len(first.segments)] == history(first)
+    later = second.segments[len(first.segments) :]
+    assert later[0].role == "trunk"
+    assert later[0].parent == first.trial.number
+    assert later[-1].role == "final"
+    assert study.best_value <= first.value
+
+
+def test_the_budget_may_change_while_a_run_is_under_way() -> None:
+    def stop(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        study.stop()
+
+    study = new_study()
+    run(study, callbacks=[stop])
+    result = miha.optimize(study, classifier, n_epochs=120, show_progress_bar=False)
+    assert result.n_epochs_trained == 120
+    assert sum(s.role == "startup" for s in result.segments) == TINY.race_size()
+
+
+@pytest.mark.parametrize("n_epochs", [30, 90, None])
+def test_a_smaller_or_missing_budget_asks_for_nothing_more(n_epochs: int | None) -> None:
+    study = new_study()
+    first = run(study)
+    again = miha.optimize(study, classifier, n_epochs=n_epochs, show_progress_bar=False)
+    assert history(again) == history(first)
+
+
+def test_a_contradicting_plan_is_refused_with_the_way_out() -> None:
+    study = new_study()
+    first = run(study)
+    plan = miha.Plan(90, startup=4, fixing_epochs=3, population_size=5)
+    with pytest.raises(miha.exceptions.PlanMismatchError) as caught:
+        run(study, plan=plan)
+    assert "population_size=5 (stored: 3)" in str(caught.value)
+    assert "another name" in str(caught.value)
+    assert history(run(study)) == history(first)
+
+
+def test_a_changed_search_space_is_refused_by_name() -> None:
+    study = new_study()
+    run(study)
+
+    def changed(trial: Any) -> miha.Recipe:
+        recipe = classifier(trial)
+        trial.suggest_float("temperature", 0.0, 1.0)
+        return recipe
+
+    with pytest.raises(miha.exceptions.SearchSpaceChangedError, match="temperature"):
+        run(study, changed)
+
+
+def test_a_trial_enqueued_for_a_run_that_died_is_not_lost(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/study.db"
+    study = new_study(storage)
+    study.enqueue_trial({"lr": 0.0123}, user_attrs={"memo": "mine"})
+    with pytest.raises(KeyboardInterrupt):
+        run(study, callbacks=[_Interrupt(3, KeyboardInterrupt)])
+    result = run(new_study(storage))
+    mine = [s for s in result.segments if s.params["lr"] == 0.0123 and s.role == "branch"]
+    assert mine
+    assert study.trials[mine[0].number].user_attrs["memo"] == "mine"
+
+
+def test_a_missing_checkpoint_is_named_with_the_folder(tmp_path: Path) -> None:
+    study = new_study()
+    run(study, checkpoint_dir=tmp_path)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    with pytest.raises(miha.exceptions.CheckpointError, match=r"missing from the folder"):
+        miha.load_result(study, classifier)
