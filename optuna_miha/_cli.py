@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from optuna_miha._demo import demo
+from optuna_miha.exceptions import MihaError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -14,17 +18,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; :obj:`None`: those of the process.
 
     Returns:
-        The exit code: 0 on success, 1 if something that the command needs is missing, 130 if
-        it was interrupted.
+        The exit code: 0 on success, 1 if something that the command needs is missing, 2 for a
+        wrong argument, 130 if it was interrupted.
     """
     args = _parser().parse_args(argv)
-    # Imported here, so that --help and wrong arguments do not wait for torch.
-    from optuna_miha._demo import demo
-
     try:
         return demo(args.folder, n_epochs=args.n_epochs, n_jobs=args.n_jobs, seed=args.seed)
     except KeyboardInterrupt:
         return 130
+    except (ValueError, MihaError) as error:
+        print(f"optuna-miha: {error}", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train one PyTorch network and find its hyperparameters on the way.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser(
+    command = commands.add_parser(
         "demo",
         help="train a small network on scikit-learn's digits",
         description=(
@@ -44,10 +48,10 @@ def _parser() -> argparse.ArgumentParser:
         ),
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    demo.add_argument("--n-epochs", type=int, default=200, help="the whole budget, in epochs")
-    demo.add_argument("--n-jobs", type=int, default=1, help="worker processes")
-    demo.add_argument("--seed", type=int, default=0, help="seed of the run")
-    demo.add_argument(
+    command.add_argument("--n-epochs", type=int, default=200, help="the whole budget, in epochs")
+    command.add_argument("--n-jobs", type=int, default=1, help="worker processes")
+    command.add_argument("--seed", type=int, default=0, help="seed of the run")
+    command.add_argument(
         "--folder", type=Path, default=Path("miha-demo"), help="where study and model go"
     )
     return parser

@@ -46,7 +46,7 @@ class MihaSampler(BaseSampler):
     def __init__(self, seed: int | None = None, *, mutation: ValueMutation | None = None) -> None:
         self.seed = secrets.randbits(31) if seed is None else seed
         self._mutation = mutation
-        self._last: tuple[tuple[str, int], Params] | None = None
+        self._last: tuple[object, Params] | None = None
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -94,7 +94,7 @@ class MihaSampler(BaseSampler):
 
     def _proposal(self, study: Study, trial: FrozenTrial) -> Params:
         """The proposal for ``trial``, worked out once and remembered until the next trial."""
-        key = (study.study_name, trial.number)
+        key = (study.study_name, trial.number, trial.datetime_start)
         last = self._last
         if last is None or last[0] != key:
             last = self._last = (key, self._propose(study, trial))

@@ -173,7 +173,8 @@ def open_store(
 
     By default a folder beside the SQLite file, a temporary one for a study in memory, or
     ``miha-checkpoints/`` in the working directory for any other storage. The study remembers
-    the folder.
+    the folder; where it is gone, because study and checkpoints were moved together, the default
+    is tried.
 
     Raises:
         ValueError: If both a store and a folder are given.
@@ -188,7 +189,7 @@ def open_store(
     known = study.user_attrs.get(_lineage.CHECKPOINT_DIR)
     if checkpoint_dir is not None:
         folder = Path(checkpoint_dir).absolute()
-    elif known is not None:
+    elif known is not None and Path(known).is_dir():
         folder = Path(known)
     else:
         folder = _default_folder(study)
