@@ -8,7 +8,7 @@ help:  ## List the targets.
 .PHONY: install
 install:  ## Make .venv with the package and all that is needed to work on it.
 	python3 -m venv .venv
-	$(PYTHON) -m pip install -q -c constraints.txt -e '.[demo,test,lint,docs,dashboard]'
+	$(PYTHON) -m pip install -q -c constraints.txt -e '.[demo,test,lint,docs]'
 
 .PHONY: test
 test:  ## Run the tests.

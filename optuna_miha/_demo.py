@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +11,15 @@ from typing import Any
 
 import optuna
 import torch
-from optuna.trial import FixedTrial
 from torch import Tensor, nn
 
-from optuna_miha._model_fn import ModelFn, build_initial, build_recipe
+from optuna_miha._model_fn import ModelFn
 from optuna_miha._optimize import optimize
+from optuna_miha._plan import Plan
 from optuna_miha._pruner import SlopePruner
 from optuna_miha._recipe import Recipe, accuracy
-from optuna_miha._rng import preserved_rng, seed_all
 from optuna_miha._sampler import MihaSampler
-from optuna_miha._segment import one_thread
 from optuna_miha._suggest import suggest_activations, suggest_batch_size, suggest_optimizer
-from optuna_miha._trainer import train
 
 
 @dataclass(frozen=True)
@@ -55,32 +53,42 @@ def demo(folder: Path, *, n_epochs: int, n_jobs: int, seed: int) -> int:
         return 1
     folder.mkdir(parents=True, exist_ok=True)
     storage = f"sqlite:///{folder}/digits.db"
-    study = optuna.create_study(
-        storage=storage,
-        study_name="digits",
-        load_if_exists=True,
-        sampler=MihaSampler(seed=seed),
-        pruner=SlopePruner(),
-    )
     model_fn = _make_model_fn(digits)
-    result = optimize(study, model_fn, n_epochs=n_epochs, n_jobs=n_jobs)
+
+    def study(name: str) -> optuna.Study:
+        return optuna.create_study(
+            storage=storage,
+            study_name=name,
+            load_if_exists=True,
+            sampler=MihaSampler(seed=seed),
+            pruner=SlopePruner(),
+        )
+
+    result = optimize(study("digits"), model_fn, n_epochs=n_epochs, n_jobs=n_jobs)
     model_file, schedule_file = folder / "model.pt", folder / "schedule.csv"
     result.save(model_file)
     result.schedule.to_csv(schedule_file)
 
-    print("\nTraining the initial configuration for as many epochs, to compare ...")
-    baseline = _train_initial(model_fn, result.n_epochs_trained, seed)
-    ours, theirs = (_test_accuracy(model, digits) for model in (result.model, baseline))
+    plan = Plan.no_search(result.n_epochs_trained)
+    baseline = optimize(study(f"initial configuration, {plan.n_epochs}"), model_fn, plan=plan)
+    ours, theirs = (_test_accuracy(r.model, digits) for r in (result, baseline))
     print(f"\n{result.describe()}\n")
     print(f"test accuracy          {ours:.4f}  ({result.n_epochs_trained} epochs in all)")
     print(f"initial configuration  {theirs:.4f}  (as many epochs, the best by validation)\n")
     print(f"study     {folder / 'digits.db'}")
     print(f"model     {model_file}")
     print(f"schedule  {schedule_file}\n")
-    print(f"look at it    optuna-dashboard {storage}")
-    command = f"optuna-miha demo --n-epochs {2 * n_epochs} --seed {seed}"
-    print(f"go on         {command} --folder {folder}")
+    print(f"look at it       {_command('optuna-dashboard')} {storage}")
+    command = f"{_command('optuna-miha')} demo --folder {folder} --seed {seed}"
+    print(f"resume or go on  {command} --n-epochs {2 * n_epochs}")
     return 0
+
+
+def _command(name: str) -> str:
+    """The name of a console script, with its folder where the shell would not find it."""
+    if shutil.which(name) is not None:
+        return name
+    return os.path.relpath(Path(sys.executable).with_name(name))
 
 
 def _load_digits() -> _Digits:
@@ -110,19 +118,6 @@ def _make_model_fn(digits: _Digits) -> ModelFn:
         )
 
     return model_fn
-
-
-def _train_initial(model_fn: ModelFn, n_epochs: int, seed: int) -> nn.Module:
-    """The initial configuration from scratch; the epoch that validates best is returned."""
-    initial = build_initial(model_fn, seed)
-    recipe = build_recipe(model_fn, FixedTrial(initial.params), seed)
-    best, best_model = float("inf"), recipe.model
-    with one_thread(), preserved_rng():
-        seed_all(seed)
-        for result in train(recipe, n_epochs):
-            if result.value < best:
-                best, best_model = result.value, copy.deepcopy(recipe.model)
-    return best_model.eval()
 
 
 @torch.no_grad()

@@ -157,6 +157,27 @@ class Plan:
             mutations=("activation", "batch_size", "optimizer"),
         )
 
+    @classmethod
+    def no_search(cls, n_epochs: int) -> Plan:
+        """Plain training, to compare with: the initial configuration and nothing else.
+
+        No race, no cycles, a constant learning rate, no averaging; the epoch that validates
+        best is returned.
+
+        Args:
+            n_epochs: Epochs to train.
+        """
+        return cls(
+            n_epochs,
+            startup=1,
+            final_share=0.0,
+            anneal=None,
+            ema_decay=0.0,
+            patience=None,
+            runup_epochs=n_epochs,
+            n_cycles=0,
+        )
+
     @property
     def population_epochs(self) -> int:
         """Epochs that a population costs if nothing is pruned."""

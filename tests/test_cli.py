@@ -37,7 +37,7 @@ def test_demo_trains_reports_and_goes_on(tmp_path: Path) -> None:
     assert saved["value"] == study.best_value
     assert (folder / "schedule.csv").read_text().startswith("from_epoch,to_epoch")
 
-    resume = re.search(r"go on +optuna-miha demo (.*)", first.stdout)
+    resume = re.search(r"go on +\S*optuna-miha demo (.*)", first.stdout)
     assert resume is not None
     second = demo(folder, *resume[1].split())
     assert second.returncode == 0, second.stderr
