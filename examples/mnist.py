@@ -39,19 +39,6 @@ def model_fn(trial: optuna.Trial, train_data: Pair, valid_data: Pair) -> miha.Re
     )
 
 
-def initial_alone(n_epochs: int) -> miha.Plan:
-    """Plain training: no race, no cycles, no annealing, no averaging, no early stop."""
-    return miha.Plan(
-        n_epochs,
-        startup=1,
-        n_cycles=0,
-        runup_epochs=n_epochs,
-        final_share=0.0,
-        ema_decay=0.0,
-        patience=None,
-    )
-
-
 def accuracy(model: nn.Module, data: Pair) -> float:
     x, y = data
     with torch.no_grad():
@@ -87,7 +74,7 @@ def main() -> None:
     print(result.describe())
     print(f"test accuracy: {accuracy(result.model, load('test')):.4f}")
     if args.baseline:
-        initial = run("initial configuration", initial_alone(args.n_epochs))
+        initial = run("initial configuration", miha.Plan.no_search(args.n_epochs))
         print(f"initial configuration: {accuracy(initial.model, load('test')):.4f}")
 
 

@@ -14,7 +14,7 @@ class EpochResult:
     Args:
         value: The monitored value on the validation data, in the study's own direction.
         train_loss: Mean training loss over the epoch, or NaN where it is not known.
-        metrics: Further figures by name.
+        metrics: Further figures by name; those of the last epoch go into the trial.
         ema_value: The monitored value of the averaged weights; filled in by :func:`optimize`.
     """
 
@@ -25,7 +25,7 @@ class EpochResult:
 
     @property
     def score(self) -> float:
-        """What branches are judged by: the averaged weights' value where there is one."""
+        """The averaged weights' value where there is one, else ``value``; it decides."""
         return self.value if self.ema_value is None else self.ema_value
 
 

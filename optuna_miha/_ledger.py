@@ -18,6 +18,8 @@ from optuna_miha._optuna import enqueued_params
 from optuna_miha._phases import Phase
 from optuna_miha._plan import race_rungs
 
+_logger = optuna.logging.get_logger(__name__)
+
 Callback: TypeAlias = Callable[[optuna.Study, FrozenTrial], None]
 
 
@@ -33,6 +35,7 @@ class Sibling:
         state: Where its training stands.
         scores: The score of each epoch so far.
         train_losses: The training loss of each epoch so far.
+        metrics: Further figures of the last epoch, by name.
         fitness: What it is compared by, once it trained to its end.
         error: Why it failed.
     """
@@ -44,6 +47,7 @@ class Sibling:
     state: State | None = None
     scores: list[float] = field(default_factory=list)
     train_losses: list[float] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
     fitness: float = math.nan
     error: str | None = None
 
@@ -126,9 +130,19 @@ class Ledger:
         admitted, self._guests = self._guests[:n_most], self._guests[n_most:]
         places = dict(enumerate(admitted, start=first))
         for branch, trial in places.items():
+            self._warn_of_unknown(trial)
             for key, value in self._birth_attrs(phase, branch).items():
                 trial.set_user_attr(key, value)
         return places
+
+    def _warn_of_unknown(self, trial: optuna.Trial) -> None:
+        asked = enqueued_params(self._study.get_trials(deepcopy=False)[trial.number])
+        known = self._study.user_attrs[_lineage.SPACE]
+        for name in sorted(asked.keys() - known.keys()):
+            _logger.warning(
+                f"Trial {trial.number} was enqueued with {name!r}, which the initial "
+                f"configuration does not suggest; it suggests {', '.join(known)}."
+            )
 
     def complete(self, sibling: Sibling, checkpoint: dict[str, Any] | None) -> None:
         """Record a sibling that trained to its end."""
@@ -192,6 +206,8 @@ class Ledger:
         losses = [loss if math.isfinite(loss) else None for loss in sibling.train_losses]
         trial.set_user_attr(_lineage.TRAIN_LOSS, losses)
         trial.set_user_attr(_lineage.TRAINED, len(sibling.scores) + unfinished)
+        if sibling.metrics:
+            trial.set_user_attr(_lineage.METRICS, sibling.metrics)
         if not math.isnan(sibling.fitness):
             trial.set_user_attr(_lineage.FITNESS, sibling.fitness)
         for key, attr in attrs.items():

@@ -29,6 +29,7 @@ MUTATION = "miha:mutation"
 TRAINED = "miha:trained"
 FITNESS = "miha:fitness"
 TRAIN_LOSS = "miha:train_loss"
+METRICS = "miha:metrics"
 CHECKPOINT = "miha:checkpoint"
 ERROR = "miha:error"
 GUEST = "miha:guest"  # A trial that the user enqueued.

@@ -137,9 +137,11 @@ class Coordinator:
         """Let ``model_fn`` make its suggestions, note what they change, and pass the state on."""
         parent = phase.parent
         sibling = Sibling(branch, parent, trial)
+        # A guest that cannot be is the user's slip, and must not end every attempt to resume.
+        catch = (Exception,) if _lineage.GUEST in trial.user_attrs else self._catch
         try:
             build_recipe(self._context.model_fn, trial, self._context.seed)
-        except self._catch as error:
+        except catch as error:
             sibling.error = f"{type(error).__name__}: {error}"
         old = self._initial_params if parent is None else parent.params
         trial.set_user_attr(_lineage.MUTATION, describe(old, trial.params))
@@ -182,6 +184,7 @@ class Coordinator:
         for result in results:
             sibling.scores.append(result.score)
             sibling.train_losses.append(result.train_loss)
+            sibling.metrics = {k: v for k, v in result.metrics.items() if math.isfinite(v)}
             trial.report(result.score, step=sibling.birth + len(sibling.scores))
 
     def _fail(self, sibling: Sibling, *, unfinished: int) -> None:

@@ -54,6 +54,9 @@ def mutate(
 
     Returns:
         A new dictionary. It differs from ``params`` unless a bound stands in the way.
+
+    Raises:
+        ValueError: If ``value_mutation`` returns what its distribution does not contain.
     """
     names = kinds(distributions)[kind]
     mutated = dict(params)
@@ -65,6 +68,11 @@ def mutate(
     if value_mutation is not None:
         for name in chosen:
             mutated[name] = value_mutation(params[name], distributions[name], rng)
+            if not contains(distributions[name], mutated[name]):
+                raise ValueError(
+                    f"`mutation` must return a value of {distributions[name]} for {name!r}, got "
+                    f"{mutated[name]!r}."
+                )
         return mutated
     if len(chosen) > 1:
         return mutated | _same_activation(params, distributions, chosen, rng)
@@ -164,7 +172,10 @@ def _numeric(value: Any, distribution: BaseDistribution, new: float) -> Any:
     """
     if isinstance(distribution, CategoricalDistribution):
         numbers = sorted(other_choices(distribution, value))
-        return min(numbers, key=lambda c: abs(math.log((c + 1e-12) / (new + 1e-12))))
+        choices: list[Any] = list(distribution.choices)
+        # Zero counts as a tenth of the smallest positive choice.
+        floor = min((c for c in choices if c > 0), default=1.0) / 10
+        return min(numbers, key=lambda c: abs(math.log(max(c, floor) / max(new, floor))))
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     if isinstance(distribution, IntDistribution):
         fitted = fit(distribution, new)

@@ -89,7 +89,9 @@ def optimize(
             The whole budget in epochs, whatever was spent before included. Every epoch of
             every branch counts. Default 200.
         plan: How the budget is spent; takes the place of ``n_epochs``.
-        n_jobs: Worker processes on this machine; 1 trains in this process.
+        n_jobs:
+            Worker processes on this machine; 1 trains in this process. A script that asks for
+            more keeps its call under ``if __name__ == "__main__":``.
         executor: Takes the place of worker processes.
         fitness:
             Scores a branch by its curve; default :func:`optuna_miha.fitness.last_value`.
@@ -105,9 +107,9 @@ def optimize(
             A folder for checkpoints. Default: beside the SQLite file, in a temporary folder
             for a study in memory, else ``miha-checkpoints/``.
         keep:
-            Which checkpoints remain: ``"final"``, the best; ``"trunk"``, those of the segments
-            that the best and the present trunk descend from; ``"all"``, one for every segment
-            that trained to its end.
+            Which checkpoints remain in the end: ``"final"``, that of the best segment;
+            ``"trunk"``, also those that it descends from; ``"all"``, one for every segment that
+            trained to its end.
         device:
             Where to train; default the accelerator, if there is one, else the CPU.
         callbacks:
@@ -250,7 +252,9 @@ def _announce(plan: Plan, stretch: Stretch, lineage: Lineage) -> None:
         _logger.info(f"Resuming after {lineage.spent} of {stretch.end} epochs.")
         return
     if plan.n_cycles is None:
-        _logger.info(f"{stretch.end} epochs will be trained, all branches counted.")
+        size = plan.race_size()
+        race = f"a start-up race of {size} configurations" if size > 1 else "no start-up race"
+        _logger.info(f"{stretch.end} epochs will be trained, all branches counted; {race}.")
         return
     branches = f"{plan.population_size} branches x {plan.branch_epochs}"
     _logger.info(

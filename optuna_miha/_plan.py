@@ -24,7 +24,8 @@ class Plan:
         population_size:
             Branches per cycle, the control included.
         branch_epochs:
-            Epochs that each branch trains. The pruner is asked once, half-way.
+            Epochs that each branch trains. The pruner is asked once, half-way; a slope needs
+            two values by then, so that below 4 :class:`SlopePruner` cuts nothing.
         fixing_epochs:
             The most epochs that the trunk trains alone in a cycle (*fixing* in MIHA). ``0``:
             cycles follow each other directly.

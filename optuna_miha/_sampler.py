@@ -127,6 +127,8 @@ class MihaSampler(BaseSampler):
             trunk = study.get_trials(deepcopy=False)[parent]
             params, distributions = trunk.params, trunk.distributions
         allowed = study.user_attrs[_lineage.PLAN]["mutations"]
+        if _lineage.GUEST in trial.user_attrs:
+            return params  # The user changed something already.
         names = [k for k in kinds(distributions) if allowed is None or k in allowed]
         if not names:
             return params

@@ -12,7 +12,7 @@ from optuna_miha._curve import Curve
 
 
 class Fitness(Protocol):
-    """A function that scores a branch; see :func:`last_value` for the default."""
+    """Scores a branch; the default is :func:`~optuna_miha.fitness.last_value`."""
 
     def __call__(self, curve: Curve) -> float:
         """Score the branch that trained along ``curve``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from pathlib import Path
@@ -213,6 +214,50 @@ def test_an_enqueued_trial_joins_the_next_population_with_its_parameters() -> No
     assert result.n_epochs_trained == TINY.n_epochs
 
 
+def test_an_enqueued_trial_keeps_the_trunks_other_parameters() -> None:
+    study = new_study()
+    study.enqueue_trial({"lr": 0.0123})
+    result = run(study)
+    by_number = {s.number: s for s in result.segments}
+    guest = next(s for s in result.segments if s.params["lr"] == 0.0123 and s.role == "branch")
+    assert guest.parent is not None
+    assert guest.params == by_number[guest.parent].params | {"lr": 0.0123}
+
+
+def test_an_enqueued_trial_that_cannot_be_fails_alone() -> None:
+    study = new_study()
+    study.enqueue_trial({"activation.2": "nope"})
+    result = run(study)
+    failed = [t for t in study.trials if t.state == TrialState.FAIL]
+    assert len(failed) == 1
+    assert "nope" in failed[0].user_attrs["miha:error"]
+    assert result.n_epochs_trained == TINY.n_epochs
+
+
+def test_an_enqueued_name_that_nobody_suggests_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    study = new_study()
+    study.enqueue_trial({"lrr": 0.0123})
+    optuna.logging.enable_propagation()
+    try:
+        run(study)
+    finally:
+        optuna.logging.disable_propagation()
+    assert "'lrr'" in caplog.text
+
+
+def test_metrics_that_are_not_monitored_go_into_the_trial() -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        recipe = classifier(trial)
+        recipe.metrics = {"mean": lambda output, target: output.mean()}
+        return recipe
+
+    study = new_study()
+    run(study, model_fn)
+    assert all(math.isfinite(t.user_attrs["miha:metrics"]["mean"]) for t in study.trials)
+
+
 def test_callbacks_see_every_trial_and_can_stop_the_study() -> None:
     seen: list[int] = []
 
@@ -336,7 +381,7 @@ def test_schedule_covers_the_lineage_without_a_gap(tmp_path: Path) -> None:
     result = run(new_study())
     rows = list(result.schedule)
     assert rows[0]["from_epoch"] == 0
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in itertools.pairwise(rows):
         assert before["to_epoch"] == after["from_epoch"]
     assert {k: rows[-1][k] for k in result.params} == result.params
     result.schedule.to_csv(tmp_path / "schedule.csv")

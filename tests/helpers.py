@@ -1,0 +1,111 @@
+"""Tiny data, networks and jobs for the tests of the training engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import optuna
+import torch
+from torch import Tensor, nn
+
+from optuna_miha import MihaSampler, Recipe
+from optuna_miha._segment import Context, Job, Outcome, run_job
+
+CPU = torch.device("cpu")
+
+
+def objects(n: int = 24, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Inputs ``(n, 4)`` and classes 0, 1, 2 that depend on them."""
+    x = torch.randn(n, 4, generator=torch.Generator().manual_seed(seed))
+    return x, x[:, :3].argmax(dim=1)
+
+
+def network() -> nn.Sequential:
+    """Batch norm, so that there are buffers, and dropout, so that training draws."""
+    return nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.3), nn.Linear(6, 3)
+    )
+
+
+def recipe(**changes: Any) -> Recipe:
+    """A valid recipe, with ``changes``."""
+    settings = {
+        "model": changes.get("model") or network(),
+        "loss_fn": nn.CrossEntropyLoss(),
+        "train_data": objects(24, seed=0),
+        "valid_data": objects(16, seed=1),
+    }
+    return Recipe(**(settings | changes))
+
+
+def run_context(model_fn: Callable[[Any], Recipe], **changes: Any) -> Context:
+    """What all jobs of a test have in common."""
+    settings = {
+        "valid_loss_fn": nn.CrossEntropyLoss(),
+        "trainer": None,
+        "sign": 1,
+        "seed": 0,
+        "device": CPU,
+        "ema_decay": 0.6,
+    }
+    return Context(model_fn=model_fn, **(settings | changes))
+
+
+def succeed(context: Context, **job: Any) -> Outcome:
+    """Run a job that must not fail."""
+    outcome = run_job(context, Job(**({"params": {}, "state": None} | job)))
+    assert outcome.error is None, outcome.error
+    assert outcome.state is not None
+    return outcome
+
+
+def same(one: Any, other: Any) -> bool:
+    """Bitwise equality of nested containers with tensors."""
+    if isinstance(one, Tensor):
+        return (
+            isinstance(other, Tensor)
+            and one.dtype == other.dtype
+            and torch.equal(one.detach(), other.detach())
+        )
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """Every tensor of nested containers."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors_of(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from tensors_of(part)
+
+
+def memory_of(*values: Any) -> set[int]:
+    """Addresses of the storages behind every tensor."""
+    tensors = [t for value in values for t in tensors_of(value) if t.numel() > 0]
+    return {t.untyped_storage().data_ptr() for t in tensors}
+
+
+def first_trial(params: dict[str, Any] | None = None) -> optuna.Trial:
+    """The first trial of a study with our sampler: it proposes initial values."""
+    study = optuna.create_study(sampler=MihaSampler(seed=0))
+    study.enqueue_trial(params or {})
+    return study.ask()
+
+
+def train_steps(
+    model: nn.Module, optimizer: torch.optim.Optimizer, n_steps: int = 3, seed: int = 0
+) -> None:
+    """A few steps on all objects."""
+    x, y = objects(seed=seed)
+    for _ in range(n_steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
