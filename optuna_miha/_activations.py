@@ -55,10 +55,10 @@ def find_activations(model: nn.Module, *, include_output: bool = False) -> dict[
         name = activation_name(module)
         if name is not None and path:
             found[path] = name
-    if not include_output:
-        for path in _output_path(model):
-            found.pop(path, None)
-    return found
+    if include_output:
+        return found
+    outputs = {id(module) for module in _output_modules(model)}
+    return {p: n for p, n in found.items() if id(model.get_submodule(p)) not in outputs}
 
 
 def replace_activation(model: nn.Module, path: str, name: str) -> None:
@@ -76,18 +76,18 @@ def replace_activation(model: nn.Module, path: str, name: str) -> None:
                     parent.activation_relu_or_gelu = 0
 
 
-def _output_path(model: nn.Module) -> Iterator[str]:
-    """Paths of the modules that nothing with parameters follows."""
-    for path, module in reversed(list(_chain(model, ""))):
+def _output_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules that nothing with parameters follows."""
+    for module in reversed(list(_chain(model))):
         if next(module.parameters(), None) is not None:
             return
-        yield path
+        yield module
 
 
-def _chain(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+def _chain(module: nn.Module) -> Iterator[nn.Module]:
     """The modules in their order of execution, as far as Sequentials tell it."""
     if not isinstance(module, nn.Sequential):
-        yield path, module
+        yield module
         return
-    for name, child in module.named_children():
-        yield from _chain(child, f"{path}.{name}" if path else name)
+    for child in module:  # Unlike `children()`, with the modules that occur twice.
+        yield from _chain(child)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -53,10 +53,28 @@ def evaluation_batches(data: Data, device: torch.device) -> Iterable[Any]:
 
 
 def batch_length(batch: Any) -> int:
-    """Number of objects of a batch: the length of the first tensor in it."""
-    while not isinstance(batch, Tensor):
-        batch = next(iter(batch.values() if isinstance(batch, dict) else batch))
-    return len(batch)
+    """Number of objects of a batch: the length of the first tensor in it.
+
+    Raises:
+        TypeError: If there is no tensor that has a length.
+    """
+    for leaf in _leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.ndim > 0:
+            return len(leaf)
+    raise TypeError(
+        f"A batch must hold a tensor of at least one dimension, got {type(batch).__qualname__} "
+        "without: let the `collate_fn` of the DataLoader make one."
+    )
+
+
+def _leaves(batch: Any) -> Iterator[Any]:
+    if isinstance(batch, Mapping):
+        batch = tuple(batch.values())
+    if isinstance(batch, (list, tuple)):
+        for part in batch:
+            yield from _leaves(part)
+    else:
+        yield batch
 
 
 def _tensors(data: Data) -> tuple[Tensor, ...] | None:
@@ -96,6 +114,8 @@ def _to(batch: Any, device: torch.device) -> Any:
         return batch.to(device)
     if isinstance(batch, dict):
         return {key: _to(part, device) for key, part in batch.items()}
+    if isinstance(batch, Mapping):
+        return type(batch)({key: _to(part, device) for key, part in batch.items()})  # type: ignore[call-arg]
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(_to(part, device) for part in batch))
     if isinstance(batch, (list, tuple)):
@@ -120,6 +140,7 @@ def _with_batch_size(loader: DataLoader[Any], batch_size: int) -> DataLoader[Any
         "multiprocessing_context": loader.multiprocessing_context,
         "persistent_workers": loader.persistent_workers,
         "prefetch_factor": loader.prefetch_factor,
+        "in_order": loader.in_order,
     }
     if isinstance(loader.dataset, IterableDataset):
         pass

@@ -93,21 +93,29 @@ def build_initial(
         ValueError: If ``overrides`` names a parameter that is not suggested, or a value that
             its distribution does not contain.
     """
-    overrides = dict(overrides or {})
-    trial = _detached_trial(overrides)
+    trial = _detached_trial({})
     recipe = build_recipe(model_fn, trial, seed)
-    for name, value in overrides.items():
-        if name not in trial.distributions:
-            raise ValueError(
-                f"`initial_params` must name parameters that `model_fn` suggests, got {name!r}; "
-                f"it suggests {sorted(trial.distributions)}."
-            )
-        if not contains(trial.distributions[name], value):
-            raise ValueError(
-                f"The initial value of {name!r} must lie in {trial.distributions[name]}, got "
-                f"{value!r}."
-            )
+    if overrides:
+        _check_overrides(overrides, trial)
+        trial = _detached_trial(dict(overrides))
+        recipe = build_recipe(model_fn, trial, seed)
+        for name in overrides:
+            if name not in trial.distributions:
+                raise ValueError(
+                    f"`initial_params` must name parameters that `model_fn` suggests, got "
+                    f"{name!r}; it suggests {sorted(trial.distributions)}."
+                )
     return Initial(recipe, dict(trial.params), dict(trial.distributions))
+
+
+def _check_overrides(overrides: Mapping[str, Any], trial: optuna.Trial) -> None:
+    """Names that the trial lacks may depend on the others, and are not judged yet."""
+    for name, value in overrides.items():
+        distribution = trial.distributions.get(name)
+        if distribution is not None and not contains(distribution, value):
+            raise ValueError(
+                f"The initial value of {name!r} must lie in {distribution}, got {value!r}."
+            )
 
 
 def _detached_trial(params: dict[str, Any]) -> optuna.Trial:
@@ -130,7 +138,8 @@ def _suggest_default_space(trial: optuna.trial.BaseTrial, recipe: Recipe) -> Non
     if optimizer is None:
         recipe.optimizer = suggest_optimizer(trial, recipe.model.parameters())
     elif name_of(optimizer) is not None and len(optimizer.param_groups) == 1:
-        recipe.optimizer = suggest_optimizer(trial, recipe.model.parameters(), initial=optimizer)
+        held = optimizer.param_groups[0]["params"]
+        recipe.optimizer = suggest_optimizer(trial, held, initial=optimizer)
     else:
         _suggest_lr(trial, optimizer)
     assert recipe.batch_size is not None

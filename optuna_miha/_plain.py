@@ -52,6 +52,6 @@ def plain_objective(
                 trial.report(result.value, step=epoch)
                 if trial.should_prune():
                     raise optuna.TrialPruned
-        return sign * best
+        return sign * best if math.isfinite(best) else math.nan  # NaN fails the trial.
 
     return objective

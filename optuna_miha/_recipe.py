@@ -107,10 +107,17 @@ class Recipe:
             self.batch_size = getattr(self.train_data, "batch_size", None) or DEFAULT_BATCH_SIZE
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise ValueError(f"`batch_size` must be a positive integer, got {self.batch_size!r}.")
+        if "loss" in self.metrics:
+            raise ValueError(
+                'A metric must not be named "loss", which is the validation loss: give it '
+                "another name, or pass `valid_loss_fn`."
+            )
         if self.monitor == "accuracy" and "accuracy" not in self.metrics:
             self.metrics = {**self.metrics, "accuracy": accuracy}
         if self.monitor != "loss" and self.monitor not in self.metrics:
-            known = ", ".join(repr(name) for name in ["loss", "accuracy", *self.metrics])
+            known = ", ".join(
+                repr(name) for name in dict.fromkeys(["loss", "accuracy", *self.metrics])
+            )
             raise ValueError(
                 f"`monitor` must be one of {known}, got {self.monitor!r}: add it to `metrics`."
             )

@@ -123,6 +123,11 @@ def run_job(
                 if result is None:
                     begun -= 1
                     break
+                if not isinstance(result, EpochResult):
+                    raise TypeError(
+                        "A trainer must yield optuna_miha.EpochResult after every epoch, got "
+                        f"{type(result).__qualname__}: `yield EpochResult(value=...)`."
+                    )
                 if ema is not None:
                     ema.update_parameters(recipe.model)
                     value = evaluate(recipe, ema)[recipe.monitor]

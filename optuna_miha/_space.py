@@ -87,6 +87,8 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
         return any(value == c and type(value) is type(c) for c in distribution.choices)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
+    if isinstance(distribution, IntDistribution) and value != int(value):
+        return False
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     return bool(distribution.low <= value <= distribution.high)
 

@@ -19,7 +19,7 @@ from optuna_miha._activations import (
     replace_activation,
 )
 from optuna_miha._losses import losses_like
-from optuna_miha._optimizers import OPTIMIZERS, make_optimizer, name_of
+from optuna_miha._optimizers import OPTIMIZERS, make_optimizer, name_of, other_settings
 from optuna_miha._recipe import DEFAULT_BATCH_SIZE, LossFn
 from optuna_miha._space import (
     DEFAULT_LR,
@@ -32,7 +32,14 @@ from optuna_miha._space import (
 _logger = optuna.logging.get_logger(__name__)
 
 _WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_DROPOUTS = (
+    nn.AlphaDropout,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.FeatureAlphaDropout,
+)
 
 
 def suggest_activations(
@@ -99,7 +106,8 @@ def suggest_optimizer(
         trial: The trial.
         params: The network's parameters, or parameter groups.
         initial:
-            Where to start: an optimizer, whose class and hyperparameters are taken, or the
+            Where to start: an optimizer, whose class and hyperparameters are taken (those that
+            are not suggested stay as long as its class does), or the
             name of a class, at its default learning rate (Adam, AdamW 1e-3, SGD 0.03 with
             momentum 0.9, Adadelta 1.0) and without weight decay.
         choices: Names of the classes to choose from.
@@ -131,7 +139,14 @@ def suggest_optimizer(
     if name == "sgd":
         with declare_initial("momentum", start["momentum"]):
             momentum = trial.suggest_float("momentum", 0.0, 0.99)
-    return make_optimizer(name, params, lr=chosen_lr, weight_decay=chosen_decay, momentum=momentum)
+    return make_optimizer(
+        name,
+        params,
+        lr=chosen_lr,
+        weight_decay=chosen_decay,
+        momentum=momentum,
+        others=start["others"] if name == start["optimizer"] else None,
+    )
 
 
 def suggest_batch_size(
@@ -199,11 +214,14 @@ def suggest_loss(
             )
         choices = losses_like(initial)
         initial = next(iter(choices))
+    if not choices:
+        raise ValueError("`choices` must hold at least one loss, got none.")
     if initial is None:
         initial = next(iter(choices))
     if not isinstance(initial, str):
-        name = next((n for n, loss in choices.items() if loss is initial), "initial")
-        choices = {name: initial, **choices}
+        name = next((n for n, loss in choices.items() if loss is initial), None)
+        if name is None:
+            name, choices = "initial", {"initial": initial, **choices}
         initial = name
     if initial not in choices:
         raise ValueError(f"`initial` must be one of {sorted(choices)}, got {initial!r}.")
@@ -268,6 +286,7 @@ def _initial_optimizer(initial: str | torch.optim.Optimizer) -> dict[str, Any]:
             "lr": DEFAULT_LR.get(initial, 1e-3),
             "weight_decay": 0.0,
             "momentum": DEFAULT_MOMENTUM,
+            "others": {},
         }
     name = name_of(initial)
     if name is None:
@@ -282,6 +301,7 @@ def _initial_optimizer(initial: str | torch.optim.Optimizer) -> dict[str, Any]:
         "lr": float(group["lr"]),
         "weight_decay": float(group.get("weight_decay", 0.0)),
         "momentum": float(group.get("momentum", DEFAULT_MOMENTUM)),
+        "others": other_settings(initial),
     }
 
 

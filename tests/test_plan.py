@@ -142,6 +142,14 @@ def test_classic_switches_off_what_was_added_since() -> None:
     assert plan.mutations == ("activation", "batch_size", "optimizer")
 
 
+def test_no_search_is_plain_training_of_the_whole_budget() -> None:
+    plan = Plan.no_search(50)
+    assert (plan.n_epochs, plan.runup_epochs, plan.n_cycles) == (50, 50, 0)
+    assert plan.race_size() == 1
+    assert plan.reserve(50) == 0
+    assert (plan.anneal, plan.ema_decay, plan.patience) == (None, 0, None)
+
+
 def _classic(m: int, c: int, pop: int, n: int, k: int) -> Plan:
     return Plan.classic(
         runup_epochs=m, n_cycles=c, population_size=pop, branch_epochs=n, fixing_epochs=k
