@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from optuna_miha._optimizers import capture_optimizer, inherit_optimizer
+from optuna_miha._optuna import artifact_folder
 from optuna_miha._recipe import Recipe
 from optuna_miha._rng import capture_rng, restore_rng
 from optuna_miha.exceptions import CheckpointError, InheritanceError
@@ -162,5 +163,5 @@ class CheckpointStore:
 
 
 def _describe(artifact_store: Any) -> str:
-    folder = getattr(artifact_store, "_base_path", None)
+    folder = artifact_folder(artifact_store)
     return type(artifact_store).__name__ if folder is None else f"the folder {folder}"

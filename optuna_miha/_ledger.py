@@ -18,7 +18,7 @@ from optuna_miha._optuna import enqueued_params
 from optuna_miha._phases import Phase
 from optuna_miha._plan import race_rungs
 
-_logger = optuna.logging.get_logger(__name__)
+_logger = optuna.logging.get_logger("optuna.miha")
 
 Callback: TypeAlias = Callable[[optuna.Study, FrozenTrial], None]
 

@@ -202,6 +202,11 @@ class Lineage:
         """The complete segment with the best value: the trial that ``study.best_trial`` is."""
         return self._best
 
+    def best_before(self, cycle: int) -> Segment | None:
+        """The same among the segments of earlier cycles."""
+        earlier = [s for s in self if s.cycle < cycle and s.value is not None]
+        return min(earlier, key=self.cost, default=None)
+
     def cost(self, segment: Segment) -> float:
         """The segment's value, oriented so that lower is better; infinite if it has none."""
         return math.inf if segment.value is None else self.sign * segment.value

@@ -24,7 +24,7 @@ from optuna_miha._segment import Context, Job
 from optuna_miha._workers import Workers
 from optuna_miha.fitness import Fitness, power_law
 
-_logger = optuna.logging.get_logger(__name__)
+_logger = optuna.logging.get_logger("optuna.miha")
 
 
 class Coordinator:
@@ -197,8 +197,14 @@ class Coordinator:
     ) -> list[Sibling]:
         """Those to be cut after a rung, judged when all of them have finished it."""
         if phase.role != "startup":
-            # Decided for all before any is told, so that no decision hangs on the order.
-            return [s for s in siblings if s.trial is not None and s.trial.should_prune()]
+            # Decided for all before any is told, so that no decision hangs on the order. The
+            # control stays: without it, a branch that falls off later would win by default.
+            first = 1 if self._plan.control else 0
+            return [
+                s
+                for s in siblings
+                if s.trial is not None and s.branch >= first and s.trial.should_prune()
+            ]
 
         def rank(sibling: Sibling) -> tuple[float, int]:
             scores = sibling.record.scores if sibling.record else sibling.scores

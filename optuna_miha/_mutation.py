@@ -81,7 +81,7 @@ def mutate(
     if _is_numeric(distribution):
         rule = _raised_lr if kind == "lr" and upward_lr else _RULES.get(kind, _any_value)
     mutated[name] = rule(params[name], distribution, rng)
-    if kind == "optimizer":
+    if name == "optimizer":
         mutated |= _rescaled_lr(params, mutated, distributions)
     return mutated
 
@@ -118,11 +118,11 @@ def _raised_lr(value: Any, distribution: BaseDistribution, rng: np.random.Genera
 def _lr(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
     """In either direction, for studies without a final phase."""
     sign = rng.choice([-1, 1])
-    return _scaled(value, distribution, math.exp(sign * abs(rng.normal(0.9, 0.4))))
+    return _scaled_back(value, distribution, math.exp(sign * abs(rng.normal(0.9, 0.4))))
 
 
 def _batch_size(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    return _scaled(value, distribution, rng.choice([0.5, 0.7, 1.4, 2.0]))
+    return _scaled_back(value, distribution, rng.choice([0.5, 0.7, 1.4, 2.0]))
 
 
 def _weight_decay(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
@@ -150,7 +150,7 @@ def _any_value(value: Any, distribution: BaseDistribution, rng: np.random.Genera
         return others[int(rng.integers(len(others)))]
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     if distribution.log:
-        return _scaled(value, distribution, math.exp(rng.normal(0.0, 0.7)))
+        return _scaled_back(value, distribution, math.exp(rng.normal(0.0, 0.7)))
     spread = 0.2 * (distribution.high - distribution.low)
     return _shifted(value, distribution, rng.normal(0.0, spread))
 
@@ -161,6 +161,12 @@ def _shifted(value: Any, distribution: BaseDistribution, delta: float) -> Any:
     return _numeric(value, distribution, value - delta) if shifted == value else shifted
 
 
+def _scaled_back(value: Any, distribution: BaseDistribution, factor: float) -> Any:
+    """Turned back at a bound as well."""
+    scaled = _scaled(value, distribution, factor)
+    return _scaled(value, distribution, 1 / factor) if scaled == value else scaled
+
+
 def _scaled(value: Any, distribution: BaseDistribution, factor: float) -> Any:
     return _numeric(value, distribution, value * factor)
 
@@ -168,7 +174,7 @@ def _scaled(value: Any, distribution: BaseDistribution, factor: float) -> Any:
 def _numeric(value: Any, distribution: BaseDistribution, new: float) -> Any:
     """``new``, rounded to four digits and made to fit.
 
-    Integers and choices move by one step at least, unless a bound stands in the way.
+    Values on a grid move by one step at least, unless a bound stands in the way.
     """
     if isinstance(distribution, CategoricalDistribution):
         numbers = sorted(other_choices(distribution, value))
@@ -177,12 +183,13 @@ def _numeric(value: Any, distribution: BaseDistribution, new: float) -> Any:
         floor = min((c for c in choices if c > 0), default=1.0) / 10
         return min(numbers, key=lambda c: abs(math.log(max(c, floor) / max(new, floor))))
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
-    if isinstance(distribution, IntDistribution):
-        fitted = fit(distribution, new)
-        if fitted == value:
-            fitted = fit(distribution, value + math.copysign(distribution.step, new - value))
-        return fitted
-    return fit(distribution, float(f"{new:.4g}"))
+    if distribution.step is None:
+        rounded = fit(distribution, float(f"{new:.4g}"))
+        return fit(distribution, new) if rounded == value else rounded
+    fitted = fit(distribution, new)
+    if fitted == value:
+        fitted = fit(distribution, value + math.copysign(distribution.step, new - value))
+    return fitted
 
 
 _RULES: dict[str, ValueMutation] = {

@@ -41,7 +41,7 @@ from optuna_miha._workers import make_workers
 from optuna_miha.exceptions import MihaError
 from optuna_miha.fitness import Fitness, last_value
 
-_logger = optuna.logging.get_logger(__name__)
+_logger = optuna.logging.get_logger("optuna.miha")
 
 
 def optimize(
@@ -252,7 +252,7 @@ def _announce(plan: Plan, stretch: Stretch, lineage: Lineage) -> None:
         _logger.info(f"Resuming after {lineage.spent} of {stretch.end} epochs.")
         return
     if plan.n_cycles is None:
-        size = plan.race_size()
+        size = plan.race_size(stretch.end)
         race = f"a start-up race of {size} configurations" if size > 1 else "no start-up race"
         _logger.info(f"{stretch.end} epochs will be trained, all branches counted; {race}.")
         return

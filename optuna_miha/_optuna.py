@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from optuna import Study
+from optuna.artifacts import FileSystemArtifactStore
 from optuna.pruners import BasePruner, MedianPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import InMemoryStorage, RDBStorage
@@ -20,11 +21,14 @@ from optuna.trial import FrozenTrial
 def is_default_sampler(sampler: BaseSampler) -> bool:
     """Whether ``sampler`` is what ``optuna.create_study()`` makes when given none.
 
-    A sampler with a seed, or any other setting that differs, is the user's choice.
+    A sampler with a seed, or any other setting that differs, is the user's choice, and so is
+    one that has drawn random numbers already, which looks the same as a seeded one.
     """
     if type(sampler) is not TPESampler or sampler._rng._rng is not None:
         return False
-    return _settings(sampler) == _settings(TPESampler())
+    default = TPESampler()
+    estimator, usual = (s._parzen_estimator_parameters for s in (sampler, default))
+    return _settings(sampler) == _settings(default) and estimator == usual
 
 
 def is_default_pruner(pruner: BasePruner) -> bool:
@@ -55,6 +59,13 @@ def sqlite_file(study: Study) -> Path | None:
 def enqueued_params(trial: FrozenTrial) -> dict[str, Any]:
     """The parameters that ``study.enqueue_trial`` fixed for ``trial``."""
     return dict(trial.system_attrs.get("fixed_params", {}))
+
+
+def artifact_folder(artifact_store: Any) -> Path | None:
+    """The folder of a :class:`~optuna.artifacts.FileSystemArtifactStore`."""
+    if isinstance(artifact_store, FileSystemArtifactStore):
+        return artifact_store._base_path
+    return None
 
 
 @contextmanager

@@ -59,13 +59,16 @@ def next_phase(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
         stretch: The present stretch.
         lineage: The record.
     """
+    if any(s.role == "final" and s.cycle >= stretch.first_cycle for s in lineage):
+        return None
     cycle = stretch.first_cycle
-    head = lineage.best() if cycle > 0 else None
-    race_size = plan.race_size() if cycle == 0 else 1
-    if race_size > 1:
-        race = lineage.group("startup", 0)
-        if not _is_decided(race, race_size):
-            return Phase(role="startup", cycle=0, parent=None, n_epochs=0, size=race_size)
+    head = lineage.best_before(cycle)
+    if cycle == 0:
+        size = plan.race_size(stretch.end)
+        # A budget that changed after the race does not reopen it.
+        is_over = bool(lineage.group("trunk", 0) or lineage.group("branch", 1))
+        if size > 1 and not is_over and not _is_decided(lineage.group("startup", 0), size):
+            return Phase(role="startup", cycle=0, parent=None, n_epochs=0, size=size)
         head = lineage.winner("startup", 0)
 
     reserve = plan.reserve(stretch.end - stretch.start)
@@ -95,9 +98,8 @@ def next_phase(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
         length = plan.fixing_epochs
         cycle += 1
 
-    final = any(s.role == "final" and s.cycle >= stretch.first_cycle for s in lineage)
     remaining = stretch.end - lineage.spent
-    if final or remaining <= 0:
+    if remaining <= 0:
         return None
     parent = lineage.best() if plan.anneal is not None else head
     return Phase(role="final", cycle=cycle, parent=parent, n_epochs=remaining)
@@ -112,4 +114,4 @@ def _is_stale(lineage: Lineage, stretch: Stretch, cycle: int) -> bool:
     """Whether none of the last cycles brought a new best."""
     best = lineage.best()
     oldest = cycle - _STALE_CYCLES + 1
-    return best is not None and oldest > stretch.first_cycle and best.cycle < oldest
+    return oldest > stretch.first_cycle and (best is None or best.cycle < oldest)

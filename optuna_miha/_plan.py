@@ -85,6 +85,11 @@ class Plan:
     mutations: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.mutations, str):
+            raise TypeError(
+                f"`mutations` must be a tuple of kinds, got {self.mutations!r}: write "
+                f"({self.mutations!r},)."
+            )
         if isinstance(self.mutations, list):  # As it comes back from JSON.
             object.__setattr__(self, "mutations", tuple(self.mutations))
         for name, least in _LEAST.items():
@@ -196,10 +201,10 @@ class Plan:
         """Epochs kept for the final phase out of ``n_epochs``."""
         return round(self.final_share * n_epochs)
 
-    def race_size(self) -> int:
-        """Configurations that the start-up race can afford; 1 means that there is no race."""
-        spare = self.n_epochs - self.reserve(self.n_epochs) - self.population_epochs - 1
-        affordable = min(math.floor(self.startup_share * self.n_epochs), spare)
+    def race_size(self, n_epochs: int) -> int:
+        """Configurations that a race can afford out of ``n_epochs``; 1: there is no race."""
+        spare = n_epochs - self.reserve(n_epochs) - self.population_epochs - 1
+        affordable = min(math.floor(self.startup_share * n_epochs), spare)
         for size in range(self.startup, 1, -1):
             if sum(n * epochs for n, epochs in race_rungs(size)) <= affordable:
                 return size

@@ -75,8 +75,10 @@ def startup_candidates(
 
 
 def _overlay(initial: Params, distributions: Distributions, entry: dict[str, Any]) -> Params:
-    offered = entry["optimizer"]
-    if "optimizer" in distributions and not contains(distributions["optimizer"], offered):
+    optimizer = entry["optimizer"]
+    offered = "optimizer" in distributions and contains(distributions["optimizer"], optimizer)
+    # Its learning rate is of no use with another optimizer; Adam's is what most others take.
+    if not offered and ("optimizer" in distributions or optimizer == "sgd"):
         return dict(initial)
     candidate = dict(initial)
     for name, distribution in distributions.items():
@@ -91,7 +93,7 @@ def _overlay(initial: Params, distributions: Distributions, entry: dict[str, Any
             candidate[name] = fit(distribution, value)
         elif contains(distribution, value):
             candidate[name] = value
-    if "momentum" in entry:
+    if offered and "momentum" in entry and "momentum" not in distributions:
         # Suggested only once the optimizer is SGD, so the initial configuration may lack it.
         candidate["momentum"] = entry["momentum"]
     return candidate

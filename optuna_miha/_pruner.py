@@ -77,7 +77,9 @@ class SlopePruner(BasePruner):
         else:
             return False
         end: int = trial.user_attrs.get(_lineage.END, max((max(p) for p in as_far), default=step))
-        expected = points[-1][1] + min(least_squares_slope(points), 0.0) * (end - step)
+        slope = least_squares_slope(points)
+        gain = min(slope, 0.0) * (end - step) if math.isfinite(slope) else 0.0
+        expected = points[-1][1] + gain
         return expected > target + self._margin * abs(target)
 
 

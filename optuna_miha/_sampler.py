@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_miha import _lineage
 from optuna_miha._mutation import Distributions, Params, ValueMutation, mutate
 from optuna_miha._portfolio import startup_candidates
-from optuna_miha._space import contains, initial_value, kinds
+from optuna_miha._space import contains, initial_value, kind_of, kinds
 
 _STARTUP_STREAM, _BRANCH_STREAM, _TRIAL_STREAM = range(3)
 
@@ -33,7 +34,9 @@ class MihaSampler(BaseSampler):
     proposals that an uninterrupted one would have got.
 
     Args:
-        seed: Seed of the proposals; :obj:`None` draws one.
+        seed:
+            Seed of the proposals; :obj:`None` draws one. In a run it is the seed of everything,
+            initial weights included, and the study remembers it.
         mutation:
             Replaces the built-in change of a value: called with the trunk's value, the
             distribution and a :class:`numpy.random.Generator`, it returns the new value, which
@@ -44,9 +47,10 @@ class MihaSampler(BaseSampler):
     """
 
     def __init__(self, seed: int | None = None, *, mutation: ValueMutation | None = None) -> None:
-        self.seed = secrets.randbits(31) if seed is None else seed
+        self.seed = seed
+        self._own_seed = secrets.randbits(31) if seed is None else seed
         self._mutation = mutation
-        self._last: tuple[object, Params] | None = None
+        self._proposals: dict[object, Params] = {}
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -58,6 +62,7 @@ class MihaSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Propose a value for every parameter of ``search_space``."""
+        _check_single_objective(study)
         return {
             name: self.sample_independent(study, trial, name, distribution)
             for name, distribution in search_space.items()
@@ -82,23 +87,28 @@ class MihaSampler(BaseSampler):
             The proposal's value; the initial value of a parameter that the trunk did not have,
             or whose old value ``param_distribution`` no longer contains.
         """
-        if len(study.directions) > 1:
-            raise ValueError(
-                f"MihaSampler needs a single objective, got {len(study.directions)} directions: "
-                "create the study with `direction` instead of `directions`."
-            )
+        _check_single_objective(study)
         proposal = self._proposal(study, trial)
         if param_name in proposal and contains(param_distribution, proposal[param_name]):
             return proposal[param_name]
         return initial_value(param_name, param_distribution)
 
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Forget the trial's proposal."""
+        self._proposals.pop(_key(study, trial), None)
+
     def _proposal(self, study: Study, trial: FrozenTrial) -> Params:
-        """The proposal for ``trial``, worked out once and remembered until the next trial."""
-        key = (study.study_name, trial.number, trial.datetime_start)
-        last = self._last
-        if last is None or last[0] != key:
-            last = self._last = (key, self._propose(study, trial))
-        return last[1]
+        """The proposal for ``trial``, worked out once and remembered until the trial ends."""
+        key = _key(study, trial)
+        if key not in self._proposals:
+            self._proposals[key] = self._propose(study, trial)
+        return self._proposals[key]
 
     def _propose(self, study: Study, trial: FrozenTrial) -> Params:
         role = trial.user_attrs.get(_lineage.ROLE)
@@ -110,11 +120,13 @@ class MihaSampler(BaseSampler):
 
     def _startup(self, study: Study, trial: FrozenTrial) -> Params:
         initial, distributions = _initial(study)
+        allowed = _allowed(study, distributions)
+        distributions = {k: v for k, v in distributions.items() if kind_of(k) in allowed}
         candidates = startup_candidates(
             initial,
             distributions,
             size=trial.user_attrs[_lineage.BRANCH] + 1,
-            rng=np.random.default_rng([_seed(study, self), _STARTUP_STREAM]),
+            rng=np.random.default_rng([_seed(study), _STARTUP_STREAM]),
         )
         return candidates[-1]
 
@@ -126,13 +138,12 @@ class MihaSampler(BaseSampler):
         if parent is not None:
             trunk = study.get_trials(deepcopy=False)[parent]
             params, distributions = trunk.params, trunk.distributions
-        allowed = study.user_attrs[_lineage.PLAN]["mutations"]
         if _lineage.GUEST in trial.user_attrs:
             return params  # The user changed something already.
-        names = [k for k in kinds(distributions) if allowed is None or k in allowed]
+        names = _allowed(study, distributions)
         if not names:
             return params
-        seed = [_seed(study, self), _BRANCH_STREAM, cycle]
+        seed = [_seed(study), _BRANCH_STREAM, cycle]
         # All siblings shuffle the kinds alike and take turns, so that each tries another one.
         kind = np.random.default_rng(seed).permutation(names)[branch % len(names)]
         return mutate(
@@ -144,13 +155,17 @@ class MihaSampler(BaseSampler):
         )
 
     def _ordinary(self, study: Study, trial: FrozenTrial) -> Params:
-        if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        finished = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        trials = study.get_trials(deepcopy=False, states=finished)
+        if not trials:
             return {}
-        best = study.best_trial
+        # Until one is complete, a walk away from what failed.
+        complete = any(t.state == TrialState.COMPLETE for t in trials)
+        best = study.best_trial if complete else trials[-1]
         names = list(kinds(best.distributions))
         if not names:
             return best.params
-        rng = np.random.default_rng([self.seed, _TRIAL_STREAM, trial.number])
+        rng = np.random.default_rng([self._own_seed, _TRIAL_STREAM, trial.number])
         return mutate(
             best.params,
             best.distributions,
@@ -161,9 +176,27 @@ class MihaSampler(BaseSampler):
         )
 
 
-def _seed(study: Study, sampler: MihaSampler) -> int:
+def _key(study: Study, trial: FrozenTrial) -> object:
+    return study.study_name, trial.number, trial.datetime_start
+
+
+def _check_single_objective(study: Study) -> None:
+    if len(study.directions) > 1:
+        raise ValueError(
+            f"MihaSampler needs a single objective, got {len(study.directions)} directions: "
+            "create the study with `direction` instead of `directions`."
+        )
+
+
+def _seed(study: Study) -> int:
     """The run's seed, which outlives the sampler."""
-    return int(study.user_attrs.get(_lineage.RUN_SEED, sampler.seed))
+    return int(study.user_attrs[_lineage.RUN_SEED])
+
+
+def _allowed(study: Study, distributions: Distributions) -> list[str]:
+    """The kinds that may change, of those that can."""
+    allowed = study.user_attrs[_lineage.PLAN]["mutations"]
+    return [kind for kind in kinds(distributions) if allowed is None or kind in allowed]
 
 
 def _initial(study: Study) -> tuple[Params, Distributions]:

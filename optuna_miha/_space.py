@@ -87,10 +87,13 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
         return any(value == c and type(value) is type(c) for c in distribution.choices)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    if isinstance(distribution, IntDistribution) and value != int(value):
-        return False
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
-    return bool(distribution.low <= value <= distribution.high)
+    if not distribution.low <= value <= distribution.high:
+        return False
+    if distribution.step is None:
+        return True
+    steps = (value - distribution.low) / distribution.step
+    return abs(steps - round(steps)) < 1e-8  # As Optuna does.
 
 
 def fit(distribution: FloatDistribution | IntDistribution, value: float) -> float | int:
@@ -117,5 +120,5 @@ def kinds(distributions: Mapping[str, BaseDistribution]) -> dict[str, list[str]]
 
 
 def other_choices(distribution: CategoricalDistribution, value: Any) -> Sequence[Any]:
-    """The choices besides ``value``."""
-    return [c for c in distribution.choices if c != value]
+    """The choices besides ``value``; 1 and True are different ones."""
+    return [c for c in distribution.choices if c != value or type(c) is not type(value)]

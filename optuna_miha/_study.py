@@ -34,7 +34,7 @@ from optuna_miha._pruner import SlopePruner
 from optuna_miha._sampler import MihaSampler
 from optuna_miha.exceptions import PlanMismatchError, SearchSpaceChangedError
 
-_logger = optuna.logging.get_logger(__name__)
+_logger = optuna.logging.get_logger("optuna.miha")
 
 
 def settle_components(study: optuna.Study) -> None:
@@ -120,11 +120,16 @@ def settle_stretch(
 
 def settle_seed(study: optuna.Study) -> int:
     """The run's seed: the stored one, the sampler's, or a new one."""
+    seed = study.sampler.seed if isinstance(study.sampler, MihaSampler) else None
     known = study.user_attrs.get(_lineage.RUN_SEED)
-    if known is not None:
-        return int(known)
-    seed = getattr(study.sampler, "seed", None)
-    return seed if isinstance(seed, int) else secrets.randbits(31)
+    if known is None:
+        return secrets.randbits(31) if seed is None else seed
+    if seed not in (None, known):
+        _logger.warning(
+            f"The study {study.study_name!r} goes on with the seed {known} that it was started "
+            f"with, not with {seed}: for another seed, start a study of another name."
+        )
+    return int(known)
 
 
 def settle_initial(study: optuna.Study, initial: Initial) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from optuna_miha._space import (
     declare_initial,
 )
 
-_logger = optuna.logging.get_logger(__name__)
+_logger = optuna.logging.get_logger("optuna.miha")
 
 _WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _DROPOUTS = (
@@ -92,7 +92,7 @@ def suggest_optimizer(
     trial: optuna.trial.BaseTrial,
     params: Iterable[Any],
     *,
-    initial: str | torch.optim.Optimizer = "adam",
+    initial: str | torch.optim.Optimizer | None = None,
     choices: Sequence[str] = OFFERED_OPTIMIZERS,
     lr: tuple[float, float] = (1e-5, 3.0),
     weight_decay: Sequence[float] = _WEIGHT_DECAYS,
@@ -109,8 +109,8 @@ def suggest_optimizer(
             Where to start: an optimizer, whose class and hyperparameters are taken (those that
             are not suggested stay as long as its class does), or the
             name of a class, at its default learning rate (Adam, AdamW 1e-3, SGD 0.03 with
-            momentum 0.9, Adadelta 1.0) and without weight decay.
-        choices: Names of the classes to choose from.
+            momentum 0.9, Adadelta 1.0) and without weight decay. :obj:`None`: the first choice.
+        choices: Names of the classes to choose from; the initial one is added.
         lr: Bounds of the learning rate, widened where the initial one lies outside.
         weight_decay: Weight decays to choose from; the initial one is added.
 
@@ -121,7 +121,9 @@ def suggest_optimizer(
         TypeError: If ``initial`` is an optimizer of a class without a name in the table.
         ValueError: If a choice is not the name of an optimizer, or a bound is out of order.
     """
-    start = _initial_optimizer(initial)
+    if not choices:
+        raise ValueError("`choices` must hold at least one optimizer, got none.")
+    start = _initial_optimizer(choices[0] if initial is None else initial)
     _check_names("optimizer", [*choices, start["optimizer"]], OPTIMIZERS)
     if not 0 < lr[0] <= lr[1]:
         raise ValueError(f"`lr` must be two positive bounds in ascending order, got {lr}.")

@@ -28,8 +28,10 @@ def slope(curve: Curve) -> float:
     """How fast the cost falls, per epoch: MIHA's *speed of learning*.
 
     The least-squares slope over the segment's epochs, the parent's cost at birth included.
-    NaN for a curve of fewer than two points.
+    NaN for a curve of fewer than two points, or one that ends in NaN or infinity.
     """
+    if not curve.costs or not math.isfinite(curve.costs[-1]):
+        return math.nan
     points = [(curve.birth + i, c) for i, c in enumerate((curve.birth_cost, *curve.costs))]
     return -least_squares_slope([p for p in points if math.isfinite(p[1])])
 
@@ -59,10 +61,9 @@ def power_law(curve: Curve, *, factor: float = 4.0) -> float:
     points = points[len(points) // 2 :] if len(points) > 2 else points
     last = points[-1][1]
     if min(c for _, c in points) > 0:
-        points = [(x, math.log(c)) for x, c in points]
-        trend = least_squares_slope(points)
+        trend = least_squares_slope([(x, math.log(c)) for x, c in points])
         trend = 0.0 if math.isnan(trend) else min(max(trend, -1.0), 0.0)
-        return -(math.log(last) + trend * math.log(factor))
+        return -last * math.pow(factor, trend)
     trend = least_squares_slope(points)
     return -(last + (0.0 if math.isnan(trend) else min(trend, 0.0)) * math.log(factor))
 

@@ -19,9 +19,3 @@ class TestMihaSampler(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlyS
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
         return MihaSampler
-
-    @pytest.mark.xfail(strict=True, reason="BUG: `sample_relative` of an empty space is silent")
-    def test_raise_error_for_samplers_during_multi_objectives(
-        self, sampler: Callable[[], BaseSampler]
-    ) -> None:
-        super().test_raise_error_for_samplers_during_multi_objectives(sampler)

@@ -123,14 +123,10 @@ def test_power_law_expects_no_more_than_a_fall_by_the_factor(costs: tuple[float,
     assert constant - 1e-9 <= power_law(curve(*costs)) <= quarter + 1e-9
 
 
-@pytest.mark.xfail(
-    strict=True, reason="BUG: log costs are compared with costs where a loss crosses zero"
-)
 def test_power_law_ranks_a_negative_cost_above_a_positive_one() -> None:
     assert power_law(curve(-1.0, -1.0, -1.0)) > power_law(curve(0.01, 0.01, 0.01))
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: a NaN at the end is passed over like a gap")
 def test_slope_of_a_network_that_diverged_is_nan() -> None:
     assert math.isnan(slope(curve(2.0, 1.0, NAN, birth_cost=3.0)))
 

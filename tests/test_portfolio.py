@@ -134,7 +134,6 @@ def test_an_empty_space_races_the_initial_configuration() -> None:
     assert [c.get("lr") for c in candidates({}, {}, 3)] == [None] * 3
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: momentum is added where there is no optimizer")
 def test_candidates_differ_in_what_is_suggested() -> None:
     space = {name: FULL_SPACE[name] for name in ("activation.1", "lr", "width")}
     initial = {name: START[name] for name in space}
@@ -145,7 +144,6 @@ def test_candidates_differ_in_what_is_suggested() -> None:
     assert len({c["activation.1"] for c in narrow}) == 4
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: momentum is set whatever its bounds are")
 def test_momentum_is_cut_to_its_bounds() -> None:
     space = FULL_SPACE | {"momentum": FloatDistribution(0.0, 0.5)}
     race = candidates(START | {"momentum": 0.1}, space, 8)

@@ -142,7 +142,7 @@ def test_the_budget_may_change_while_a_run_is_under_way() -> None:
     run(study, callbacks=[stop])
     result = miha.optimize(study, classifier, n_epochs=120, show_progress_bar=False)
     assert result.n_epochs_trained == 120
-    assert sum(s.role == "startup" for s in result.segments) == TINY.race_size()
+    assert sum(s.role == "startup" for s in result.segments) == TINY.race_size(TINY.n_epochs)
 
 
 @pytest.mark.parametrize("n_epochs", [30, 90, None])

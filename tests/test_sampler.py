@@ -122,9 +122,13 @@ def test_reseeding_leaves_the_proposals_as_they_are() -> None:
     assert [t.params for t in plain.trials] == [t.params for t in reseeded.trials]
 
 
-def test_an_unseeded_sampler_draws_its_own_seed() -> None:
-    assert len({MihaSampler().seed for _ in range(5)}) == 5
-    assert MihaSampler(seed=0).seed == 0
+def test_unseeded_samplers_propose_otherwise() -> None:
+    runs = []
+    for _ in range(2):
+        study = new_study(MihaSampler())
+        study.optimize(quadratic, n_trials=10)
+        runs.append([trial.params for trial in study.trials])
+    assert runs[0] != runs[1]
 
 
 def test_pruned_and_failed_trials_are_not_the_trunk() -> None:
@@ -160,7 +164,7 @@ def test_a_custom_mutation_makes_the_proposals() -> None:
 def test_a_custom_mutation_that_leaves_the_space_is_refused() -> None:
     study = new_study(MihaSampler(mutation=lambda value, distribution, rng: 1000))
     study.optimize(lambda trial: trial.suggest_int("x", 0, 100), n_trials=1)
-    with pytest.raises(ValueError, match="must return a value of .* got 1000"):
+    with pytest.raises(ValueError, match=r"must return a value of .* got 1000"):
         study.ask().suggest_int("x", 0, 100)
 
 
@@ -178,7 +182,6 @@ def test_a_pickled_sampler_proposes_the_same() -> None:
     study = new_study(MihaSampler(seed=5))
     study.optimize(mixed, n_trials=5)
     copy = pickle.loads(pickle.dumps(study.sampler))
-    assert copy.seed == 5
     trial = study.ask()
     distribution = optuna.distributions.FloatDistribution(1e-5, 1.0, log=True)
     frozen = study.trials[trial.number]
@@ -193,14 +196,12 @@ def test_a_range_that_shrank_gets_its_middle_instead_of_a_value_outside() -> Non
     assert study.ask().suggest_float("x", 0, 10) == 5.0
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: a value beside the new grid is proposed")
 def test_a_grid_that_changed_gets_a_value_on_it() -> None:
     study = new_study(MihaSampler(mutation=lambda value, distribution, rng: 3))
     study.optimize(lambda trial: trial.suggest_int("x", 0, 10), n_trials=1)
     assert study.ask().suggest_int("x", 0, 10, step=2) % 2 == 0
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: one remembered proposal for all running trials")
 def test_a_trial_keeps_its_proposal_while_others_run() -> None:
     for seed in range(6):
         study = new_study(MihaSampler(seed=seed))
@@ -212,11 +213,11 @@ def test_a_trial_keeps_its_proposal_while_others_run() -> None:
         first_x = first.suggest_float("x", -10, 10)
         study.tell(second, quadratic(second))
         assert study.best_trial.number == second.number
+        quadratic(study.ask())
         first_y = first.suggest_int("y", -10, 10)
         assert (first_x != start["x"]) + (first_y != start["y"]) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: without a complete trial the first one is repeated")
 def test_a_start_that_fails_is_not_tried_for_ever() -> None:
     study = new_study()
 

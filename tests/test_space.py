@@ -88,6 +88,7 @@ def test_every_point_is_contained(data: st.DataObject, distribution: BaseDistrib
         (FloatDistribution(0, 1), None),
         (FloatDistribution(0, 1), True),
         (IntDistribution(0, 3), 4),
+        (IntDistribution(0, 3), 2.5),
         (CategoricalDistribution((0, 1)), True),
         (CategoricalDistribution((0, 1)), 1.0),
         (CategoricalDistribution(("a",)), "b"),
@@ -97,12 +98,10 @@ def test_what_is_no_point_is_not_contained(distribution: BaseDistribution, value
     assert not contains(distribution, value)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: the grid of a distribution is not looked at")
 @pytest.mark.parametrize(
     ("distribution", "value"),
     [
         (IntDistribution(0, 10, step=2), 3),
-        (IntDistribution(0, 10), 2.5),
         (FloatDistribution(0.0, 1.0, step=0.5), 0.3),
     ],
 )
@@ -110,6 +109,11 @@ def test_what_lies_beside_the_grid_is_not_contained(
     distribution: BaseDistribution, value: Any
 ) -> None:
     assert not contains(distribution, value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_no_integer(value: float) -> None:
+    assert not contains(IntDistribution(0, 3), value)
 
 
 NUMERIC = distributions().filter(lambda d: not isinstance(d, CategoricalDistribution))

@@ -1,0 +1,266 @@
+"""What the package takes from Optuna without a promise that it stays.
+
+A failure here after an update of Optuna says which assumption to look at in ``_optuna.py``.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, PercentilePruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+
+from optuna_miha import MihaSampler, SlopePruner
+from optuna_miha._optuna import (
+    enqueued_params,
+    is_default_pruner,
+    is_default_sampler,
+    is_in_memory,
+    is_stopped,
+    sqlite_file,
+    stoppable,
+    storage_url,
+)
+
+
+def test_the_sampler_and_pruner_of_a_new_study_are_the_defaults() -> None:
+    study = optuna.create_study()
+    assert is_default_sampler(study.sampler)
+    assert is_default_pruner(study.pruner)
+
+
+def test_the_sampler_and_pruner_of_a_loaded_study_are_the_defaults(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    optuna.create_study(storage=url, study_name="s", sampler=RandomSampler(), pruner=NopPruner())
+    study = optuna.load_study(storage=url, study_name="s")
+    assert is_default_sampler(study.sampler)
+    assert is_default_pruner(study.pruner)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"seed": 0},
+        {"multivariate": True},
+        {"multivariate": False},
+        {"n_startup_trials": 5},
+        {"n_ei_candidates": 10},
+        {"constant_liar": False},
+        {"constraints_func": lambda trial: (0.0,)},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_sampler_with_a_setting_of_the_users_is_not_the_default(
+    settings: dict[str, Any],
+) -> None:
+    assert not is_default_sampler(TPESampler(**settings))
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [RandomSampler(), MihaSampler(), type("MySampler", (TPESampler,), {})()],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_a_sampler_of_another_class_is_not_the_default(sampler: BaseSampler) -> None:
+    assert not is_default_sampler(sampler)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"weights": lambda n: [1.0] * n}, {"prior_weight": 2.0}, {"consider_endpoints": True}],
+    ids=lambda settings: next(iter(settings)),
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_sampler_with_a_nested_setting_of_the_users_is_not_the_default(
+    settings: dict[str, Any],
+) -> None:
+    assert not is_default_sampler(TPESampler(**settings))
+
+
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        MedianPruner(n_startup_trials=1),
+        MedianPruner(n_warmup_steps=3),
+        MedianPruner(interval_steps=2),
+        MedianPruner(n_min_trials=2),
+        PercentilePruner(50.0),
+        NopPruner(),
+        SlopePruner(),
+    ],
+    ids=lambda pruner: type(pruner).__name__,
+)
+def test_a_pruner_of_the_users_is_not_the_default(pruner: BasePruner) -> None:
+    assert not is_default_pruner(pruner)
+
+
+def sqlite(tmp_path: Path) -> RDBStorage:
+    return RDBStorage(f"sqlite:///{tmp_path}/study.db")
+
+
+def journal(tmp_path: Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(tmp_path / "study.log")))
+
+
+def study_in(storage: Any) -> optuna.Study:
+    return optuna.create_study(storage=storage)
+
+
+def test_only_a_study_in_memory_ends_with_the_process(tmp_path: Path) -> None:
+    assert is_in_memory(study_in(None))
+    assert is_in_memory(study_in(InMemoryStorage()))
+    assert not is_in_memory(study_in(sqlite(tmp_path)))
+    assert not is_in_memory(study_in(journal(tmp_path)))
+
+
+def test_the_file_of_a_database_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "study.db"
+    assert sqlite_file(study_in(f"sqlite:///{file}")) == file
+    assert sqlite_file(study_in(sqlite(tmp_path))) == file
+
+
+def test_the_file_of_a_database_is_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert sqlite_file(study_in("sqlite:///relative.db")) == tmp_path / "relative.db"
+
+
+@pytest.mark.parametrize("url", ["sqlite:///:memory:", "sqlite://"])
+def test_a_database_in_memory_has_no_file(url: str) -> None:
+    assert sqlite_file(study_in(url)) is None
+
+
+def test_other_storages_have_no_file(tmp_path: Path) -> None:
+    assert sqlite_file(study_in(None)) is None
+    assert sqlite_file(study_in(journal(tmp_path))) is None
+
+
+def test_the_url_of_a_database_is_found(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    assert storage_url(study_in(url)) == url
+    assert storage_url(study_in(None)) is None
+    assert storage_url(study_in(journal(tmp_path))) is None
+
+
+@pytest.mark.parametrize("params", [{}, {"lr": 0.1, "optimizer": "sgd"}])
+def test_what_was_enqueued_is_read_from_the_trial(params: dict[str, Any]) -> None:
+    study = optuna.create_study()
+    study.enqueue_trial(params)
+    assert enqueued_params(study.trials[0]) == params
+    number = study.ask().number
+    assert enqueued_params(study.trials[number]) == params
+
+
+def test_a_trial_that_was_not_enqueued_has_no_given_parameters() -> None:
+    study = optuna.create_study()
+    study.ask().suggest_float("x", 0, 1)
+    assert enqueued_params(study.trials[0]) == {}
+
+
+def test_a_callback_can_stop_the_study() -> None:
+    study = optuna.create_study()
+    with stoppable(study):
+        assert not is_stopped(study)
+        study.stop()
+        assert is_stopped(study)
+
+
+def test_outside_of_a_run_a_study_cannot_be_stopped() -> None:
+    study = optuna.create_study()
+    with stoppable(study):
+        pass
+    with pytest.raises(RuntimeError, match="stop"):
+        study.stop()
+
+
+def test_a_run_that_raises_leaves_the_study_as_it_was() -> None:
+    study = optuna.create_study()
+    with pytest.raises(KeyError), stoppable(study):
+        raise KeyError
+    with pytest.raises(RuntimeError, match="stop"):
+        study.stop()
+    study.optimize(lambda trial: 0.0, n_trials=1)
+    assert len(study.trials) == 1
+
+
+def test_a_stop_does_not_outlast_its_run() -> None:
+    study = optuna.create_study()
+    with stoppable(study):
+        study.stop()
+    with stoppable(study):
+        assert not is_stopped(study)
+    study.optimize(lambda trial: 0.0, n_trials=2)
+    assert len(study.trials) == 2
+
+
+def test_a_run_inside_an_optimization_is_refused() -> None:
+    study = optuna.create_study()
+
+    def objective(trial: optuna.Trial) -> float:
+        with stoppable(study):
+            return 0.0
+
+    with pytest.raises(RuntimeError, match="inside its own optimization"):
+        study.optimize(objective, n_trials=1)
+    with stoppable(study), pytest.raises(RuntimeError, match="Nested"):
+        study.optimize(lambda trial: 0.0, n_trials=1)
+
+
+def test_optunas_own_loop_sets_what_a_run_sets() -> None:
+    study = optuna.create_study()
+    seen = []
+
+    def callback(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        seen.append(is_stopped(study))
+        study.stop()
+        seen.append(is_stopped(study))
+
+    study.optimize(lambda trial: 0.0, n_trials=3, callbacks=[callback])
+    assert seen == [False, True]
+
+
+def test_another_thread_is_not_in_the_run() -> None:
+    study = optuna.create_study()
+    errors: list[BaseException] = []
+
+    def stop() -> None:
+        try:
+            study.stop()
+        except RuntimeError as error:
+            errors.append(error)
+
+    with stoppable(study):
+        thread = threading.Thread(target=stop)
+        thread.start()
+        thread.join()
+        assert not is_stopped(study)
+    assert len(errors) == 1
+
+
+def test_enqueued_trials_carry_their_attributes_to_the_sampler() -> None:
+    seen = []
+
+    class Recorder(RandomSampler):
+        def sample_independent(self, study: Any, trial: Any, *args: Any) -> Any:
+            seen.append(trial.user_attrs)
+            return super().sample_independent(study, trial, *args)
+
+    study = optuna.create_study(sampler=Recorder())
+    study.enqueue_trial({}, user_attrs={"miha:role": "branch"})
+    study.ask().suggest_float("x", 0, 1)
+    assert seen == [{"miha:role": "branch"}]
+
+
+def test_trials_are_asked_for_in_the_order_in_which_they_were_enqueued() -> None:
+    study = optuna.create_study()
+    for n in range(3):
+        study.enqueue_trial({}, user_attrs={"n": n})
+    assert [study.ask().user_attrs["n"] for _ in range(3)] == [0, 1, 2]
