@@ -47,7 +47,7 @@ class Plan:
             switches it off; branches are then judged by the weights themselves.
         control:
             Whether the first branch of every population keeps the trunk's parameters. It shows
-            whether a change was worth more than training on.
+            whether a change was worth more than training on, and is never pruned.
         patience:
             The trunk, training alone, ends after this many epochs without improvement.
             :obj:`None`: never.

@@ -419,3 +419,46 @@ def test_a_run_in_a_thread_is_possible() -> None:
     thread.start()
     thread.join()
     assert history(results[0]) == history(run(new_study()))
+
+
+def test_the_control_is_never_pruned() -> None:
+    class Merciless(optuna.pruners.BasePruner):
+        def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+            return True
+
+    result = run(new_study(pruner=Merciless()))
+    branches = [s for s in result.segments if s.role == "branch"]
+    assert {s.state for s in branches if s.branch == 0} == {TrialState.COMPLETE}
+    assert {s.state for s in branches if s.branch > 0} == {TrialState.PRUNED}
+
+
+def test_a_seed_that_differs_from_the_studys_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    study = new_study(seed=0)
+    first = run(study)
+    study.sampler = miha.MihaSampler(seed=1)
+    optuna.logging.enable_propagation()
+    try:
+        second = run(study)
+    finally:
+        optuna.logging.disable_propagation()
+    assert "seed 0" in caplog.text
+    assert history(first) == history(second)
+
+
+def test_the_length_of_a_run_is_announced_before_it_starts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plan = miha.Plan.classic(
+        runup_epochs=2, n_cycles=1, population_size=2, branch_epochs=2, fixing_epochs=3
+    )
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    optuna.logging.enable_propagation()
+    try:
+        run(new_study(), plan=plan)
+    finally:
+        optuna.logging.disable_propagation()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+    assert "11 epochs will be trained" in caplog.text
+    assert "1 cycles of 2 branches x 2 and fixing 3" in caplog.text
