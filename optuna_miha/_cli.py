@@ -50,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--n-epochs", type=int, default=200, help="the whole budget, in epochs")
     command.add_argument("--n-jobs", type=int, default=1, help="worker processes")
-    command.add_argument("--seed", type=int, default=0, help="seed of the run")
+    command.add_argument(
+        "--seed", type=int, default=0, help="seed of the run and of the data split"
+    )
     command.add_argument(
         "--folder", type=Path, default=Path("miha-demo"), help="where study and model go"
     )

@@ -19,7 +19,6 @@ from optuna_miha._plan import Plan
 from optuna_miha._pruner import SlopePruner
 from optuna_miha._recipe import Recipe, accuracy
 from optuna_miha._sampler import MihaSampler
-from optuna_miha._suggest import suggest_activations, suggest_batch_size, suggest_optimizer
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,13 @@ def demo(folder: Path, *, n_epochs: int, n_jobs: int, seed: int) -> int:
         folder: Where the study and the model go; created if need be.
         n_epochs: The whole budget, in epochs.
         n_jobs: Worker processes.
-        seed: Seed of the run.
+        seed: Seed of the run, and of which digits it trains on.
 
     Returns:
         The exit code.
     """
     try:
-        digits = _load_digits()
+        digits = _load_digits(seed)
     except ImportError:
         print(
             "The demo needs scikit-learn: pip install 'optuna-miha[demo]'.",
@@ -91,30 +90,29 @@ def _command(name: str) -> str:
     return os.path.relpath(Path(sys.executable).with_name(name))
 
 
-def _load_digits() -> _Digits:
+def _load_digits(seed: int) -> _Digits:
     from sklearn.datasets import load_digits
 
     images, classes = load_digits(return_X_y=True)
     x = torch.as_tensor(images / 16, dtype=torch.float32)
     y = torch.as_tensor(classes)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     parts = [(x[part], y[part]) for part in torch.split(order, [1000, 397, 400])]
     return _Digits(*parts)
 
 
 def _make_model_fn(digits: _Digits) -> ModelFn:
+    """Nothing but the network and its data: the default search space applies."""
+
     def model_fn(trial: Any) -> Recipe:
         model = nn.Sequential(
             nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
         )
-        suggest_activations(trial, model)
         return Recipe(
             model=model,
             loss_fn=nn.CrossEntropyLoss(),
-            optimizer=suggest_optimizer(trial, model.parameters()),
             train_data=digits.train,
             valid_data=digits.valid,
-            batch_size=suggest_batch_size(trial, initial=32),
         )
 
     return model_fn
