@@ -208,9 +208,8 @@ class Coordinator:
 
         def rank(sibling: Sibling) -> tuple[float, int]:
             scores = sibling.record.scores if sibling.record else sibling.scores
-            return -power_law(
-                make_curve(scores[:age], self._lineage.sign, 0, None)
-            ), sibling.branch
+            curve = make_curve(scores[:age], self._lineage.sign, 0, None)
+            return -power_law(curve), sibling.branch
 
         n_left, _ = race_rungs(phase.size)[rung]
         return sorted(siblings, key=rank)[n_left:]

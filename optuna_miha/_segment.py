@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ class Job:
     birth_cost: float = math.inf
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Outcome:
     """What came of a job.
 
@@ -99,64 +99,76 @@ def run_job(
     Returns:
         The outcome; exceptions of the user's code are caught and returned in it.
     """
-    results: list[EpochResult] = []
-    begun = 0
+    log = _Log()
     with one_thread(), preserved_rng():
         try:
-            recipe = build_recipe(context.model_fn, FixedTrial(job.params), context.seed)
-            recipe = on_device(recipe, context)
-            decay = 0.0 if context.trainer is not None else context.ema_decay
-            ema = averaged(recipe.model, decay)
-            if job.state is None:
-                seed_all(context.seed)
-                epoch, best = 0, None
-            else:
-                inherit(recipe, ema, job.state)
-                epoch, best = job.state["epoch"], job.state.get("best")
-            set_lr = _annealing(recipe, job)
-            progress = iter((context.trainer or train)(recipe, job.n_epochs))
-            least, waited = job.birth_cost, 0
-            while len(results) < job.n_epochs and waited != job.patience:
-                set_lr(len(results))
-                begun += 1
-                result = next(progress, None)
-                if result is None:
-                    begun -= 1
-                    break
-                if not isinstance(result, EpochResult):
-                    raise TypeError(
-                        "A trainer must yield optuna_miha.EpochResult after every epoch, got "
-                        f"{type(result).__qualname__}: `yield EpochResult(value=...)`."
-                    )
-                if ema is not None:
-                    ema.update_parameters(recipe.model)
-                    value = evaluate(recipe, ema)[recipe.monitor]
-                    result = replace(result, ema_value=value)
-                results.append(result)
-                epoch += 1
-                if on_epoch is not None:
-                    on_epoch(result)
-                if is_failed(result):
-                    error = f"The monitored value is {result.score} after {epoch} epochs."
-                    return Outcome(results=tuple(results), begun=begun, state=None, error=error)
-                best = _better(best, result, epoch, recipe, ema, context.sign)
-                cost = context.sign * result.score
-                least, waited = (cost, 0) if cost < least else (least, waited + 1)
-            if not results:
-                raise ValueError(
-                    f"The trainer must yield a result after each of {job.n_epochs} epochs, got "
-                    "none."
-                )
-            state = capture(recipe, ema, epoch) | {"best": best}
+            state = _train(context, job, log, on_epoch)
+        except _DivergedError as error:
+            return Outcome(tuple(log.results), log.begun, None, error=str(error))
         except Exception as error:
-            return Outcome(
-                results=tuple(results),
-                begun=begun,
-                state=None,
-                error=f"{type(error).__name__}: {error}",
-                exception=error,
+            text = f"{type(error).__name__}: {error}"
+            return Outcome(tuple(log.results), log.begun, None, error=text, exception=error)
+    return Outcome(tuple(log.results), log.begun, state)
+
+
+class _DivergedError(Exception):
+    """The monitored value cannot be compared any more."""
+
+
+@dataclass
+class _Log:
+    """What is known of a job even if it ends in an exception."""
+
+    results: list[EpochResult] = field(default_factory=list)
+    begun: int = 0
+
+
+def _train(
+    context: Context, job: Job, log: _Log, on_epoch: Callable[[EpochResult], None] | None
+) -> State:
+    recipe = on_device(
+        build_recipe(context.model_fn, FixedTrial(job.params), context.seed), context
+    )
+    # How to evaluate a network is known to the trainer alone, so that no average is kept then.
+    ema = averaged(recipe.model, 0.0 if context.trainer is not None else context.ema_decay)
+    epoch, best = 0, None
+    if job.state is None:
+        seed_all(context.seed)
+    else:
+        inherit(recipe, ema, job.state)
+        epoch, best = job.state["epoch"], job.state.get("best")
+    set_lr = _annealing(recipe, job)
+    progress = iter((context.trainer or train)(recipe, job.n_epochs))
+    least, waited = job.birth_cost, 0
+    while len(log.results) < job.n_epochs and waited != job.patience:
+        set_lr(len(log.results))
+        log.begun += 1
+        result = next(progress, None)
+        if result is None:
+            log.begun -= 1
+            break
+        if not isinstance(result, EpochResult):
+            raise TypeError(
+                "A trainer must yield optuna_miha.EpochResult after every epoch, got "
+                f"{type(result).__qualname__}: `yield EpochResult(value=...)`."
             )
-    return Outcome(results=tuple(results), begun=begun, state=state)
+        if ema is not None:
+            ema.update_parameters(recipe.model)
+            result = replace(result, ema_value=evaluate(recipe, ema)[recipe.monitor])
+        epoch += 1
+        log.results.append(result)
+        if on_epoch is not None:
+            on_epoch(result)
+        if is_failed(result):
+            raise _DivergedError(f"The monitored value is {result.score} after {epoch} epochs.")
+        best = _better(best, result, epoch, recipe, ema, context.sign)
+        cost = context.sign * result.score
+        least, waited = (cost, 0) if cost < least else (least, waited + 1)
+    if not log.results:
+        raise ValueError(
+            f"The trainer must yield a result after each of {job.n_epochs} epochs, got none."
+        )
+    return capture(recipe, ema, epoch) | {"best": best}
 
 
 def on_device(recipe: Recipe, context: Context) -> Recipe:
