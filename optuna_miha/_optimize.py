@@ -256,6 +256,9 @@ def _announce(plan: Plan, stretch: Stretch, lineage: Lineage) -> None:
         race = f"a start-up race of {size} configurations" if size > 1 else "no start-up race"
         _logger.info(f"{stretch.end} epochs will be trained, all branches counted; {race}.")
         return
+    if plan.n_cycles == 0:
+        _logger.info(f"{stretch.end} epochs will be trained, without a search.")
+        return
     branches = f"{plan.population_size} branches x {plan.branch_epochs}"
     _logger.info(
         f"{stretch.end} epochs will be trained: run-up {plan.runup_epochs}, {plan.n_cycles} "
