@@ -41,6 +41,7 @@ INITIAL = "miha:initial_params"
 SPACE = "miha:space"
 RUN_SEED = "miha:seed"
 VERSIONS = "miha:versions"
+SPENT = "miha:spent"  # For whoever looks at the study; the run itself counts its trials.
 CHECKPOINT_DIR = "miha:checkpoint_dir"
 
 

@@ -80,6 +80,7 @@ class Coordinator:
                     break
                 self._progress.phase(f"cycle {phase.cycle} {phase.role}")
                 self._see_through(phase, stretch)
+                self._study.set_user_attr(_lineage.SPENT, self._lineage.spent)
             else:
                 self._keeper.clean(self._lineage.best())
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import AbstractContextManager
@@ -88,8 +89,15 @@ def make_workers(context: Context, n_jobs: int, executor: Executor | None) -> Wo
     if n_jobs == 1:
         return InProcess(context)
     # "spawn", because a fork after OpenMP has run deadlocks.
-    pool = ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        n_jobs, mp_context=get_context("spawn"), initializer=_end_at_interrupt
+    )
     return OnExecutor(context, pool, owned=True)
+
+
+def _end_at_interrupt() -> None:
+    """Ctrl-C reaches workers too, and is the coordinator's to report: they end in silence."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _run_remote(payload: bytes, job: Job) -> Outcome:

@@ -70,8 +70,10 @@ def test_the_budget_is_spent_exactly_and_every_epoch_is_counted() -> None:
             counted.append(1)
             yield result
 
-    result = run(new_study(), trainer=counting)
+    study = new_study()
+    result = run(study, trainer=counting)
     assert result.n_epochs_trained == len(counted) == TINY.n_epochs
+    assert study.user_attrs["miha:spent"] == TINY.n_epochs
 
 
 def test_epochs_saved_by_pruning_are_trained_elsewhere() -> None:
