@@ -41,12 +41,6 @@ def is_in_memory(study: Study) -> bool:
     return isinstance(study._storage, InMemoryStorage)
 
 
-def storage_url(study: Study) -> str | None:
-    """The URL of the study's database; :obj:`None` for a storage of another kind."""
-    storage = getattr(study._storage, "_backend", study._storage)
-    return storage.url if isinstance(storage, RDBStorage) else None
-
-
 def sqlite_file(study: Study) -> Path | None:
     """The SQLite file that holds the study; :obj:`None` for any other storage."""
     storage = getattr(study._storage, "_backend", study._storage)

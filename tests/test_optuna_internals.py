@@ -25,7 +25,6 @@ from optuna_miha._optuna import (
     is_stopped,
     sqlite_file,
     stoppable,
-    storage_url,
 )
 
 
@@ -141,13 +140,6 @@ def test_a_database_in_memory_has_no_file(url: str) -> None:
 def test_other_storages_have_no_file(tmp_path: Path) -> None:
     assert sqlite_file(study_in(None)) is None
     assert sqlite_file(study_in(journal(tmp_path))) is None
-
-
-def test_the_url_of_a_database_is_found(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/study.db"
-    assert storage_url(study_in(url)) == url
-    assert storage_url(study_in(None)) is None
-    assert storage_url(study_in(journal(tmp_path))) is None
 
 
 @pytest.mark.parametrize("params", [{}, {"lr": 0.1, "optimizer": "sgd"}])
