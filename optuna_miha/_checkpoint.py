@@ -27,10 +27,21 @@ so that it loads with ``weights_only=True``."""
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
-    """A moving average of the weights of ``model``; :obj:`None` if ``decay`` is 0."""
+    """A moving average of the weights of ``model``; :obj:`None` if ``decay`` is 0.
+
+    Raises:
+        TypeError: If the network cannot be copied.
+    """
     if decay == 0:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+    try:
+        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise TypeError(
+            "The network must be copyable by `copy.deepcopy`, because its weights are averaged, "
+            f"got: {error} Use `torch.nn.utils.parametrizations.weight_norm` instead of "
+            "`torch.nn.utils.weight_norm`, or `Plan(ema_decay=0)`."
+        ) from error
 
 
 def capture(recipe: Recipe, ema: AveragedModel | None, epoch: int) -> State:

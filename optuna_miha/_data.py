@@ -15,7 +15,9 @@ EVALUATION_BATCH_SIZE = 512
 """One size for every branch, whatever its own: so that values do not depend on it."""
 
 
-def training_batches(data: Data, batch_size: int, device: torch.device) -> Iterable[Any]:
+def training_batches(
+    data: Data, batch_size: int, device: torch.device, *, skip_single: bool = False
+) -> Iterable[Any]:
     """An iterable over the training batches; each iteration over it is one shuffled epoch.
 
     Tensors are kept in memory, on ``device``, and gathered once per epoch, in the order in
@@ -26,19 +28,21 @@ def training_batches(data: Data, batch_size: int, device: torch.device) -> Itera
         data: The recipe's training data.
         batch_size: Objects per batch; the last batch of an epoch may be smaller.
         device: Where the batches are wanted.
+        skip_single:
+            Leave out a last batch of one object, of which batch normalization cannot take a
+            variance. Batch sizes change, so that one may come up that the user never met.
     """
     tensors = _tensors(data)
     if tensors is not None:
-        return _ShuffledTensors(tensors, batch_size, device)
+        drop_last = skip_single and _leaves_single(len(tensors[0]), batch_size)
+        return _ShuffledTensors(tensors, batch_size, device, drop_last=drop_last)
     if isinstance(data, DataLoader):
         if data.batch_size is None:  # A sampler of whole batches: its own affair.
             return _OnDevice(data, device)
-        return _OnDevice(_with_batch_size(data, batch_size), device)
+        return _OnDevice(_with_batch_size(data, batch_size, skip_single), device)
     shuffle = not isinstance(data, IterableDataset)
-    return _OnDevice(
-        DataLoader(data, batch_size=batch_size, shuffle=shuffle),  # type: ignore[arg-type]
-        device,
-    )
+    loader = DataLoader(data, batch_size=batch_size, shuffle=shuffle)  # type: ignore[arg-type]
+    return _OnDevice(_with_batch_size(loader, batch_size, skip_single), device)
 
 
 def evaluation_batches(data: Data, device: torch.device) -> Iterable[Any]:
@@ -84,9 +88,17 @@ def _tensors(data: Data) -> tuple[Tensor, ...] | None:
 
 
 class _ShuffledTensors:
-    def __init__(self, tensors: tuple[Tensor, ...], batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        tensors: tuple[Tensor, ...],
+        batch_size: int,
+        device: torch.device,
+        *,
+        drop_last: bool,
+    ) -> None:
         self._tensors = [tensor.to(device) for tensor in tensors]
         self._batch_size = batch_size
+        self._drop_last = drop_last
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         # DataLoader draws a base seed for its workers, then RandomSampler one for its own
@@ -96,7 +108,8 @@ class _ShuffledTensors:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self._tensors[0]), generator=generator)
         gathered = (t.index_select(0, order.to(t.device)) for t in self._tensors)
-        return zip(*(torch.split(t, self._batch_size) for t in gathered), strict=True)
+        batches = list(zip(*(torch.split(t, self._batch_size) for t in gathered), strict=True))
+        return iter(batches[:-1] if self._drop_last else batches)
 
 
 class _OnDevice:
@@ -123,7 +136,9 @@ def _to(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def _with_batch_size(loader: DataLoader[Any], batch_size: int) -> DataLoader[Any]:
+def _with_batch_size(
+    loader: DataLoader[Any], batch_size: int, skip_single: bool
+) -> DataLoader[Any]:
     """The user's loader with another batch size.
 
     Its ``generator`` is left out: its state is not in our checkpoints, and the global random
@@ -148,7 +163,14 @@ def _with_batch_size(loader: DataLoader[Any], batch_size: int) -> DataLoader[Any
         settings["shuffle"] = True
     else:
         settings["sampler"] = loader.sampler
+    if skip_single and not isinstance(loader.dataset, IterableDataset):
+        n_objects = len(loader.sampler)  # type: ignore[arg-type]
+        settings["drop_last"] = loader.drop_last or _leaves_single(n_objects, batch_size)
     return DataLoader(loader.dataset, **settings)
+
+
+def _leaves_single(n_objects: int, batch_size: int) -> bool:
+    return n_objects > batch_size and n_objects % batch_size == 1
 
 
 def _is_plain_shuffle(loader: DataLoader[Any]) -> bool:

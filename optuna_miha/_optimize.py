@@ -200,6 +200,7 @@ def optimize(
                     f"Stopped by {type(error).__name__} after {ledger.lineage.spent} of "
                     f"{stretch.end} epochs. Run the same script again to resume: the study "
                     f"{study.study_name!r} and its checkpoints hold all that was trained."
+                    + _remedy(error)
                 )
                 raise
     return make_result(study, ledger.lineage, model_fn, store, context.device)
@@ -245,6 +246,16 @@ def _settled(device: torch.device | str | None) -> torch.device:
         return torch.device(device)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return torch.device("cpu") if accelerator is None else accelerator
+
+
+def _remedy(error: BaseException) -> str:
+    """What else to say of an error of the user's code, which would come again."""
+    if not isinstance(error, Exception):
+        return ""
+    return (
+        " If the error belongs to the hyperparameters of one branch, "
+        f"`catch=({type(error).__name__},)` fails that branch alone."
+    )
 
 
 def _announce(plan: Plan, stretch: Stretch, lineage: Lineage) -> None:

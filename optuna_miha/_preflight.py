@@ -6,13 +6,15 @@ import math
 
 import optuna
 from optuna.study import StudyDirection
+from torch import Tensor, nn
 
-from optuna_miha._data import training_batches
+from optuna_miha._checkpoint import averaged
 from optuna_miha._recipe import Recipe
 from optuna_miha._rng import preserved_rng, seed_all
 from optuna_miha._segment import Context, on_device
-from optuna_miha._trainer import batch_loss, check_loss, device_of, evaluate
+from optuna_miha._trainer import batch_loss, batches_of, check_loss, evaluate
 
+_ELEMENTWISE = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
 _SENSES = {"loss": StudyDirection.MINIMIZE, "accuracy": StudyDirection.MAXIMIZE}
 
 
@@ -62,10 +64,12 @@ def check_training(recipe: Recipe, context: Context) -> None:
     with preserved_rng():
         seed_all(context.seed)
         recipe = on_device(recipe, context)
-        assert recipe.batch_size is not None
-        device = device_of(recipe.model)
+        averaged(recipe.model, context.ema_decay)
         recipe.model.train()
-        for batch in training_batches(recipe.train_data, recipe.batch_size, device):
+        for batch in batches_of(recipe):
+            if recipe.train_step is None and isinstance(recipe.loss_fn, _ELEMENTWISE):
+                *inputs, target = batch
+                _check_shapes(recipe.model(*inputs), target)
             check_loss(batch_loss(recipe, recipe.model, batch, recipe.loss_fn))
             break
         else:
@@ -78,4 +82,13 @@ def check_training(recipe: Recipe, context: Context) -> None:
         raise ValueError(
             f"The monitored {recipe.monitor!r} of the untrained network is NaN: check the "
             "validation data for NaN values, and the loss for targets that it does not expect."
+        )
+
+
+def _check_shapes(output: Tensor, target: Tensor) -> None:
+    if output.shape != target.shape:
+        raise ValueError(
+            f"The loss compares element by element, but the output is of shape "
+            f"{tuple(output.shape)} and the target of {tuple(target.shape)}: reshape the "
+            "targets, for instance by `targets[:, None]`."
         )

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 Data: TypeAlias = "tuple[Tensor, ...] | Dataset[Any] | DataLoader[Any]"
@@ -86,6 +87,11 @@ class Recipe:
         if next(self.model.parameters(), None) is None:
             raise ValueError(
                 f"`model` must have parameters to train, got {_kind(self.model)} without any."
+            )
+        if any(isinstance(p, UninitializedParameter) for p in self.model.parameters()):
+            raise ValueError(
+                f"The lazy modules of `model` must have their shapes, got {_kind(self.model)} "
+                "without: run one batch through it in `model_fn`."
             )
         if not callable(self.loss_fn):
             raise TypeError(

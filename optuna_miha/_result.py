@@ -118,6 +118,10 @@ class Result:
                 takes batches of any length.
         """
         inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+        # A length of one would be taken for a constant.
+        inputs = tuple(
+            torch.cat([x, x]) if isinstance(x, torch.Tensor) and len(x) == 1 else x for x in inputs
+        )
         batch = torch.export.Dim("batch")
         dynamic = tuple({0: batch} if isinstance(x, torch.Tensor) else None for x in inputs)
         program = torch.export.export(self.model, inputs, dynamic_shapes=dynamic)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from optuna_miha._curve import EpochResult
 from optuna_miha._data import batch_length, evaluation_batches, training_batches
@@ -45,9 +46,9 @@ def train(recipe: Recipe, n_epochs: int) -> Iterator[EpochResult]:
         ValueError: If the loss is not a scalar, does not depend on the parameters, or the
             training data yields no batch.
     """
+    assert recipe.optimizer is not None
     device = device_of(recipe.model)
-    assert recipe.optimizer is not None and recipe.batch_size is not None
-    batches = training_batches(recipe.train_data, recipe.batch_size, device)
+    batches = batches_of(recipe)
     for _ in range(n_epochs):
         recipe.model.train()
         total, n_objects = torch.zeros((), device=device), 0
@@ -119,6 +120,18 @@ def _evaluated(recipe: Recipe, model: nn.Module) -> dict[str, float]:
         all_outputs, all_targets = torch.cat(outputs), torch.cat(targets)
         values |= {k: float(f(all_outputs, all_targets)) for k, f in recipe.metrics.items()}
     return values
+
+
+def batches_of(recipe: Recipe) -> Iterable[Any]:
+    """The recipe's training batches, where its network is."""
+    assert recipe.batch_size is not None
+    normalizes = any(isinstance(m, _BatchNorm) for m in recipe.model.modules())
+    return training_batches(
+        recipe.train_data,
+        recipe.batch_size,
+        device_of(recipe.model),
+        skip_single=normalizes,
+    )
 
 
 def batch_loss(recipe: Recipe, model: nn.Module, batch: Any, loss_fn: LossFn) -> Tensor:

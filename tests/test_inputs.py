@@ -30,6 +30,13 @@ def recipe_with(**changes: Any) -> Any:
     return model_fn
 
 
+def uncopyable() -> nn.Module:
+    """A network that holds the result of a computation."""
+    model = nn.Linear(4, 3)
+    model.halved = model.weight / 2
+    return model
+
+
 X, Y = blobs(60)
 MODEL = nn.Linear(4, 3)
 
@@ -99,6 +106,23 @@ CASES: dict[str, tuple[Any, type[Exception], list[str]]] = {
         recipe_with(valid_data=(X * float("nan"), Y)),
         ValueError,
         ["NaN", "validation data"],
+    ),
+    "shapes that broadcast": (
+        lambda trial: recipe_with(
+            model=nn.Linear(4, 1), loss_fn=nn.MSELoss(), train_data=(X, X[:, 0])
+        )(trial),
+        ValueError,
+        ["(32, 1)", "(32,)", "targets[:, None]"],
+    ),
+    "lazy modules": (
+        recipe_with(model=nn.LazyLinear(3)),
+        ValueError,
+        ["lazy", "one batch"],
+    ),
+    "a network that cannot be copied": (
+        lambda trial: recipe_with(model=uncopyable())(trial),
+        TypeError,
+        ["copy.deepcopy", "ema_decay=0"],
     ),
     "no parameters": (recipe_with(model=nn.ReLU()), ValueError, ["parameters", "ReLU"]),
 }
@@ -183,3 +207,48 @@ def test_hyperband_is_refused_with_what_works_instead() -> None:
     study = new_study(pruner=optuna.pruners.HyperbandPruner())
     with pytest.raises(ValueError, match="SlopePruner"):
         run(study)
+
+
+def normalized(trial: Any) -> miha.Recipe:
+    """97 objects: the portfolio's batch size of 32 leaves a last batch of one."""
+    x, y = blobs(97)
+    return miha.Recipe(
+        model=nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)),
+        loss_fn=nn.CrossEntropyLoss(),
+        train_data=(x, y),
+        valid_data=blobs(30, seed=1),
+        batch_size=128,
+    )
+
+
+def test_a_last_batch_of_one_object_does_not_break_batch_normalization() -> None:
+    def from_dataset(trial: Any) -> miha.Recipe:
+        recipe = normalized(trial)
+        recipe.train_data = TensorDataset(*blobs(97))
+        return recipe
+
+    def from_loader(trial: Any) -> miha.Recipe:
+        recipe = normalized(trial)
+        recipe.train_data = DataLoader(TensorDataset(*blobs(97)), batch_size=128, shuffle=True)
+        return recipe
+
+    values = {run(new_study(), f).value for f in (normalized, from_dataset, from_loader)}
+    assert len(values) == 1
+
+
+def test_an_error_of_one_branch_is_logged_with_the_way_past_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        recipe = classifier(trial)
+        if trial.suggest_categorical("choice", ["good", "bad"]) == "bad":
+            raise ArithmeticError
+        return recipe
+
+    optuna.logging.enable_propagation()
+    try:
+        with pytest.raises(ArithmeticError):
+            run(new_study(), model_fn)
+    finally:
+        optuna.logging.disable_propagation()
+    assert "catch=(ArithmeticError,)" in caplog.text

@@ -34,6 +34,7 @@ TORCH_MODULES = {
     "_optimize",
     "_optimizers",
     "_plain",
+    "_preflight",
     "_recipe",
     "_result",
     "_rng",
