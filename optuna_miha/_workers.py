@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import abc
 import functools
+import pickle
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from multiprocessing import get_context
 from typing import TypeAlias
 
@@ -101,7 +103,13 @@ def _end_at_interrupt() -> None:
 
 
 def _run_remote(payload: bytes, job: Job) -> Outcome:
-    return run_job(_unpickled(payload), job)
+    outcome = run_job(_unpickled(payload), job)
+    try:
+        pickle.loads(pickle.dumps(outcome.exception))
+    except Exception:
+        # An exception that cannot travel would break the pool; its words can.
+        return replace(outcome, exception=RuntimeError(outcome.error))
+    return outcome
 
 
 @functools.lru_cache(maxsize=1)
