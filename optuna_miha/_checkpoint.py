@@ -6,9 +6,9 @@ import hashlib
 import io
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any, TypeAlias
 
+import optuna
 import torch
 from optuna.artifacts.exceptions import ArtifactNotFound
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from optuna_miha._optuna import artifact_folder
 from optuna_miha._recipe import Recipe
 from optuna_miha._rng import capture_rng, restore_rng
 from optuna_miha.exceptions import CheckpointError, InheritanceError
+
+_logger = optuna.logging.get_logger("optuna.miha")
 
 State: TypeAlias = dict[str, Any]
 """``model``, ``ema`` (or None), ``optimizer``, ``rng``, ``epoch`` of a network in training,
@@ -168,9 +170,17 @@ class CheckpointStore:
         return state
 
     def remove(self, reference: Mapping[str, str]) -> None:
-        """Delete a checkpoint; one that is gone already is no error."""
-        with suppress(ArtifactNotFound):
+        """Delete a checkpoint, if that is possible: failing to tidy up must not end a run.
+
+        Raises:
+            ValueError: If the id leads out of the store.
+        """
+        try:
             self._artifact_store.remove(reference["id"])
+        except ValueError:
+            raise
+        except Exception as error:
+            _logger.debug(f"Checkpoint {reference['id']} was not removed: {error!r}.")
 
 
 def _describe(artifact_store: Any) -> str:

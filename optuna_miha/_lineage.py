@@ -180,7 +180,7 @@ class Lineage:
         self._groups.setdefault((segment.role, segment.cycle), {})[segment.branch] = segment
         self.spent += segment.trained
         if segment.value is not None and (
-            self._best is None or self.cost(segment) < self.cost(self._best)
+            self._best is None or self._rank(segment) < self._rank(self._best)
         ):
             self._best = segment
 
@@ -206,7 +206,11 @@ class Lineage:
     def best_before(self, cycle: int) -> Segment | None:
         """The same among the segments of earlier cycles."""
         earlier = [s for s in self if s.cycle < cycle and s.value is not None]
-        return min(earlier, key=self.cost, default=None)
+        return min(earlier, key=self._rank, default=None)
+
+    def _rank(self, segment: Segment) -> tuple[float, int]:
+        """As Optuna does, the earlier trial where values tie."""
+        return self.cost(segment), segment.number
 
     def cost(self, segment: Segment) -> float:
         """The segment's value, oriented so that lower is better; infinite if it has none."""

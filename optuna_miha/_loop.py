@@ -22,7 +22,7 @@ from optuna_miha._plan import Plan, race_rungs
 from optuna_miha._progress import Progress
 from optuna_miha._segment import Context, Job
 from optuna_miha._workers import Workers
-from optuna_miha.fitness import Fitness, power_law
+from optuna_miha.fitness import Fitness, last_value, power_law
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
@@ -138,11 +138,9 @@ class Coordinator:
         """Let ``model_fn`` make its suggestions, note what they change, and pass the state on."""
         parent = phase.parent
         sibling = Sibling(branch, parent, trial)
-        # A guest that cannot be is the user's slip, and must not end every attempt to resume.
-        catch = (Exception,) if _lineage.GUEST in trial.user_attrs else self._catch
         try:
             build_recipe(self._context.model_fn, trial, self._context.seed)
-        except catch as error:
+        except self._caught(trial) as error:
             sibling.error = f"{type(error).__name__}: {error}"
         old = self._initial_params if parent is None else parent.params
         trial.set_user_attr(_lineage.MUTATION, describe(old, trial.params))
@@ -162,11 +160,19 @@ class Coordinator:
         for (sibling, trial), outcome in zip(pending, outcomes, strict=True):
             sibling.state, sibling.error = outcome.state, outcome.error
             self._report(sibling, trial, outcome.results)
-        for (sibling, _), outcome in zip(pending, outcomes, strict=True):
-            if outcome.exception is not None and not isinstance(outcome.exception, self._catch):
-                raise outcome.exception
+        for (sibling, trial), outcome in zip(pending, outcomes, strict=True):
+            error = outcome.exception
+            if error is not None and not isinstance(error, self._caught(trial)):
+                raise error
             if outcome.error is not None:
                 self._fail(sibling, unfinished=outcome.begun - len(outcome.results))
+
+    def _caught(self, trial: optuna.Trial) -> tuple[type[Exception], ...]:
+        """The exceptions that fail a trial alone.
+
+        A guest that cannot be is the user's slip, and must not end every attempt to resume.
+        """
+        return (Exception,) if _lineage.GUEST in trial.user_attrs else self._catch
 
     def _job(self, phase: Phase, sibling: Sibling, params: Params, n_epochs: int) -> Job:
         parent = sibling.parent
@@ -217,7 +223,8 @@ class Coordinator:
 
     def _select(self, phase: Phase, alive: list[Sibling]) -> None:
         """Choose the fittest, record all that trained to the end, and tidy up."""
-        fitness = power_law if phase.role == "startup" else self._fitness
+        by_role = {"startup": power_law, "branch": self._fitness}
+        fitness = by_role.get(phase.role, last_value)  # Those without rivals win anyway.
         for sibling in alive:
             if sibling.record is not None:
                 sibling.fitness = sibling.record.fitness
@@ -227,7 +234,9 @@ class Coordinator:
         winner = fittest({s.branch: s.fitness for s in alive})
         best = self._lineage.best()
         least = math.inf if best is None else self._lineage.cost(best)
-        for sibling in alive:
+        # The winner first: were the run killed in between, the siblings on record alone would
+        # decide, and only the winner is sure to have a checkpoint.
+        for sibling in sorted(alive, key=lambda s: s.branch != winner):
             if sibling.trial is None or sibling.state is None:
                 continue
             cost = self._lineage.sign * sibling.state["best"]["value"]

@@ -74,7 +74,7 @@ def optimize(
     Calling it again on the same study does only what is missing: it resumes an interrupted
     run, returns the result of one that is over, and goes on with a larger ``n_epochs``. With
     the same seed, device and number of threads the result does not depend on ``n_jobs`` or on
-    interruptions.
+    interruptions, as long as sampler and pruner are those of this package.
 
     Args:
         study:
@@ -237,7 +237,7 @@ def load_result(
             f"The study {study.study_name!r} holds no finished segment of a run, so there is no "
             "model yet: call `optuna_miha.optimize` on it."
         )
-    store = open_store(study, artifact_store, checkpoint_dir)
+    store = open_store(study, artifact_store, checkpoint_dir, read_only=True)
     return make_result(study, lineage, model_fn, store, _settled(device))
 
 

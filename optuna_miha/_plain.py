@@ -43,6 +43,8 @@ def plain_objective(
         recipe = build_recipe(model_fn, trial, seed)
         check_direction(trial.study, recipe)
         recipe.model.to(device)
+        if isinstance(recipe.loss_fn, torch.nn.Module):
+            recipe.loss_fn.to(device)
         sign = -1 if trial.study.direction == StudyDirection.MAXIMIZE else 1
         best = math.inf
         with one_thread(), preserved_rng():

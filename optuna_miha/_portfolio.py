@@ -93,7 +93,7 @@ def _overlay(initial: Params, distributions: Distributions, entry: dict[str, Any
             candidate[name] = fit(distribution, value)
         elif contains(distribution, value):
             candidate[name] = value
-    if offered and "momentum" in entry and "momentum" not in distributions:
+    if offered and "momentum" in entry and "momentum" not in initial:
         # Suggested only once the optimizer is SGD, so the initial configuration may lack it.
         candidate["momentum"] = entry["momentum"]
     return candidate

@@ -30,7 +30,7 @@ def capture_rng() -> dict[str, Any]:
         },
     }
     if torch.cuda.is_available():
-        rng["cuda"] = torch.cuda.get_rng_state()
+        rng["cuda"] = torch.cuda.get_rng_state_all()
     return rng
 
 
@@ -41,7 +41,7 @@ def restore_rng(rng: dict[str, Any]) -> None:
     keys = rng["numpy"]["keys"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, *rng["numpy"]["rest"]))
     if "cuda" in rng and torch.cuda.is_available():
-        torch.cuda.set_rng_state(rng["cuda"])
+        torch.cuda.set_rng_state_all(rng["cuda"])
 
 
 @contextmanager

@@ -154,7 +154,7 @@ def _train(
             )
         if ema is not None:
             ema.update_parameters(recipe.model)
-            result = replace(result, ema_value=evaluate(recipe, ema)[recipe.monitor])
+            result = replace(result, ema_value=evaluate(recipe, ema.module)[recipe.monitor])
         epoch += 1
         log.results.append(result)
         if on_epoch is not None:

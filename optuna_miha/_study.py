@@ -172,7 +172,11 @@ def record_run(study: optuna.Study, plan: Plan, seed: int, initial: Initial) -> 
 
 
 def open_store(
-    study: optuna.Study, artifact_store: Any, checkpoint_dir: str | PathLike[str] | None
+    study: optuna.Study,
+    artifact_store: Any,
+    checkpoint_dir: str | PathLike[str] | None,
+    *,
+    read_only: bool = False,
 ) -> CheckpointStore:
     """Where the run's checkpoints lie.
 
@@ -198,9 +202,10 @@ def open_store(
         folder = Path(known)
     else:
         folder = _default_folder(study)
-    folder.mkdir(parents=True, exist_ok=True)
-    if str(folder) != known:
-        study.set_user_attr(_lineage.CHECKPOINT_DIR, str(folder))
+    if not read_only:
+        folder.mkdir(parents=True, exist_ok=True)
+        if str(folder) != known:
+            study.set_user_attr(_lineage.CHECKPOINT_DIR, str(folder))
     return CheckpointStore(FileSystemArtifactStore(folder))
 
 

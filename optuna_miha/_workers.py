@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import abc
 import functools
-import pickle
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import AbstractContextManager
@@ -64,10 +64,12 @@ class OnExecutor(Workers):
 
     def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
         """Submit all jobs, and report a job's epochs when it is done."""
-        futures = [self._executor.submit(_run_remote, self._payload, job) for job in jobs]
+        # As bytes both ways: torch would pass tensors between processes as open files.
+        packed = [cloudpickle.dumps(job) for job in jobs]
+        futures = [self._executor.submit(_run_remote, self._payload, job) for job in packed]
         outcomes = []
         for future in futures:
-            outcome = future.result()
+            outcome: Outcome = cloudpickle.loads(future.result())
             for result in outcome.results:
                 on_epoch(result)
             outcomes.append(outcome)
@@ -102,14 +104,21 @@ def _end_at_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _run_remote(payload: bytes, job: Job) -> Outcome:
-    outcome = run_job(_unpickled(payload), job)
+_one_at_a_time = threading.Lock()
+"""Jobs seed and restore the random generators of their process, so that in an executor of threads
+they take turns."""
+
+
+def _run_remote(payload: bytes, job: bytes) -> bytes:
+    with _one_at_a_time:
+        outcome = run_job(_unpickled(payload), cloudpickle.loads(job))
     try:
-        pickle.loads(pickle.dumps(outcome.exception))
+        cloudpickle.loads(cloudpickle.dumps(outcome.exception))
     except Exception:
         # An exception that cannot travel would break the pool; its words can.
-        return replace(outcome, exception=RuntimeError(outcome.error))
-    return outcome
+        outcome = replace(outcome, exception=RuntimeError(outcome.error))
+    packed: bytes = cloudpickle.dumps(outcome)
+    return packed
 
 
 @functools.lru_cache(maxsize=1)

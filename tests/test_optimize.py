@@ -486,3 +486,40 @@ def test_an_exception_that_cannot_travel_arrives_in_words() -> None:
 
     with ThreadPoolExecutor(1) as executor, pytest.raises(RuntimeError, match="7: in the worker"):
         run(new_study(), model_fn, executor=executor)
+
+
+def test_a_train_step_may_use_parts_of_the_network() -> None:
+    def train_step(model: Any, batch: Any, loss_fn: Any) -> torch.Tensor:
+        x, y = batch
+        return loss_fn(model[4](model[3](model[2](model[1](model[0](x))))), y)
+
+    def model_fn(trial: Any) -> miha.Recipe:
+        recipe = classifier(trial)
+        recipe.train_step = train_step
+        return recipe
+
+    assert history(run(new_study(), model_fn)) == history(run(new_study()))
+
+
+def test_an_enqueued_trial_that_cannot_be_trained_fails_alone() -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        recipe = classifier(trial)
+        width = trial.suggest_categorical("width", [12, 16])
+        recipe.model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+        recipe.optimizer = None
+        return recipe
+
+    study = new_study()
+    study.enqueue_trial({"width": 16})
+    result = run(study, model_fn, plan=miha.Plan(90, startup=1, mutations=("lr",)))
+    failed = [t for t in study.trials if t.state == TrialState.FAIL]
+    assert ["InheritanceError" in t.user_attrs["miha:error"] for t in failed] == [True]
+    assert result.n_epochs_trained == 90
+
+
+def test_threads_give_the_same_run_again() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(3) as executor:
+        result = run(new_study(), executor=executor)
+    assert history(result) == history(run(new_study()))

@@ -196,3 +196,21 @@ def test_a_missing_checkpoint_is_named_with_the_folder(tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(miha.exceptions.CheckpointError, match=r"missing from the folder"):
         miha.load_result(study, classifier)
+
+
+def test_looking_for_a_result_in_the_wrong_place_changes_nothing(tmp_path: Path) -> None:
+    study = new_study()
+    first = run(study, checkpoint_dir=tmp_path / "right")
+    with pytest.raises(miha.exceptions.CheckpointError):
+        miha.load_result(study, classifier, checkpoint_dir=tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+    assert same(weights(miha.load_result(study, classifier)), weights(first))
+
+
+@pytest.mark.parametrize("n", range(6, 12))
+def test_interrupted_around_a_guest_it_can_be_resumed(n: int) -> None:
+    study = new_study(pruner=optuna.pruners.NopPruner())
+    study.enqueue_trial({"lr": 0.01})
+    with pytest.raises(KeyboardInterrupt):
+        run(study, callbacks=[_Interrupt(n, KeyboardInterrupt)])
+    assert run(study).n_epochs_trained == TINY.n_epochs
