@@ -89,10 +89,6 @@ class Segment:
         """Epochs that the lineage has behind it when the segment is over."""
         return self.birth + self.trained
 
-    def curve(self, sign: int, parent: Segment | None) -> Curve:
-        """The curve that its fitness is computed from."""
-        return make_curve(self.scores, sign, self.birth, parent)
-
 
 def make_curve(scores: Sequence[float], sign: int, birth: int, parent: Segment | None) -> Curve:
     """Orient ``scores`` so that lower is better.

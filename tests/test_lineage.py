@@ -224,7 +224,6 @@ def test_a_curve_is_turned_so_that_lower_is_better() -> None:
     assert curve.costs == (-0.5, -0.6)
     assert curve.birth == 7
     assert curve.birth_cost == -0.4
-    assert segment(1, scores=(0.5, 0.6), birth=7).curve(-1, parent) == curve
 
 
 def test_a_root_has_no_cost_at_birth() -> None:
