@@ -9,6 +9,7 @@ from optuna_miha._pruner import SlopePruner
 from optuna_miha._recipe import Recipe
 from optuna_miha._result import Result
 from optuna_miha._sampler import MihaSampler
+from optuna_miha._storage import create_storage
 from optuna_miha._suggest import (
     suggest_activations,
     suggest_batch_size,
@@ -29,6 +30,7 @@ __all__ = [
     "Result",
     "SlopePruner",
     "Trainer",
+    "create_storage",
     "exceptions",
     "fitness",
     "load_result",

@@ -93,6 +93,17 @@ def copy_tensors(value: Any) -> Any:
     return value
 
 
+def on_cpu(value: Any) -> Any:
+    """The same nested dictionaries and lists, with all tensors in main memory."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, Mapping):
+        return {key: on_cpu(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(on_cpu(part) for part in value)
+    return value
+
+
 def _check_same_network(model: nn.Module, inherited: Mapping[str, Any]) -> None:
     own = model.state_dict()
     advice = (

@@ -87,6 +87,11 @@ def _tensors(data: Data) -> tuple[Tensor, ...] | None:
     return data.tensors if isinstance(data, TensorDataset) else None
 
 
+def tensors_to(data: Data, device: torch.device) -> Data:
+    """Tensors moved to ``device``; a dataset or a loader as it is."""
+    return tuple(tensor.to(device) for tensor in data) if isinstance(data, tuple) else data
+
+
 class _ShuffledTensors:
     def __init__(
         self,

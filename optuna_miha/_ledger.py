@@ -13,8 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_miha import _lineage
 from optuna_miha._checkpoint import State
 from optuna_miha._lineage import Lineage, Segment
-from optuna_miha._mutation import Params
-from optuna_miha._optuna import enqueued_params
+from optuna_miha._optuna import enqueued_params, start_trial
 from optuna_miha._phases import Phase
 from optuna_miha._plan import race_rungs
 
@@ -56,6 +55,24 @@ class Sibling:
         """Epochs that its lineage had behind it."""
         return 0 if self.parent is None else self.parent.end
 
+    @property
+    def is_failed(self) -> bool:
+        """Whether it went wrong."""
+        if self.record is not None:
+            return self.record.state == TrialState.FAIL
+        return self.error is not None
+
+    def costs(self, sign: int) -> dict[int, float]:
+        """Its scores by lineage epoch, the parent's at birth included, as pruners see them.
+
+        Args:
+            sign: 1 where the study minimizes, -1 where it maximizes.
+        """
+        scores = self.scores if self.record is None else self.record.scores
+        by_epoch = {} if self.parent is None else _last_score(self.parent)
+        by_epoch |= dict(enumerate(scores, start=self.birth + 1))
+        return {epoch: sign * score for epoch, score in by_epoch.items()}
+
     def survives(self, age: int) -> bool:
         """Whether it is still in the running after ``age`` epochs."""
         if self.record is None:
@@ -70,69 +87,86 @@ class Ledger:
     """Keeps the study and the record of the run in step.
 
     Trials of an earlier process that died are failed on construction. Their places are then
-    asked for again, and get the same proposals.
+    filled again, and get the same proposals.
 
     Args:
         study: The study.
         seed: The run's seed, noted in every trial.
         callbacks: Called after every trial.
+        running: Kept up to date: the running trials by number.
 
     Attributes:
         lineage: The record of all finished segments.
     """
 
     def __init__(
-        self, study: optuna.Study, *, seed: int, callbacks: Sequence[Callback] = ()
+        self,
+        study: optuna.Study,
+        *,
+        seed: int,
+        callbacks: Sequence[Callback],
+        running: dict[int, optuna.Trial],
     ) -> None:
         self._study = study
         self._seed = seed
         self._callbacks = callbacks
+        self._running = running
         self._guests: list[optuna.Trial] = []
         self.fail_interrupted()
         self.lineage = Lineage.from_trials(study.direction, study.get_trials(deepcopy=False))
 
-    def ask(self, phase: Phase, branch: int, params: Params) -> optuna.Trial:
-        """A trial for one place of a phase.
-
-        It is enqueued with its attributes and then asked for, so that there is no trial without
-        a role. Trials that the user enqueued come up on the way, and wait as guests.
+    def start(
+        self, phase: Phase, branch: int, offline: optuna.Trial | None = None, mutation: str = ""
+    ) -> optuna.Trial:
+        """A running trial for one place of a phase.
 
         Args:
             phase: The phase.
             branch: The place.
-            params: Parameters that are given; the sampler proposes the others.
+            offline: What was suggested for it; :obj:`None`: that is still to come.
+            mutation: What that changes.
         """
         attrs = self._birth_attrs(phase, branch)
-        self._study.enqueue_trial(params, user_attrs=attrs)
-        while True:
-            trial = self._study.ask()
-            known = trial.user_attrs
-            if all(known.get(key) == value for key, value in attrs.items()):
-                return trial
-            if _lineage.ROLE in known:
-                # Enqueued by a process that died before it could ask.
-                self._study.tell(trial, state=TrialState.FAIL)
-            else:
-                trial.set_user_attr(_lineage.GUEST, True)
-                self._guests.append(trial)
+        if offline is not None:
+            attrs = {**offline.user_attrs, **attrs, _lineage.MUTATION: mutation}
+        trial = start_trial(
+            self._study,
+            params={} if offline is None else offline.params,
+            distributions={} if offline is None else offline.distributions,
+            user_attrs=attrs,
+            intermediate_values={} if phase.parent is None else _last_score(phase.parent),
+        )
+        self._running[trial.number] = trial
+        return trial
 
     def admit_guests(self, phase: Phase, first: int, n_most: int) -> dict[int, optuna.Trial]:
-        """Give waiting guests a place in a population.
+        """Give trials that the user enqueued a place in a population.
 
         Args:
             phase: The population.
             first: The first free place.
-            n_most: How many the budget has room for.
+            n_most: How many the budget has room for; the others wait for the next one.
 
         Returns:
             Trials by place.
         """
+        while self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            trial = self._study.ask()
+            if _lineage.ROLE in trial.user_attrs:
+                self._study.tell(trial, state=TrialState.FAIL)  # Somebody copied ours.
+            else:
+                trial.set_user_attr(_lineage.GUEST, True)
+                self._guests.append(trial)
+                self._running[trial.number] = trial
         admitted, self._guests = self._guests[:n_most], self._guests[n_most:]
         places = dict(enumerate(admitted, start=first))
         for branch, trial in places.items():
             self._warn_of_unknown(trial)
             for key, value in self._birth_attrs(phase, branch).items():
                 trial.set_user_attr(key, value)
+            if phase.parent is not None:
+                for step, value in _last_score(phase.parent).items():
+                    trial.report(value, step)
         return places
 
     def _warn_of_unknown(self, trial: optuna.Trial) -> None:
@@ -213,9 +247,15 @@ class Ledger:
         for key, attr in attrs.items():
             trial.set_user_attr(key, attr)
         frozen = self._study.tell(trial, value, state)
+        self._running.pop(trial.number, None)
         segment = _lineage.segment_of(frozen)
         assert segment is not None
         self.lineage.add(segment)
         sibling.record, sibling.trial, sibling.state = segment, None, None
         for callback in self._callbacks:
             callback(self._study, frozen)
+
+
+def _last_score(parent: Segment) -> dict[int, float]:
+    """What a curve starts from: the parent's last score, at the epoch of birth."""
+    return {parent.end: parent.scores[-1]}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -58,6 +59,7 @@ class Segment:
         birth: Epochs that its lineage had trained before it.
         trained: Epochs that it trained itself.
         params: Its hyperparameters.
+        distributions: Their distributions, by name.
         mutation: What was changed against the parent, in words.
         scores: The reported value of each epoch that it trained.
         train_losses: The training loss of each epoch.
@@ -76,6 +78,7 @@ class Segment:
     birth: int
     trained: int
     params: dict[str, Any]
+    distributions: dict[str, BaseDistribution]
     mutation: str
     scores: tuple[float, ...]
     train_losses: tuple[float, ...]
@@ -124,6 +127,7 @@ def segment_of(trial: FrozenTrial) -> Segment | None:
         birth=birth,
         trained=attrs[TRAINED],
         params=trial.params,
+        distributions=trial.distributions,
         mutation=attrs.get(MUTATION, ""),
         scores=tuple(v for step, v in sorted(trial.intermediate_values.items()) if step > birth),
         train_losses=tuple(attrs.get(TRAIN_LOSS, ())),

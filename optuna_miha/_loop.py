@@ -14,12 +14,14 @@ from optuna_miha._curve import EpochResult
 from optuna_miha._keeper import Keeper
 from optuna_miha._ledger import Ledger, Sibling
 from optuna_miha._lineage import fittest, make_curve
-from optuna_miha._model_fn import build_recipe
+from optuna_miha._model_fn import build_recipe, offline_trial
 from optuna_miha._mutation import Params, describe
 from optuna_miha._optuna import is_stopped
 from optuna_miha._phases import Phase, Stretch, next_phase
 from optuna_miha._plan import Plan, race_rungs
 from optuna_miha._progress import Progress
+from optuna_miha._pruner import SlopePruner
+from optuna_miha._sampler import MihaSampler, Run
 from optuna_miha._segment import Context, Job
 from optuna_miha._workers import Workers
 from optuna_miha.fitness import Fitness, last_value, power_law
@@ -35,7 +37,7 @@ class Coordinator:
         ledger: Its record.
         keeper: Its checkpoints.
         plan: The plan.
-        initial_params: The initial configuration.
+        run: What proposals depend on, the initial configuration among it.
         context: What all jobs have in common.
         workers: Where jobs run.
         progress: Told of every epoch.
@@ -51,7 +53,7 @@ class Coordinator:
         ledger: Ledger,
         keeper: Keeper,
         plan: Plan,
-        initial_params: Params,
+        run: Run,
         context: Context,
         workers: Workers,
         progress: Progress,
@@ -64,7 +66,7 @@ class Coordinator:
         self._lineage = ledger.lineage
         self._keeper = keeper
         self._plan = plan
-        self._initial_params = initial_params
+        self._run = run
         self._context = context
         self._workers = workers
         self._progress = progress
@@ -97,7 +99,7 @@ class Coordinator:
             age += n_epochs
             alive = [s for s in alive if s.survives(age)]
             if rung < len(rungs):
-                for sibling in self._hopeless(phase, alive, age, rung):
+                for sibling in self._hopeless(phase, siblings, alive, age, rung):
                     self._ledger.prune(sibling)
                 alive = [s for s in alive if s.survives(age + 1)]
         self._select(phase, alive)
@@ -114,39 +116,69 @@ class Coordinator:
         siblings = [
             Sibling(branch, phase.parent, record=record) for branch, record in records.items()
         ]
-        for branch in range(phase.size):
-            if branch not in records:
-                trial = self._ledger.ask(phase, branch, self._given(phase, branch))
-                siblings.append(self._born(phase, branch, trial))
+        siblings += [
+            self._born(phase, branch) for branch in range(phase.size) if branch not in records
+        ]
         if phase.role == "branch":
             spare = stretch.end - self._lineage.spent - self._plan.population_epochs - 1
             first = max(phase.size, *(s.branch + 1 for s in siblings))
             n_most = max(0, spare // self._plan.branch_epochs)
             for branch, trial in self._ledger.admit_guests(phase, first, n_most).items():
-                siblings.append(self._born(phase, branch, trial))
+                siblings.append(self._admitted(phase, branch, trial))
         return sorted(siblings, key=lambda s: s.branch)
 
-    def _given(self, phase: Phase, branch: int) -> Params:
-        """The parameters that are not the sampler's to propose."""
+    def _proposed(self, phase: Phase, branch: int) -> Params | None:
+        """The parameters for one place; :obj:`None` if they are up to a sampler of Optuna's."""
+        parent, plan, sampler = phase.parent, self._plan, self._study.sampler
         if phase.role == "startup":
-            return self._initial_params if branch == 0 else {}
-        if phase.role == "branch" and not (self._plan.control and branch == 0):
-            return {}
-        return self._initial_params if phase.parent is None else phase.parent.params
+            if branch == 0:
+                return self._run.initial_params
+            if isinstance(sampler, MihaSampler):
+                return sampler.propose_startup(self._run, branch)
+            return None
+        params, distributions = self._run.initial_params, self._run.distributions
+        if parent is not None:
+            params, distributions = parent.params, parent.distributions
+        if phase.role != "branch" or (plan.control and branch == 0):
+            return params
+        if isinstance(sampler, MihaSampler):
+            return sampler.propose_branch(self._run, phase.cycle, branch, params, distributions)
+        return None
 
-    def _born(self, phase: Phase, branch: int, trial: optuna.Trial) -> Sibling:
-        """Let ``model_fn`` make its suggestions, note what they change, and pass the state on."""
-        parent = phase.parent
-        sibling = Sibling(branch, parent, trial)
+    def _born(self, phase: Phase, branch: int) -> Sibling:
+        """A new sibling: let ``model_fn`` make its suggestions, and start the trial."""
+        sibling = Sibling(branch, phase.parent)
+        proposed = self._proposed(phase, branch)
+        if proposed is None:
+            return self._admitted(phase, branch, self._ledger.start(phase, branch))
+        offline = offline_trial(proposed)
+        try:
+            build_recipe(self._context.model_fn, offline, self._context.seed)
+        except self._catch as error:
+            sibling.error = f"{type(error).__name__}: {error}"
+        finally:  # An error that ends the run leaves its trace, too.
+            mutation = describe(self._before(phase), offline.params)
+            sibling.trial = self._ledger.start(phase, branch, offline, mutation)
+        return self._inheriting(sibling)
+
+    def _admitted(self, phase: Phase, branch: int, trial: optuna.Trial) -> Sibling:
+        """A sibling whose trial is there already: ``model_fn`` makes its suggestions on it."""
+        sibling = Sibling(branch, phase.parent, trial)
         try:
             build_recipe(self._context.model_fn, trial, self._context.seed)
         except self._caught(trial) as error:
             sibling.error = f"{type(error).__name__}: {error}"
-        old = self._initial_params if parent is None else parent.params
-        trial.set_user_attr(_lineage.MUTATION, describe(old, trial.params))
-        if parent is not None:
-            sibling.state = {k: v for k, v in self._keeper.state(parent).items() if k != "best"}
-            trial.report(parent.scores[-1], step=parent.end)
+        trial.set_user_attr(_lineage.MUTATION, describe(self._before(phase), trial.params))
+        return self._inheriting(sibling)
+
+    def _before(self, phase: Phase) -> Params:
+        return self._run.initial_params if phase.parent is None else phase.parent.params
+
+    def _inheriting(self, sibling: Sibling) -> Sibling:
+        """The same with the state of its parent."""
+        if sibling.parent is not None:
+            state = self._keeper.state(sibling.parent)
+            sibling.state = {k: v for k, v in state.items() if k != "best"}
         return sibling
 
     def _train(self, phase: Phase, siblings: list[Sibling], n_epochs: int) -> None:
@@ -155,11 +187,18 @@ class Coordinator:
             if sibling.trial is not None and sibling.error is not None:
                 self._fail(sibling, unfinished=0)
         pending = [(s, s.trial) for s in siblings if s.trial is not None]
-        jobs = [self._job(phase, s, trial.params, n_epochs) for s, trial in pending]
-        outcomes = self._workers.run(jobs, self._progress.epoch)
-        for (sibling, trial), outcome in zip(pending, outcomes, strict=True):
+        jobs = [
+            self._job(phase, place, sibling, trial.params, n_epochs)
+            for place, (sibling, trial) in enumerate(pending)
+        ]
+
+        def on_epoch(place: int, result: EpochResult) -> None:
+            self._progress.epoch(result)
+            self._report(*pending[place], result)
+
+        outcomes = self._workers.run(jobs, on_epoch)
+        for (sibling, _), outcome in zip(pending, outcomes, strict=True):
             sibling.state, sibling.error = outcome.state, outcome.error
-            self._report(sibling, trial, outcome.results)
         for (sibling, trial), outcome in zip(pending, outcomes, strict=True):
             error = outcome.exception
             if error is not None and not isinstance(error, self._caught(trial)):
@@ -174,7 +213,9 @@ class Coordinator:
         """
         return (Exception,) if _lineage.GUEST in trial.user_attrs else self._catch
 
-    def _job(self, phase: Phase, sibling: Sibling, params: Params, n_epochs: int) -> Job:
+    def _job(
+        self, phase: Phase, place: int, sibling: Sibling, params: Params, n_epochs: int
+    ) -> Job:
         parent = sibling.parent
         return Job(
             params=params,
@@ -183,16 +224,14 @@ class Coordinator:
             anneal=phase.role == "final" and self._plan.anneal is not None,
             patience=self._plan.patience if phase.role == "trunk" else None,
             birth_cost=math.inf if parent is None else self._lineage.sign * parent.scores[-1],
+            place=place,
         )
 
-    def _report(
-        self, sibling: Sibling, trial: optuna.Trial, results: Sequence[EpochResult]
-    ) -> None:
-        for result in results:
-            sibling.scores.append(result.score)
-            sibling.train_losses.append(result.train_loss)
-            sibling.metrics = {k: v for k, v in result.metrics.items() if math.isfinite(v)}
-            trial.report(result.score, step=sibling.birth + len(sibling.scores))
+    def _report(self, sibling: Sibling, trial: optuna.Trial, result: EpochResult) -> None:
+        sibling.scores.append(result.score)
+        sibling.train_losses.append(result.train_loss)
+        sibling.metrics = {k: v for k, v in result.metrics.items() if math.isfinite(v)}
+        trial.report(result.score, step=sibling.birth + len(sibling.scores))
 
     def _fail(self, sibling: Sibling, *, unfinished: int) -> None:
         assert sibling.trial is not None
@@ -200,18 +239,15 @@ class Coordinator:
         self._ledger.fail(sibling, unfinished)
 
     def _hopeless(
-        self, phase: Phase, siblings: list[Sibling], age: int, rung: int
+        self, phase: Phase, siblings: list[Sibling], alive: list[Sibling], age: int, rung: int
     ) -> list[Sibling]:
         """Those to be cut after a rung, judged when all of them have finished it."""
         if phase.role != "startup":
             # Decided for all before any is told, so that no decision hangs on the order. The
             # control stays: without it, a branch that falls off later would win by default.
             first = 1 if self._plan.control else 0
-            return [
-                s
-                for s in siblings
-                if s.trial is not None and s.branch >= first and s.trial.should_prune()
-            ]
+            judged = [s for s in alive if s.trial is not None and s.branch >= first]
+            return [s for s in judged if self._is_hopeless(s, siblings)]
 
         def rank(sibling: Sibling) -> tuple[float, int]:
             scores = sibling.record.scores if sibling.record else sibling.scores
@@ -219,7 +255,21 @@ class Coordinator:
             return -power_law(curve), sibling.branch
 
         n_left, _ = race_rungs(phase.size)[rung]
-        return sorted(siblings, key=rank)[n_left:]
+        return sorted(alive, key=rank)[n_left:]
+
+    def _is_hopeless(self, sibling: Sibling, siblings: list[Sibling]) -> bool:
+        """What the study's pruner says; ours is asked without a detour by the storage."""
+        assert sibling.trial is not None
+        pruner = self._study.pruner
+        if not isinstance(pruner, SlopePruner):
+            return sibling.trial.should_prune()
+        sign = self._lineage.sign
+        return pruner.is_hopeless(
+            sibling.costs(sign),
+            [s.costs(sign) for s in siblings if s is not sibling and not s.is_failed],
+            birth=sibling.birth,
+            end=sibling.birth + self._plan.branch_epochs,
+        )
 
     def _select(self, phase: Phase, alive: list[Sibling]) -> None:
         """Choose the fittest, record all that trained to the end, and tidy up."""

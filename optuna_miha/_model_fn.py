@@ -9,14 +9,15 @@ from typing import Any, TypeAlias
 import optuna
 import torch
 from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
 from torch import nn
 
 from optuna_miha._losses import with_label_smoothing
 from optuna_miha._optimizers import make_optimizer, name_of
 from optuna_miha._recipe import Recipe
 from optuna_miha._rng import preserved_rng, seed_all
-from optuna_miha._sampler import MihaSampler
-from optuna_miha._space import DEFAULT_LR, contains, declare_initial
+from optuna_miha._space import DEFAULT_LR, contains, declare_initial, value_or_initial
 from optuna_miha._suggest import (
     suggest_activations,
     suggest_batch_size,
@@ -93,12 +94,13 @@ def build_initial(
         ValueError: If ``overrides`` names a parameter that is not suggested, or a value that
             its distribution does not contain.
     """
-    trial = _detached_trial({})
+    trial = offline_trial({})
     recipe = build_recipe(model_fn, trial, seed)
     if overrides:
         _check_overrides(overrides, trial)
-        trial = _detached_trial(dict(overrides))
+        trial = offline_trial(dict(overrides))
         recipe = build_recipe(model_fn, trial, seed)
+        _check_overrides(overrides, trial)
         for name in overrides:
             if name not in trial.distributions:
                 raise ValueError(
@@ -118,16 +120,46 @@ def _check_overrides(overrides: Mapping[str, Any], trial: optuna.Trial) -> None:
             )
 
 
-def _detached_trial(params: dict[str, Any]) -> optuna.Trial:
-    """A trial of a study of its own, which suggests initial values."""
+def offline_trial(params: dict[str, Any]) -> optuna.Trial:
+    """A trial of a study of its own, in memory, for ``model_fn`` to suggest on.
+
+    Args:
+        params: What is suggested, where the distribution contains it; the initial values of
+            all other parameters are.
+    """
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # No word of a study being created.
     try:
-        study = optuna.create_study(sampler=MihaSampler(seed=0))
+        return optuna.create_study(sampler=_Proposed(params)).ask()
     finally:
         optuna.logging.set_verbosity(verbosity)
-    study.enqueue_trial(params)
-    return study.ask()
+
+
+class _Proposed(BaseSampler):
+    def __init__(self, params: dict[str, Any]) -> None:
+        self._params = params
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        search_space: dict[str, BaseDistribution],
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        return value_or_initial(self._params, param_name, param_distribution)
 
 
 def _suggest_default_space(trial: optuna.trial.BaseTrial, recipe: Recipe) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from os import PathLike
@@ -15,26 +15,29 @@ import torch
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial
 
+from optuna_miha._engine import Engine, Precision
 from optuna_miha._keeper import Keep, Keeper
 from optuna_miha._ledger import Callback, Ledger
 from optuna_miha._lineage import Lineage
 from optuna_miha._loop import Coordinator
 from optuna_miha._model_fn import ModelFn, build_initial, build_recipe
-from optuna_miha._optuna import stoppable
+from optuna_miha._optuna import heartbeats, stoppable
 from optuna_miha._phases import Stretch
 from optuna_miha._plan import Plan
 from optuna_miha._preflight import check_direction, check_fresh, check_training
 from optuna_miha._progress import Progress
 from optuna_miha._result import Result, make_result
+from optuna_miha._sampler import read_run
 from optuna_miha._segment import Context
 from optuna_miha._study import (
     open_store,
     record_run,
+    record_stretches,
     settle_components,
     settle_initial,
     settle_plan,
     settle_seed,
-    settle_stretch,
+    settle_stretches,
 )
 from optuna_miha._trainer import Trainer
 from optuna_miha._workers import make_workers
@@ -58,7 +61,10 @@ def optimize(
     artifact_store: Any = None,
     checkpoint_dir: str | PathLike[str] | None = None,
     keep: Keep = "trunk",
-    device: torch.device | str | None = None,
+    device: torch.device | str | Sequence[torch.device | str] | None = None,
+    precision: Precision | None = None,
+    channels_last: bool = False,
+    n_threads: int = 1,
     callbacks: Iterable[Callback] | None = None,
     timeout: float | None = None,
     catch: Iterable[type[Exception]] | type[Exception] = (),
@@ -92,7 +98,9 @@ def optimize(
         n_jobs:
             Worker processes on this machine; 1 trains in this process. A script that asks for
             more keeps its call under ``if __name__ == "__main__":``.
-        executor: Takes the place of worker processes.
+        executor:
+            Takes the place of worker processes: any :class:`concurrent.futures.Executor`, such
+            as Dask's ``client.get_executor()``. It is not shut down.
         fitness:
             Scores a branch by its curve; default :func:`optuna_miha.fitness.last_value`.
         trainer:
@@ -111,7 +119,16 @@ def optimize(
             ``"trunk"``, also those that it descends from; ``"all"``, one for every segment that
             trained to its end.
         device:
-            Where to train; default the accelerator, if there is one, else the CPU.
+            Where to train; default the accelerator, if there is one, else the CPU. Siblings
+            take turns on several, such as ``["cuda:0", "cuda:1"]``: use as many ``n_jobs``.
+        precision:
+            ``"bf16"``: forward passes under :class:`torch.autocast`; weights stay as they are.
+        channels_last:
+            Whether convolution weights are laid out with the channels last, which is faster on
+            many devices.
+        n_threads:
+            Intra-op threads of torch while a segment trains. The default 1 gives the same
+            result on any machine, and leaves the other cores to the other ``n_jobs``.
         callbacks:
             Called with the study and the trial after every trial. They may call
             ``study.stop()``.
@@ -132,6 +149,7 @@ def optimize(
         SearchSpaceChangedError: If the study was started with another search space.
         InheritanceError: If a mutation changed the network's parameters.
         CheckpointError: If a checkpoint is missing or damaged.
+        WorkerError: If worker processes or the executor could not see a job through.
     """
     if not isinstance(study, optuna.Study):
         raise TypeError(f"`study` must be an optuna.Study, got {type(study).__qualname__}.")
@@ -144,8 +162,25 @@ def optimize(
         raise TypeError(f"`model_fn` must be callable, got {type(model_fn).__qualname__}.")
     if not isinstance(n_jobs, int) or n_jobs < 1:
         raise ValueError(f"`n_jobs` must be a positive number of processes, got {n_jobs!r}.")
+    if executor is not None and not isinstance(executor, Executor):
+        raise TypeError(
+            "`executor` must be a concurrent.futures.Executor, got "
+            f"{type(executor).__qualname__}: with Dask, pass `client.get_executor()`."
+        )
+    if executor is not None and n_jobs != 1:
+        raise ValueError(
+            f"Give `n_jobs` or an `executor`, not both: got n_jobs={n_jobs} besides "
+            f"{type(executor).__qualname__}, which knows by itself how many workers it has."
+        )
     if keep not in get_args(Keep):
         raise ValueError(f"`keep` must be one of {get_args(Keep)}, got {keep!r}.")
+    engine = Engine(precision=precision, channels_last=channels_last, n_threads=n_threads)
+    if trainer is not None and precision is not None:
+        raise ValueError(
+            f"`precision` is for the built-in trainer, got {precision!r} besides a trainer of "
+            "your own: use torch.autocast in it."
+        )
+    devices = _settled(device)
 
     total = n_epochs if plan is None else plan.n_epochs
     plan = settle_plan(study, n_epochs, plan)
@@ -160,35 +195,41 @@ def optimize(
         trainer=trainer,
         sign=-1 if study.direction == StudyDirection.MAXIMIZE else 1,
         seed=seed,
-        device=_settled(device),
+        devices=devices,
         ema_decay=plan.ema_decay,
+        engine=engine,
     )
-    check_direction(study, recipe)
-    check_fresh(initial.recipe, recipe)
-    check_training(recipe, context)
-
-    # Nothing was written until here.
-    store = open_store(study, artifact_store, checkpoint_dir)
-    record_run(study, plan, seed, initial)
-    ledger = Ledger(study, seed=seed, callbacks=list(callbacks or ()))
-    keeper = Keeper(store, keep, ledger.lineage)
-    stretch = settle_stretch(study, plan, total, ledger.lineage)
-    if stretch is not None:
-        _announce(plan, stretch, ledger.lineage)
-        with stoppable(study), ExitStack() as stack:
-            progress = stack.enter_context(
-                Progress(stretch.end, ledger.lineage, show=show_progress_bar)
-            )
+    lineage = Lineage.from_trials(study.direction, study.get_trials(deepcopy=False))
+    stretches = settle_stretches(study, plan, total, lineage)
+    with ExitStack() as stack:
+        if stretches is not None:
             workers = stack.enter_context(make_workers(context, n_jobs, executor))
+        check_direction(study, recipe)
+        check_fresh(initial.recipe, recipe)
+        check_training(recipe, context)
+        if stretches is not None:
+            workers.check()
+
+        # Nothing was written until here.
+        store = open_store(study, artifact_store, checkpoint_dir)
+        record_run(study, plan, seed, initial, engine)
+        if stretches is not None:
+            record_stretches(study, stretches)
+            stack.enter_context(stoppable(study))
+            running = stack.enter_context(heartbeats(study))
+            ledger = Ledger(study, seed=seed, callbacks=list(callbacks or ()), running=running)
+            lineage, stretch = ledger.lineage, stretches[-1]
+            _announce(plan, stretch, lineage)
+            progress = Progress(stretch.end, lineage, show=show_progress_bar)
             coordinator = Coordinator(
                 study,
                 ledger=ledger,
-                keeper=keeper,
+                keeper=Keeper(store, keep, lineage),
                 plan=plan,
-                initial_params=params,
+                run=read_run(study),
                 context=context,
                 workers=workers,
-                progress=progress,
+                progress=stack.enter_context(progress),
                 fitness=fitness or last_value,
                 catch=tuple(catch) if isinstance(catch, Iterable) else (catch,),
                 deadline=math.inf if timeout is None else time.monotonic() + timeout,
@@ -197,13 +238,13 @@ def optimize(
                 coordinator.run(stretch)
             except BaseException as error:
                 _logger.warning(
-                    f"Stopped by {type(error).__name__} after {ledger.lineage.spent} of "
-                    f"{stretch.end} epochs. Run the same script again to resume: the study "
+                    f"Stopped by {type(error).__name__} after {lineage.spent} of {stretch.end} "
+                    f"epochs. Run the same script again to resume: the study "
                     f"{study.study_name!r} and its checkpoints hold all that was trained."
                     + _remedy(error)
                 )
                 raise
-    return make_result(study, ledger.lineage, model_fn, store, context.device)
+    return make_result(study, lineage, model_fn, store, devices[0])
 
 
 def load_result(
@@ -238,14 +279,20 @@ def load_result(
             "model yet: call `optuna_miha.optimize` on it."
         )
     store = open_store(study, artifact_store, checkpoint_dir, read_only=True)
-    return make_result(study, lineage, model_fn, store, _settled(device))
+    return make_result(study, lineage, model_fn, store, _settled(device)[0])
 
 
-def _settled(device: torch.device | str | None) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if accelerator is None else accelerator
+def _settled(
+    device: torch.device | str | Sequence[torch.device | str] | None,
+) -> tuple[torch.device, ...]:
+    """The devices to train on, one at least."""
+    if device is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return (torch.device("cpu") if accelerator is None else accelerator,)
+    several = [device] if isinstance(device, (torch.device, str)) else list(device)
+    if not several:
+        raise ValueError("`device` must name at least one device, got an empty sequence.")
+    return tuple(torch.device(name) for name in several)
 
 
 def _remedy(error: BaseException) -> str:

@@ -5,17 +5,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from optuna import Study
+import optuna
+from optuna import Study, Trial
 from optuna.artifacts import FileSystemArtifactStore
+from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner, MedianPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import InMemoryStorage, RDBStorage
-from optuna.trial import FrozenTrial
+from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+_logger = optuna.logging.get_logger("optuna.miha")
 
 
 def is_default_sampler(sampler: BaseSampler) -> bool:
@@ -48,6 +54,65 @@ def sqlite_file(study: Study) -> Path | None:
         return None
     database = storage.engine.url.database
     return Path(database).absolute() if database and database != ":memory:" else None
+
+
+def start_trial(
+    study: Study,
+    *,
+    params: dict[str, Any],
+    distributions: dict[str, BaseDistribution],
+    user_attrs: dict[str, Any],
+    intermediate_values: dict[int, float],
+) -> Trial:
+    """A running trial with all that is known at its start, written in one statement.
+
+    ``study.ask`` writes each parameter and each attribute by a transaction of its own, and for
+    a moment the trial exists without them.
+    """
+    template = create_trial(
+        state=TrialState.RUNNING,
+        params=params,
+        distributions=distributions,
+        user_attrs=user_attrs,
+        intermediate_values=intermediate_values,
+    )
+    study._thread_local.cached_all_trials = None  # As `study.ask` does.
+    return Trial(study, study._storage.create_new_trial(study._study_id, template_trial=template))
+
+
+@contextmanager
+def heartbeats(study: Study) -> Iterator[dict[int, Trial]]:
+    """Beat for running trials, where the storage was made with a ``heartbeat_interval``.
+
+    Optuna does so inside of ``study.optimize`` only. A trial beats for the first time when it
+    is one interval old.
+
+    Yields:
+        A dictionary to be kept up to date: the running trials by number.
+    """
+    running: dict[int, Trial] = {}
+    storage = study._storage
+    if not (isinstance(storage, BaseHeartbeat) and is_heartbeat_enabled(storage)):
+        yield running
+        return
+    interval = storage.get_heartbeat_interval()
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(interval):
+            for trial in list(running.values()):
+                try:
+                    storage.record_heartbeat(trial._trial_id)
+                except Exception as error:  # The next one may get through.
+                    _logger.debug(f"No heartbeat for trial {trial.number}: {error!r}.")
+
+    thread = threading.Thread(target=beat, name="optuna-miha-heartbeats", daemon=True)
+    thread.start()
+    try:
+        yield running
+    finally:
+        over.set()
+        thread.join()
 
 
 def enqueued_params(trial: FrozenTrial) -> dict[str, Any]:

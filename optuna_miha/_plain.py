@@ -9,10 +9,10 @@ import optuna
 import torch
 from optuna.study import StudyDirection
 
+from optuna_miha._engine import intra_op_threads
 from optuna_miha._model_fn import ModelFn, build_recipe
 from optuna_miha._preflight import check_direction
 from optuna_miha._rng import preserved_rng, seed_all
-from optuna_miha._segment import one_thread
 from optuna_miha._trainer import train
 
 
@@ -47,7 +47,7 @@ def plain_objective(
             recipe.loss_fn.to(device)
         sign = -1 if trial.study.direction == StudyDirection.MAXIMIZE else 1
         best = math.inf
-        with one_thread(), preserved_rng():
+        with intra_op_threads(1), preserved_rng():
             seed_all(seed)
             for epoch, result in enumerate(train(recipe, n_epochs), start=1):
                 best = min(best, sign * result.value)

@@ -12,7 +12,7 @@ from optuna_miha._checkpoint import averaged
 from optuna_miha._recipe import Recipe
 from optuna_miha._rng import preserved_rng, seed_all
 from optuna_miha._segment import Context, on_device
-from optuna_miha._trainer import batch_loss, batches_of, check_loss, evaluate
+from optuna_miha._trainer import batch_loss, batches_of, check_loss, device_of, evaluate
 
 _ELEMENTWISE = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
 _SENSES = {"loss": StudyDirection.MINIMIZE, "accuracy": StudyDirection.MAXIMIZE}
@@ -70,14 +70,16 @@ def check_training(recipe: Recipe, context: Context) -> None:
             if recipe.train_step is None and isinstance(recipe.loss_fn, _ELEMENTWISE):
                 *inputs, target = batch
                 _check_shapes(recipe.model(*inputs), target)
-            check_loss(batch_loss(recipe, recipe.model, batch, recipe.loss_fn))
+            with context.engine.autocast(device_of(recipe.model)):
+                loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
+            check_loss(loss)
             break
         else:
             raise ValueError(
                 "`train_data` must yield at least one batch, got none: lower the batch size "
                 f"({recipe.batch_size}), or set `drop_last=False`."
             )
-        value = evaluate(recipe, recipe.model)[recipe.monitor]
+        value = evaluate(recipe, recipe.model, context.engine)[recipe.monitor]
     if math.isnan(value):
         raise ValueError(
             f"The monitored {recipe.monitor!r} of the untrained network is NaN: check the "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from optuna import Study
 from optuna.pruners import BasePruner
@@ -11,6 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_miha import _lineage
 from optuna_miha.fitness import least_squares_slope
+
+Costs: TypeAlias = Mapping[int, float]
 
 
 class SlopePruner(BasePruner):
@@ -62,13 +66,31 @@ class SlopePruner(BasePruner):
         if math.isnan(trial.intermediate_values[step]):
             return True
         sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
-        own = _costs(trial, sign)
-        birth = trial.user_attrs.get(_lineage.BIRTH, -1)
-        points = [(float(s), c) for s, c in own.items() if s > birth][-self._window :]
+        return self.is_hopeless(
+            _costs(trial, sign),
+            [_costs(peer, sign) for peer in _peers(study, trial)],
+            birth=trial.user_attrs.get(_lineage.BIRTH, -1),
+            end=trial.user_attrs.get(_lineage.END),
+        )
+
+    def is_hopeless(
+        self, own: Costs, peers: Sequence[Costs], *, birth: int = -1, end: int | None = None
+    ) -> bool:
+        """The rule itself, on costs by step: values oriented so that lower is better, no NaN.
+
+        Args:
+            own: The costs of the one to be judged, up to now.
+            peers: Those of its peers.
+            birth: The step at which it inherited its weights; what it cost there is its
+                parent's, and not a part of its slope.
+            end: The step at which it ends; :obj:`None`: where the longest of its peers ended.
+        """
+        if not own:
+            return False
+        step = max(own)
+        points = [(float(s), own[s]) for s in sorted(own) if s > birth][-self._window :]
         if len(points) < 2 or step - min(own) < self._n_warmup_steps:
             return False
-
-        peers = [_costs(peer, sign) for peer in _peers(study, trial)]
         as_far = [p for p in peers if p and min(p) <= step <= max(p)]
         if as_far:
             target = min(p[max(s for s in p if s <= step)] for p in as_far)
@@ -76,14 +98,15 @@ class SlopePruner(BasePruner):
             target = own[birth]
         else:
             return False
-        end: int = trial.user_attrs.get(_lineage.END, max((max(p) for p in as_far), default=step))
+        if end is None:
+            end = max((max(p) for p in as_far), default=step)
         slope = least_squares_slope(points)
         gain = min(slope, 0.0) * (end - step) if math.isfinite(slope) else 0.0
         expected = points[-1][1] + gain
         return expected > target + self._margin * abs(target)
 
 
-def _costs(trial: FrozenTrial, sign: int) -> dict[int, float]:
+def _costs(trial: FrozenTrial, sign: int) -> Costs:
     """Reported values by step, oriented so that lower is better, without NaN."""
     values = sorted(trial.intermediate_values.items())
     return {step: sign * value for step, value in values if not math.isnan(value)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_miha import _lineage
 from optuna_miha._mutation import Distributions, Params, ValueMutation, mutate
 from optuna_miha._portfolio import startup_candidates
-from optuna_miha._space import contains, initial_value, kind_of, kinds
+from optuna_miha._space import kind_of, kinds, value_or_initial
 
 _STARTUP_STREAM, _BRANCH_STREAM, _TRIAL_STREAM = range(3)
 
@@ -88,10 +89,7 @@ class MihaSampler(BaseSampler):
             or whose old value ``param_distribution`` no longer contains.
         """
         _check_single_objective(study)
-        proposal = self._proposal(study, trial)
-        if param_name in proposal and contains(param_distribution, proposal[param_name]):
-            return proposal[param_name]
-        return initial_value(param_name, param_distribution)
+        return value_or_initial(self._proposal(study, trial), param_name, param_distribution)
 
     def after_trial(
         self,
@@ -112,38 +110,55 @@ class MihaSampler(BaseSampler):
 
     def _propose(self, study: Study, trial: FrozenTrial) -> Params:
         role = trial.user_attrs.get(_lineage.ROLE)
-        if role == "startup":
-            return self._startup(study, trial)
-        if role == "branch":
-            return self._branch(study, trial)
-        return self._ordinary(study, trial)
-
-    def _startup(self, study: Study, trial: FrozenTrial) -> Params:
-        initial, distributions = _initial(study)
-        allowed = _allowed(study, distributions)
-        distributions = {k: v for k, v in distributions.items() if kind_of(k) in allowed}
-        candidates = startup_candidates(
-            initial,
-            distributions,
-            size=trial.user_attrs[_lineage.BRANCH] + 1,
-            rng=np.random.default_rng([_seed(study), _STARTUP_STREAM]),
-        )
-        return candidates[-1]
-
-    def _branch(self, study: Study, trial: FrozenTrial) -> Params:
-        cycle = trial.user_attrs[_lineage.CYCLE]
+        if role not in ("startup", "branch"):
+            return self._ordinary(study, trial)
+        run = read_run(study)
         branch = trial.user_attrs[_lineage.BRANCH]
+        if role == "startup":
+            return self.propose_startup(run, branch)
         parent = trial.user_attrs[_lineage.PARENT]
-        params, distributions = _initial(study)
+        params, distributions = run.initial_params, run.distributions
         if parent is not None:
             trunk = study.get_trials(deepcopy=False)[parent]
             params, distributions = trunk.params, trunk.distributions
         if _lineage.GUEST in trial.user_attrs:
             return params  # The user changed something already.
-        names = _allowed(study, distributions)
+        return self.propose_branch(
+            run, trial.user_attrs[_lineage.CYCLE], branch, params, distributions
+        )
+
+    def propose_startup(self, run: Run, branch: int) -> Params:
+        """The configuration of the portfolio for one place of the start-up race.
+
+        Args:
+            run: The run.
+            branch: The place, from 0 on.
+        """
+        allowed = run.allowed(run.distributions)
+        candidates = startup_candidates(
+            run.initial_params,
+            {k: v for k, v in run.distributions.items() if kind_of(k) in allowed},
+            size=branch + 1,
+            rng=np.random.default_rng([run.seed, _STARTUP_STREAM]),
+        )
+        return candidates[-1]
+
+    def propose_branch(
+        self, run: Run, cycle: int, branch: int, params: Params, distributions: Distributions
+    ) -> Params:
+        """The parent's parameters with one change.
+
+        Args:
+            run: The run.
+            cycle: The cycle.
+            branch: The place among the siblings.
+            params: The parent's parameters.
+            distributions: Their distributions.
+        """
+        names = run.allowed(distributions)
         if not names:
             return params
-        seed = [_seed(study), _BRANCH_STREAM, cycle]
+        seed = [run.seed, _BRANCH_STREAM, cycle]
         # All siblings shuffle the kinds alike and take turns, so that each tries another one.
         kind = np.random.default_rng(seed).permutation(names)[branch % len(names)]
         return mutate(
@@ -188,18 +203,34 @@ def _check_single_objective(study: Study) -> None:
         )
 
 
-def _seed(study: Study) -> int:
-    """The run's seed, which outlives the sampler."""
-    return int(study.user_attrs[_lineage.RUN_SEED])
+@dataclass(frozen=True)
+class Run:
+    """What the proposals of a run depend on, besides the parent.
+
+    Args:
+        seed: The run's seed.
+        initial_params: The initial configuration.
+        distributions: Its distributions, by name.
+        mutations: Kinds that may change; :obj:`None`: all.
+    """
+
+    seed: int
+    initial_params: Params
+    distributions: Distributions
+    mutations: Sequence[str] | None
+
+    def allowed(self, distributions: Distributions) -> list[str]:
+        """The kinds that may change, of those that can."""
+        every = kinds(distributions)
+        return [kind for kind in every if self.mutations is None or kind in self.mutations]
 
 
-def _allowed(study: Study, distributions: Distributions) -> list[str]:
-    """The kinds that may change, of those that can."""
-    allowed = study.user_attrs[_lineage.PLAN]["mutations"]
-    return [kind for kind in kinds(distributions) if allowed is None or kind in allowed]
-
-
-def _initial(study: Study) -> tuple[Params, Distributions]:
+def read_run(study: Study) -> Run:
+    """Read a run from its study, which outlives the sampler."""
     attrs = study.user_attrs
-    space = {k: json_to_distribution(v) for k, v in attrs[_lineage.SPACE].items()}
-    return attrs[_lineage.INITIAL], space
+    return Run(
+        seed=int(attrs[_lineage.RUN_SEED]),
+        initial_params=attrs[_lineage.INITIAL],
+        distributions={k: json_to_distribution(v) for k, v in attrs[_lineage.SPACE].items()},
+        mutations=attrs[_lineage.PLAN]["mutations"],
+    )

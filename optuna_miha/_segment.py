@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from optuna.trial import FixedTrial
 
 from optuna_miha._checkpoint import State, averaged, capture, copy_tensors, inherit
 from optuna_miha._curve import EpochResult
+from optuna_miha._data import tensors_to
+from optuna_miha._engine import Engine, intra_op_threads
 from optuna_miha._model_fn import ModelFn, build_recipe
 from optuna_miha._recipe import LossFn, Recipe
 from optuna_miha._rng import preserved_rng, seed_all
@@ -29,9 +31,10 @@ class Context:
         trainer: The user's training loop; :obj:`None`: the built-in one.
         sign: 1 where the study minimizes, -1 where it maximizes.
         seed: The run's seed: of the initial weights, and of the training that starts there.
-        device: Where to train.
+        devices: Where to train; siblings take turns.
         ema_decay: As in the plan. Ignored with a trainer of the user's own, which alone knows
             how to evaluate.
+        engine: How to compute.
     """
 
     model_fn: ModelFn
@@ -39,8 +42,9 @@ class Context:
     trainer: Trainer | None
     sign: int
     seed: int
-    device: torch.device
+    devices: tuple[torch.device, ...]
     ema_decay: float
+    engine: Engine = field(default_factory=Engine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,7 @@ class Job:
         anneal: Whether the learning rate falls to zero over these epochs.
         patience: Ends after this many epochs without improvement; :obj:`None`: never.
         birth_cost: The cost that counts as the first to improve on, when patience is given.
+        place: Its place among its siblings, by which it finds its device.
     """
 
     params: dict[str, Any]
@@ -62,6 +67,7 @@ class Job:
     anneal: bool = False
     patience: int | None = None
     birth_cost: float = math.inf
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,27 +94,34 @@ def run_job(
 ) -> Outcome:
     """Build the recipe, inherit the state, train, and capture the state that results.
 
-    Training happens with one intra-op thread, and leaves the global random generators as they
-    were: the outcome depends on the arguments alone, wherever the job runs.
+    Training happens with as many intra-op threads as the engine says, and leaves the global
+    random generators as they were: the outcome depends on the arguments alone, wherever the job
+    runs.
 
     Args:
         context: What all segments of the run have in common.
         job: What to train.
-        on_epoch: Called with the result of every epoch.
+        on_epoch: Called with the result of every epoch. Its exceptions are not the job's, and
+            pass through.
 
     Returns:
         The outcome; exceptions of the user's code are caught and returned in it.
     """
     log = _Log()
-    with one_thread(), preserved_rng():
-        try:
-            state = _train(context, job, log, on_epoch)
-        except _DivergedError as error:
-            return Outcome(tuple(log.results), log.begun, None, error=str(error))
-        except Exception as error:
-            text = f"{type(error).__name__}: {error}"
-            return Outcome(tuple(log.results), log.begun, None, error=text, exception=error)
-    return Outcome(tuple(log.results), log.begun, state)
+    with intra_op_threads(context.engine.n_threads), preserved_rng():
+        training = _train(context, job, log)
+        while True:
+            try:
+                result = next(training)
+            except StopIteration as end:
+                return Outcome(tuple(log.results), log.begun, end.value)
+            except _DivergedError as error:
+                return Outcome(tuple(log.results), log.begun, None, error=str(error))
+            except Exception as error:
+                text = f"{type(error).__name__}: {error}"
+                return Outcome(tuple(log.results), log.begun, None, error=text, exception=error)
+            if on_epoch is not None:
+                on_epoch(result)
 
 
 class _DivergedError(Exception):
@@ -123,11 +136,9 @@ class _Log:
     begun: int = 0
 
 
-def _train(
-    context: Context, job: Job, log: _Log, on_epoch: Callable[[EpochResult], None] | None
-) -> State:
+def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None, State]:
     recipe = on_device(
-        build_recipe(context.model_fn, FixedTrial(job.params), context.seed), context
+        build_recipe(context.model_fn, FixedTrial(job.params), context.seed), context, job.place
     )
     # How to evaluate a network is known to the trainer alone, so that no average is kept then.
     ema = averaged(recipe.model, 0.0 if context.trainer is not None else context.ema_decay)
@@ -138,7 +149,8 @@ def _train(
         inherit(recipe, ema, job.state)
         epoch, best = job.state["epoch"], job.state.get("best")
     set_lr = _annealing(recipe, job)
-    progress = iter((context.trainer or train)(recipe, job.n_epochs))
+    trainer = context.trainer or partial(train, engine=context.engine)
+    progress = iter(trainer(recipe, job.n_epochs))
     least, waited = job.birth_cost, 0
     while len(log.results) < job.n_epochs and waited != job.patience:
         set_lr(len(log.results))
@@ -154,11 +166,11 @@ def _train(
             )
         if ema is not None:
             ema.update_parameters(recipe.model)
-            result = replace(result, ema_value=evaluate(recipe, ema.module)[recipe.monitor])
+            values = evaluate(recipe, ema.module, context.engine)
+            result = replace(result, ema_value=values[recipe.monitor])
         epoch += 1
         log.results.append(result)
-        if on_epoch is not None:
-            on_epoch(result)
+        yield result
         if is_failed(result):
             raise _DivergedError(f"The monitored value is {result.score} after {epoch} epochs.")
         best = _better(best, result, epoch, recipe, ema, context.sign)
@@ -171,26 +183,27 @@ def _train(
     return capture(recipe, ema, epoch) | {"best": best}
 
 
-def on_device(recipe: Recipe, context: Context) -> Recipe:
-    """Move the network and the losses, and fix the scale of validation."""
-    recipe.model.to(context.device)
+def on_device(recipe: Recipe, context: Context, place: int = 0) -> Recipe:
+    """Move the network, the losses and tensors of data, and fix the scale of validation.
+
+    Args:
+        recipe: The recipe; changed in place and returned.
+        context: Names the devices and the validation loss.
+        place: Which of the devices, counted round.
+    """
+    device = context.devices[place % len(context.devices)]
+    recipe.model.to(device)
+    if context.engine.channels_last:
+        recipe.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     losses = [recipe.loss_fn, recipe.valid_loss_fn or context.valid_loss_fn]
     for loss in losses:
         if isinstance(loss, torch.nn.Module):
-            loss.to(context.device)
+            loss.to(device)
     recipe.valid_loss_fn = losses[1]
+    # Once for the whole job, instead of once in every epoch.
+    recipe.train_data = tensors_to(recipe.train_data, device)
+    recipe.valid_data = tensors_to(recipe.valid_data, device)
     return recipe
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One intra-op thread: sums then have one order, on any machine with any load."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def _annealing(recipe: Recipe, job: Job) -> Callable[[int], None]:

@@ -81,6 +81,13 @@ def initial_value(name: str, distribution: BaseDistribution) -> Any:
     return fit(distribution, middle)
 
 
+def value_or_initial(params: Mapping[str, Any], name: str, distribution: BaseDistribution) -> Any:
+    """The value that ``params`` holds, where ``distribution`` contains it, or else the initial."""
+    if name in params and contains(distribution, params[name]):
+        return params[name]
+    return initial_value(name, distribution)
+
+
 def contains(distribution: BaseDistribution, value: Any) -> bool:
     """Whether ``value`` can be suggested from ``distribution``."""
     if isinstance(distribution, CategoricalDistribution):

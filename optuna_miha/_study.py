@@ -20,6 +20,7 @@ from optuna.pruners import HyperbandPruner
 
 from optuna_miha import _lineage
 from optuna_miha._checkpoint import CheckpointStore
+from optuna_miha._engine import Engine
 from optuna_miha._lineage import Lineage
 from optuna_miha._model_fn import Initial
 from optuna_miha._optuna import (
@@ -89,13 +90,13 @@ def settle_plan(study: optuna.Study, n_epochs: int | None, plan: Plan | None) ->
     return stored
 
 
-def settle_stretch(
+def settle_stretches(
     study: optuna.Study, plan: Plan, n_epochs: int | None, lineage: Lineage
-) -> Stretch | None:
-    """The part of the run that is to be trained; :obj:`None` if nothing is missing.
+) -> list[Stretch] | None:
+    """The run's stretches, the last of which is to be trained; :obj:`None` if nothing is missing.
 
     Args:
-        study: Holds the stretches so far; brought up to date.
+        study: Holds the stretches so far.
         plan: The run's plan.
         n_epochs: The whole budget asked for; :obj:`None`: as before.
         lineage: The record.
@@ -111,11 +112,13 @@ def settle_stretch(
         return None
     if over:
         cycle = max(segment.cycle for segment in lineage) + 1
-        stretches.append(Stretch(first_cycle=cycle, start=lineage.spent, end=end))
-    else:
-        stretches[-1] = replace(last, end=end)
+        return [*stretches, Stretch(first_cycle=cycle, start=lineage.spent, end=end)]
+    return [*stretches[:-1], replace(last, end=end)]
+
+
+def record_stretches(study: optuna.Study, stretches: list[Stretch]) -> None:
+    """Write down the stretches, so that a resumed run goes on with the last of them."""
     study.set_user_attr(_lineage.STRETCHES, [asdict(s) for s in stretches])
-    return stretches[-1]
 
 
 def settle_seed(study: optuna.Study) -> int:
@@ -155,16 +158,30 @@ def settle_initial(study: optuna.Study, initial: Initial) -> dict[str, Any]:
     return params
 
 
-def record_run(study: optuna.Study, plan: Plan, seed: int, initial: Initial) -> None:
+def record_run(
+    study: optuna.Study, plan: Plan, seed: int, initial: Initial, engine: Engine
+) -> None:
     """Write down what the run is, unless it is written already."""
+    computed: dict[str, Any] = {
+        "intra_op_threads": engine.n_threads,
+        "precision": engine.precision,
+        "channels_last": engine.channels_last,
+    }
     if _lineage.PLAN in study.user_attrs:
+        known = study.user_attrs[_lineage.VERSIONS]
+        for name, value in computed.items():
+            if known.get(name, value) != value:
+                _logger.warning(
+                    f"The run goes on with {name}={value!r}; it was started with "
+                    f"{known[name]!r}, so that its result may differ in the last digits."
+                )
         return
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     attrs = {
         _lineage.RUN_SEED: seed,
         _lineage.INITIAL: initial.params,
         _lineage.SPACE: _space_of(initial),
-        _lineage.VERSIONS: {**versions, "optuna": optuna.__version__, "intra_op_threads": 1},
+        _lineage.VERSIONS: {**versions, "optuna": optuna.__version__, **computed},
         _lineage.PLAN: plan.asdict(),  # Last, because it says that the others are there.
     }
     for key, value in attrs.items():

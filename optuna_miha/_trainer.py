@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -12,8 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from optuna_miha._curve import EpochResult
 from optuna_miha._data import batch_length, evaluation_batches, training_batches
+from optuna_miha._engine import Engine
 from optuna_miha._recipe import LossFn, Recipe
 from optuna_miha._rng import preserved_rng
+
+_DEFAULT_ENGINE = Engine()
 
 
 class Trainer(Protocol):
@@ -31,12 +35,15 @@ class Trainer(Protocol):
         ...
 
 
-def train(recipe: Recipe, n_epochs: int) -> Iterator[EpochResult]:
+def train(
+    recipe: Recipe, n_epochs: int, *, engine: Engine = _DEFAULT_ENGINE
+) -> Iterator[EpochResult]:
     """The built-in trainer: mini-batches by the recipe's optimizer, then validation.
 
     Args:
         recipe: Holds an optimizer; data are moved to where the model's parameters lie.
         n_epochs: Epochs to train.
+        engine: How to compute.
 
     Yields:
         The result of each epoch, evaluated after it.
@@ -53,7 +60,8 @@ def train(recipe: Recipe, n_epochs: int) -> Iterator[EpochResult]:
         recipe.model.train()
         total, n_objects = torch.zeros((), device=device), 0
         for batch in batches:
-            loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
+            with engine.autocast(device):
+                loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
             if n_objects == 0:
                 check_loss(loss)
             recipe.optimizer.zero_grad(set_to_none=True)
@@ -68,7 +76,7 @@ def train(recipe: Recipe, n_epochs: int) -> Iterator[EpochResult]:
                 "`train_data` must yield at least one batch per epoch, got none: lower the "
                 f"batch size ({recipe.batch_size}), or set `drop_last=False`."
             )
-        values = evaluate(recipe, recipe.model)
+        values = evaluate(recipe, recipe.model, engine)
         yield EpochResult(
             value=values[recipe.monitor],
             train_loss=float(total) / n_objects,
@@ -77,12 +85,16 @@ def train(recipe: Recipe, n_epochs: int) -> Iterator[EpochResult]:
 
 
 @torch.no_grad()
-def evaluate(recipe: Recipe, model: nn.Module) -> dict[str, float]:
+def evaluate(
+    recipe: Recipe, model: nn.Module, engine: Engine = _DEFAULT_ENGINE
+) -> dict[str, float]:
     """The validation loss and metrics of ``model``, in evaluation mode.
 
     Args:
         recipe: Whose ``valid_data``, ``valid_loss_fn`` and ``metrics`` are used.
         model: The network; it need not be the recipe's.
+        engine: How to compute the outputs; the figures are computed from them in single
+            precision.
 
     Returns:
         ``"loss"``, the mean over objects, and one figure per metric.
@@ -91,31 +103,38 @@ def evaluate(recipe: Recipe, model: nn.Module) -> dict[str, float]:
         ValueError: If the validation data yields no batch.
     """
     with preserved_rng():  # A loader draws from it, and training must not notice.
-        return _evaluated(recipe, model)
+        return _evaluated(recipe, model, engine)
 
 
-def _evaluated(recipe: Recipe, model: nn.Module) -> dict[str, float]:
+def _evaluated(recipe: Recipe, model: nn.Module, engine: Engine) -> dict[str, float]:
     model.eval()
+    device = device_of(model)
     loss_fn = recipe.valid_loss_fn or recipe.loss_fn
-    total, n_objects = 0.0, 0
+    losses: list[Tensor] = []
+    lengths: list[int] = []
     outputs: list[Tensor] = []
     targets: list[Tensor] = []
-    for batch in evaluation_batches(recipe.valid_data, device_of(model)):
+    for batch in evaluation_batches(recipe.valid_data, device):
         if recipe.train_step is not None:
-            loss = recipe.train_step(model, batch, loss_fn)
+            with engine.autocast(device):
+                loss = recipe.train_step(model, batch, loss_fn)
         else:
             *inputs, target = batch
-            output = model(*inputs)
+            with engine.autocast(device):
+                output = model(*inputs)
+            if engine.precision is not None and isinstance(output, Tensor):
+                output = output.float()
             loss = loss_fn(output, target)
             if recipe.metrics:
                 outputs.append(output)
                 targets.append(target)
-        length = batch_length(batch)
-        total += float(loss) * length
-        n_objects += length
-    if n_objects == 0:
+        losses.append(torch.as_tensor(loss).reshape(()))
+        lengths.append(batch_length(batch))
+    if not losses:
         raise ValueError("`valid_data` must yield at least one batch, got none.")
-    values = {"loss": total / n_objects}
+    # Read in the end: reading one by one would wait for the device at every batch.
+    total = sum(map(operator.mul, torch.stack(losses).tolist(), lengths))
+    values = {"loss": total / sum(lengths)}
     if outputs:
         all_outputs, all_targets = torch.cat(outputs), torch.cat(targets)
         values |= {k: float(f(all_outputs, all_targets)) for k, f in recipe.metrics.items()}

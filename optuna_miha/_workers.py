@@ -4,29 +4,64 @@ from __future__ import annotations
 
 import abc
 import functools
+import hashlib
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from multiprocessing import get_context
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
-import cloudpickle
+import optuna
 
+from optuna_miha._checkpoint import on_cpu
 from optuna_miha._curve import EpochResult
 from optuna_miha._segment import Context, Job, Outcome, run_job
+from optuna_miha._transfer import pack, unpack
+from optuna_miha.exceptions import WorkerError
 
-OnEpoch: TypeAlias = Callable[[EpochResult], None]
+_logger = optuna.logging.get_logger("optuna.miha")
+
+OnEpoch: TypeAlias = Callable[[int, EpochResult], None]
+"""Called with the place of a job among its like, and the result of one of its epochs."""
+
+_MOST_DEATHS = 3
+"""As often may worker processes die during one rung. One death may be bad luck; a job that is too
+large for the machine kills every worker that takes it."""
 
 
 class Workers(AbstractContextManager["Workers"]):
     """Runs the jobs of a rung; a context manager, which gives back what it took."""
 
+    def check(self) -> None:
+        """Wait until jobs can run.
+
+        Raises:
+            ValueError: If an executor accepts none.
+            WorkerError: If there is nobody to run them.
+        """
+
     @abc.abstractmethod
     def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
-        """Run ``jobs``; the outcomes are in their order, whichever ends first."""
+        """Run ``jobs``; the outcomes are in their order, whichever ends first.
+
+        Raises:
+            WorkerError: If a job could not be seen through.
+        """
 
 
 class InProcess(Workers):
@@ -41,43 +76,157 @@ class InProcess(Workers):
 
     def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
         """Run the jobs in turn."""
-        return [run_job(self._context, job, on_epoch) for job in jobs]
+        return [
+            run_job(self._context, job, functools.partial(on_epoch, place))
+            for place, job in enumerate(jobs)
+        ]
 
     def __exit__(self, *_: object) -> None:
         pass
 
 
+class WorkerProcesses(Workers):
+    """Processes on this machine, which stay warm until the run is over.
+
+    The data of ``context`` lie in one file, which all of them map into their memory. A job
+    without siblings is run in this process: there is nothing to win elsewhere, and here its
+    epochs can be watched.
+
+    Args:
+        context: What all jobs have in common.
+        number: How many processes.
+
+    Raises:
+        TypeError: If the context cannot be serialized.
+    """
+
+    def __init__(self, context: Context, number: int) -> None:
+        self._here = InProcess(context)
+        self._number = number
+        self._folder = Path(tempfile.mkdtemp(prefix="optuna-miha-"))
+        try:
+            self._packed_context = _packed(context, self._folder / "data")
+            self._key = str(self._folder)
+            self._pool = self._new_pool()
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+
+    def check(self) -> None:
+        """Wait until one of the processes is there."""
+        try:
+            self._first.result()
+        except BrokenProcessPool:
+            raise WorkerError(
+                "The worker processes could not start; what they said is above. A script that "
+                'asks for `n_jobs` above 1 must keep its work under `if __name__ == "__main__":`, '
+                "because each of them imports it."
+            ) from None
+
+    def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
+        """Run the jobs side by side; those of a worker that died are redone by another."""
+        if len(jobs) == 1:
+            return self._here.run(jobs, on_epoch)
+        packed = [pack(job) for job in jobs]
+        outcomes: dict[int, Outcome] = {}
+        for deaths in range(1, _MOST_DEATHS + 1):
+            try:
+                waiting = {
+                    self._pool.submit(_run_remote, self._key, self._packed_context, job): place
+                    for place, job in enumerate(packed)
+                    if place not in outcomes
+                }
+                _collect(waiting, outcomes, on_epoch)
+                return [outcomes[place] for place in range(len(jobs))]
+            except BrokenProcessPool:
+                _logger.warning(
+                    f"A worker process died ({deaths} of {_MOST_DEATHS}); "
+                    f"{len(jobs) - len(outcomes)} branches are trained again."
+                )
+                self._stop()
+                self._pool = self._new_pool()
+        raise WorkerError(
+            f"Worker processes died {_MOST_DEATHS} times in a row, for instance because the "
+            "machine has too little memory for all of them: use fewer `n_jobs`, or a smaller "
+            "upper bound of the batch size."
+        )
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._stop(at_once=kind is not None)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        # "spawn", because a fork after OpenMP has run deadlocks.
+        context = get_context("spawn")
+        pool = ProcessPoolExecutor(self._number, context, initializer=_end_at_interrupt)
+        self._first: Future[Any] = pool.submit(int)  # They start now, not with the first job.
+        return pool
+
+    def _stop(self, *, at_once: bool = True) -> None:
+        if at_once:  # What they are about is of no more use.
+            for process in list((getattr(self._pool, "_processes", None) or {}).values()):
+                process.terminate()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
 class OnExecutor(Workers):
     """Any :class:`concurrent.futures.Executor`.
 
+    A worker that does not know the context yet says so, and gets it with the same job: large
+    data do not travel with every job.
+
     Args:
-        context: What all jobs have in common. It travels by cloudpickle, so that functions of
-            a notebook or script work, with every job; a worker unpickles it once.
+        context: What all jobs have in common.
         executor: The executor.
-        owned: Whether to shut it down in the end.
+
+    Raises:
+        TypeError: If the context cannot be serialized.
     """
 
-    def __init__(self, context: Context, executor: Executor, *, owned: bool = False) -> None:
-        self._payload: bytes = cloudpickle.dumps(context)
+    def __init__(self, context: Context, executor: Executor) -> None:
+        self._packed_context = _packed(context)
+        self._key = hashlib.sha256(self._packed_context).hexdigest()
         self._executor = executor
-        self._owned = owned
+
+    def check(self) -> None:
+        """Have the executor run something."""
+        try:
+            future = self._executor.submit(_run_nothing)
+        except RuntimeError as error:
+            raise ValueError(
+                f"`executor` must accept jobs, got one that is shut down or broken ({error}): "
+                "make a new one."
+            ) from error
+        try:
+            future.result()
+        except Exception as error:
+            raise WorkerError(
+                f"The executor cannot run jobs: {type(error).__name__}: {error}. Its workers "
+                "need this package, in the same version."
+            ) from error
 
     def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
         """Submit all jobs, and report a job's epochs when it is done."""
-        # As bytes both ways: torch would pass tensors between processes as open files.
-        packed = [cloudpickle.dumps(job) for job in jobs]
-        futures = [self._executor.submit(_run_remote, self._payload, job) for job in packed]
-        outcomes = []
-        for future in futures:
-            outcome: Outcome = cloudpickle.loads(future.result())
-            for result in outcome.results:
-                on_epoch(result)
-            outcomes.append(outcome)
-        return outcomes
+        packed = [pack(job) for job in jobs]
+        outcomes: dict[int, Outcome] = {}
+
+        def submit(place: int, packed_context: bytes | None = None) -> Future[bytes | None]:
+            try:
+                return self._executor.submit(_run_remote, self._key, packed_context, packed[place])
+            except RuntimeError as error:
+                raise _lost(error) from error
+
+        try:
+            waiting = {submit(place): place for place in range(len(jobs))}
+            _collect(
+                waiting, outcomes, on_epoch, tell=lambda place: submit(place, self._packed_context)
+            )
+        except (BrokenExecutor, CancelledError) as error:
+            raise _lost(error) from error
+        return [outcomes[place] for place in range(len(jobs))]
 
     def __exit__(self, *_: object) -> None:
-        if self._owned:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+        pass
 
 
 def make_workers(context: Context, n_jobs: int, executor: Executor | None) -> Workers:
@@ -87,16 +236,76 @@ def make_workers(context: Context, n_jobs: int, executor: Executor | None) -> Wo
         context: What all jobs have in common.
         n_jobs: Worker processes on this machine; 1: this process.
         executor: Takes the place of worker processes.
+
+    Raises:
+        TypeError: If the context has to be serialized and cannot be.
     """
     if executor is not None:
         return OnExecutor(context, executor)
-    if n_jobs == 1:
-        return InProcess(context)
-    # "spawn", because a fork after OpenMP has run deadlocks.
-    pool = ProcessPoolExecutor(
-        n_jobs, mp_context=get_context("spawn"), initializer=_end_at_interrupt
+    return InProcess(context) if n_jobs == 1 else WorkerProcesses(context, n_jobs)
+
+
+def _lost(error: Exception) -> WorkerError:
+    return WorkerError(
+        f"The executor lost a job: {type(error).__name__}: {error}. It was shut down, or a worker "
+        "died, for instance of too little memory."
     )
-    return OnExecutor(context, pool, owned=True)
+
+
+def _packed(context: Context, spill: Path | None = None) -> bytes:
+    try:
+        return pack(context, spill)
+    except Exception as error:
+        raise TypeError(
+            "`model_fn`, `trainer` and the loss must be serializable by cloudpickle to reach "
+            f"other processes, got {type(error).__name__}: {error}. Create what cannot be "
+            "(locks, open files, connections) inside of `model_fn`, or use `n_jobs=1`."
+        ) from error
+
+
+def _collect(
+    waiting: dict[Future[bytes | None], int],
+    outcomes: dict[int, Outcome],
+    on_epoch: OnEpoch,
+    tell: Callable[[int], Future[bytes | None]] | None = None,
+) -> None:
+    """Wait for jobs, and report the epochs of each when it is done.
+
+    Args:
+        waiting: The place of each job by its future; empty in the end.
+        outcomes: Filled, by place.
+        on_epoch: As in :meth:`Workers.run`.
+        tell: Submits a job again, with the context, whose worker did not know it.
+    """
+    try:
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                place = waiting.pop(future)
+                answer = _answer(future)
+                if answer is None:
+                    assert tell is not None
+                    waiting[tell(place)] = place
+                    continue
+                outcomes[place] = unpack(answer)
+                for result in outcomes[place].results:
+                    on_epoch(place, result)
+    except BaseException:
+        for future in waiting:
+            future.cancel()
+        raise
+
+
+def _answer(future: Future[bytes | None]) -> bytes | None:
+    try:
+        return future.result()
+    except (BrokenExecutor, CancelledError):
+        raise
+    except Exception as error:  # Jobs return the exceptions of the user's code.
+        raise WorkerError(
+            f"A job could not be run where it was sent: {type(error).__name__}: {error}. The "
+            "worker died again and again, or lacks a module that `model_fn` needs."
+        ) from error
 
 
 def _end_at_interrupt() -> None:
@@ -108,20 +317,35 @@ _one_at_a_time = threading.Lock()
 """Jobs seed and restore the random generators of their process, so that in an executor of threads
 they take turns."""
 
+_latest: tuple[str, Context] | None = None
+"""The context that this worker knows, and its key."""
 
-def _run_remote(payload: bytes, job: bytes) -> bytes:
+
+def _run_nothing() -> None:
+    pass
+
+
+def _run_remote(key: str, packed_context: bytes | None, job: bytes) -> bytes | None:
+    """Run a job in a worker.
+
+    Args:
+        key: Of the context.
+        packed_context: The context, if it comes along.
+        job: The packed job.
+
+    Returns:
+        The packed outcome; :obj:`None` if the worker does not know the context.
+    """
+    global _latest
     with _one_at_a_time:
-        outcome = run_job(_unpickled(payload), cloudpickle.loads(job))
+        if _latest is None or _latest[0] != key:
+            if packed_context is None:
+                return None
+            _latest = key, unpack(packed_context)
+        outcome = run_job(_latest[1], unpack(job))
     try:
-        cloudpickle.loads(cloudpickle.dumps(outcome.exception))
+        unpack(pack(outcome.exception))
     except Exception:
-        # An exception that cannot travel would break the pool; its words can.
+        # An exception that cannot travel would be lost; its words can.
         outcome = replace(outcome, exception=RuntimeError(outcome.error))
-    packed: bytes = cloudpickle.dumps(outcome)
-    return packed
-
-
-@functools.lru_cache(maxsize=1)
-def _unpickled(payload: bytes) -> Context:
-    context: Context = cloudpickle.loads(payload)
-    return context
+    return pack(replace(outcome, state=on_cpu(outcome.state)))

@@ -23,3 +23,7 @@ class PlanMismatchError(MihaError, ValueError):
 
 class SearchSpaceChangedError(MihaError, ValueError):
     """``model_fn`` suggests other parameters than it did when the study was started."""
+
+
+class WorkerError(MihaError):
+    """Worker processes, or an executor, could not see a job through."""

@@ -46,7 +46,7 @@ def run_context(model_fn: Callable[[Any], Recipe], **changes: Any) -> Context:
         "trainer": None,
         "sign": 1,
         "seed": 0,
-        "device": CPU,
+        "devices": (CPU,),
         "ema_decay": 0.6,
     }
     return Context(model_fn=model_fn, **(settings | changes))

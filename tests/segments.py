@@ -29,6 +29,7 @@ def segment(number: int = 0, **changes: Any) -> Segment:
         "birth": 0,
         "trained": 2,
         "params": {},
+        "distributions": {},
         "mutation": "",
         "scores": (1.0, 0.5),
         "train_losses": (),

@@ -11,7 +11,7 @@ from problems import blobs, classifier, explicit, new_study, run
 from torch import nn
 
 import optuna_miha as miha
-from optuna_miha._segment import one_thread
+from optuna_miha._engine import intra_op_threads
 
 
 def test_a_lineage_of_controls_is_bit_identical_to_plain_training() -> None:
@@ -39,7 +39,7 @@ def test_a_lineage_of_controls_is_bit_identical_to_plain_training() -> None:
     optimizer = torch.optim.Adam(recipe.model.parameters(), fused=True)
     dataset = torch.utils.data.TensorDataset(*blobs(60, seed=0))
     torch.manual_seed(3)
-    with one_thread():
+    with intra_op_threads(1):
         for _ in range(plan.n_epochs):
             recipe.model.train()
             for x, y in torch.utils.data.DataLoader(dataset, batch_size=16, shuffle=True):

@@ -187,7 +187,7 @@ def test_an_executor_that_is_shut_down_is_refused() -> None:
     executor: Executor = ThreadPoolExecutor(1)
     executor.shutdown()
     study = new_study()
-    with pytest.raises(RuntimeError, match="shutdown"):
+    with pytest.raises(ValueError, match="shut down"):
         run(study, executor=executor)
     assert not study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
 

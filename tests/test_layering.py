@@ -29,6 +29,7 @@ TORCH_MODULES = {
     "_checkpoint",
     "_data",
     "_demo",
+    "_engine",
     "_losses",
     "_model_fn",
     "_optimize",
@@ -42,6 +43,7 @@ TORCH_MODULES = {
     "_study",
     "_suggest",
     "_trainer",
+    "_transfer",
 }
 """All others decide, record or propose, and need no tensor."""
 
@@ -59,6 +61,7 @@ OPTUNA_PRIVATE = {
 OTHER_PRIVATE = {
     "_activations": {"_modules"},  # Torch's.
     "_data": {"_fields"},  # Public, in spite of its name, in named tuples.
+    "_workers": {"_processes"},  # Python's; there is no other way before 3.14 to end them.
 }
 """Names that begin with an underscore and are not Optuna's."""
 

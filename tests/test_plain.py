@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 import optuna_miha as miha
 from optuna_miha import Recipe
-from optuna_miha._segment import one_thread
+from optuna_miha._engine import intra_op_threads
 from optuna_miha._trainer import train
 
 
@@ -74,7 +74,7 @@ def test_a_trial_is_training_from_scratch_with_the_given_seed() -> None:
     torch.manual_seed(3)
     made = model_fn(optuna.trial.FixedTrial(GOOD))
     torch.manual_seed(3)
-    with one_thread():
+    with intra_op_threads(1):
         values = [result.value for result in train(made, 4)]
     assert list(one.intermediate_values.values()) == values
 

@@ -21,6 +21,7 @@ PUBLIC = [
     "Result",
     "SlopePruner",
     "Trainer",
+    "create_storage",
     "exceptions",
     "fitness",
     "load_result",

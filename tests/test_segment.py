@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import optuna_miha as miha
 from optuna_miha import EpochResult, Recipe
+from optuna_miha._engine import intra_op_threads
 from optuna_miha._model_fn import build_recipe
 from optuna_miha._optimizers import make_optimizer
-from optuna_miha._segment import Job, Outcome, one_thread, run_job
+from optuna_miha._segment import Job, Outcome, run_job
 from optuna_miha._trainer import evaluate, train
 
 MUTABLE = {"activation.2": "relu", "optimizer": "adam", "lr": 0.01, "weight_decay": 0.0}
@@ -125,7 +126,7 @@ def test_a_job_equals_training_by_hand() -> None:
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
-    with one_thread():
+    with intra_op_threads(1):
         results = list(train(made, 3))
     assert list(outcome.results) == results
     assert same(outcome.state["model"], made.model.state_dict())
@@ -408,7 +409,7 @@ def test_the_best_weights_have_the_best_value(ema_decay: float, monitor: str, si
 
     made = build_recipe(model_fn, FixedTrial(UNUSED), seed=123)
     made.model.load_state_dict(best["weights"])
-    with one_thread():
+    with intra_op_threads(1):
         assert evaluate(made, made.model)[monitor] == best["value"]
 
 
@@ -443,7 +444,7 @@ def test_the_average_is_evaluated_after_every_epoch() -> None:
     ema = {k.removeprefix("module."): v for k, v in averaged_run.state["ema"].items()}
     del ema["n_averaged"]
     made.model.load_state_dict(ema)
-    with one_thread():
+    with intra_op_threads(1):
         assert evaluate(made, made.model)["loss"] == ema_values[-1]
 
 

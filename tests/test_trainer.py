@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from optuna_miha import Recipe
-from optuna_miha._segment import one_thread
+from optuna_miha._engine import intra_op_threads
 from optuna_miha._trainer import evaluate, train
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    with one_thread():
+    with intra_op_threads(1):
         yield
 
 

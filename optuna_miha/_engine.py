@@ -1,0 +1,65 @@
+"""How to compute: precision, memory layout and threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import torch
+
+Precision: TypeAlias = Literal["bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """How all segments of a run are computed.
+
+    Args:
+        precision: ``"bf16"``: forward passes under :class:`torch.autocast`; weights, optimizer
+            and validation figures stay in single precision. :obj:`None`: as the network is.
+        channels_last: Whether convolution weights are laid out with the channels last.
+        n_threads: Intra-op threads of torch while a segment trains.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If it is out of its range.
+    """
+
+    precision: Precision | None = None
+    channels_last: bool = False
+    n_threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.precision is not None and self.precision not in get_args(Precision):
+            raise ValueError(
+                f'`precision` must be "bf16" or None, got {self.precision!r}: half precision '
+                "would need a gradient scaler, so that it is not offered.",
+            )
+        if not isinstance(self.channels_last, bool):
+            raise TypeError(f"`channels_last` must be True or False, got {self.channels_last!r}.")
+        if isinstance(self.n_threads, bool) or not isinstance(self.n_threads, int):
+            raise TypeError(f"`n_threads` must be an integer, got {self.n_threads!r}.")
+        if self.n_threads < 1:
+            raise ValueError(
+                f"`n_threads` must be positive, got {self.n_threads}: 1 gives the same result "
+                "on any machine."
+            )
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """The context in which forward passes run."""
+        if self.precision is None:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@contextmanager
+def intra_op_threads(number: int) -> Iterator[None]:
+    """Intra-op threads: sums have one order for each number, on any machine with any load."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
