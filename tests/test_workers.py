@@ -1,0 +1,261 @@
+"""Jobs in other processes and threads: what they need, and what becomes of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from helpers import recipe, run_context
+from problems import blobs, classifier, explicit, history, new_study, run, same, weights
+
+import optuna_miha as miha
+from optuna_miha import _workers
+from optuna_miha._segment import Job
+from optuna_miha._workers import InProcess, OnExecutor, WorkerProcesses
+from optuna_miha.exceptions import WorkerError
+
+SHORT = miha.Plan(30, startup=2, fixing_epochs=2)
+
+
+class Counting(Executor):
+    """Runs what it gets in a thread, and notes how large it was."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.threads = ThreadPoolExecutor(1)
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.sizes.append(sum(len(arg) for arg in args if isinstance(arg, bytes)))
+        return self.threads.submit(fn, *args, **kwargs)
+
+
+class Forgetful(Counting):
+    """As if every job came to a worker that is new."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        _workers._latest = None
+        return super().submit(fn, *args, **kwargs)
+
+
+class Losing(Counting):
+    """Loses every job but the first one, by which it is tried."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        if not self.sizes:
+            return super().submit(fn, *args, **kwargs)
+        future: Future[Any] = Future()
+        future.set_exception(KeyError("gone"))
+        return future
+
+
+def large(trial: Any) -> miha.Recipe:
+    """The usual problem, with a megabyte of data that stand in its closure."""
+    recipe = classifier(trial)
+    x, y = BALLAST
+    recipe.train_data = (x[:60], y[:60])
+    return recipe
+
+
+def one_parameter(trial: Any) -> miha.Recipe:
+    trial.suggest_float("lr", 1e-4, 1e-2)
+    return recipe()
+
+
+def job(n_epochs: int) -> Job:
+    return Job(params={"lr": 1e-3}, state=None, n_epochs=n_epochs)
+
+
+BALLAST = tuple(part.repeat(1000, *[1] * (part.ndim - 1)) for part in blobs(60))
+
+
+@pytest.fixture(autouse=True)
+def new_workers() -> None:
+    _workers._latest = None
+
+
+def by_value(function: Any) -> Any:
+    """The function as one of a script: the workers cannot import it."""
+    copy = type(function)(function.__code__, {**function.__globals__, "__name__": "__main__"})
+    copy.__module__ = "__main__"
+    return copy
+
+
+def test_data_travel_once_to_a_worker() -> None:
+    executor = Counting()
+    result = run(new_study(), by_value(large), executor=executor, plan=SHORT)
+    n_bytes = sum(part.nbytes for part in BALLAST)
+    # The two siblings of the race may both have asked before the worker had its answer.
+    assert sum(size > n_bytes for size in executor.sizes) in (1, 2)
+    assert len(executor.sizes) > 8
+    assert same(weights(result), weights(run(new_study(), large, plan=SHORT)))
+
+
+def test_a_worker_that_is_new_is_told() -> None:
+    result = run(new_study(), explicit, executor=Forgetful(), plan=SHORT)
+    assert same(weights(result), weights(run(new_study(), explicit, plan=SHORT)))
+
+
+def test_a_job_that_got_lost_ends_the_run_and_leaves_it_resumable() -> None:
+    study = new_study()
+    with pytest.raises(WorkerError, match=r"could not be run where it was sent: KeyError: 'gone'"):
+        run(study, executor=Losing(), plan=SHORT)
+    assert not study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+    assert history(run(study, plan=SHORT)) == history(run(new_study(), plan=SHORT))
+
+
+def test_an_executor_is_left_running() -> None:
+    executor = Counting()
+    run(new_study(), executor=executor, plan=SHORT)
+    assert executor.submit(len, b"xyz").result() == 3
+
+
+def test_jobs_that_wait_are_cancelled_when_the_run_ends() -> None:
+    executor, asked = Counting(), threading.Event()
+
+    def stop(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        asked.set()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(new_study(), executor=executor, callbacks=[stop])
+    assert asked.is_set()
+    assert executor.threads._work_queue.empty()
+
+
+@pytest.mark.parametrize("settings", [{"n_jobs": 2}, {"executor": ThreadPoolExecutor(1)}])
+def test_what_cannot_travel_is_refused_at_once(settings: dict[str, Any]) -> None:
+    lock = threading.Lock()
+
+    def model_fn(trial: Any) -> miha.Recipe:
+        with lock:
+            return classifier(trial)
+
+    study = new_study()
+    words = r"serializable by cloudpickle.*lock.*inside of `model_fn`, or use `n_jobs=1`"
+    with pytest.raises(TypeError, match=words):
+        run(study, model_fn, **settings)
+    assert not study.trials
+    assert not study.user_attrs
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"executor": "dask"}, TypeError, "`executor` must be a concurrent.futures.Executor"),
+        ({"executor": Counting(), "n_jobs": 2}, ValueError, "`n_jobs` or an `executor`, not both"),
+    ],
+)
+def test_a_wrong_executor_is_refused(
+    settings: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    study = new_study()
+    with pytest.raises(error, match=words):
+        run(study, **settings)
+    assert not study.user_attrs
+
+
+def leftovers() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("optuna-miha-*/data"))
+
+
+def test_nothing_is_left_behind() -> None:
+    before = leftovers()
+    run(new_study(), n_jobs=2, plan=SHORT)
+
+    def fail(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(new_study(), n_jobs=2, plan=SHORT, callbacks=[fail])
+    assert leftovers() == before
+
+
+def test_a_lone_job_stays_in_this_process() -> None:
+    here: list[int] = []
+
+    def model_fn(trial: Any) -> miha.Recipe:
+        here.append(os.getpid())
+        return one_parameter(trial)
+
+    with WorkerProcesses(run_context(model_fn), 2) as workers:
+        (outcome,) = workers.run([job(2)], lambda *_: None)
+    assert outcome.error is None
+    assert here == [os.getpid()]
+
+
+def test_epochs_are_reported_with_the_place_of_their_job() -> None:
+    context, jobs = run_context(one_parameter), [job(1), job(2), job(3)]
+    for workers in (InProcess(context), OnExecutor(context, ThreadPoolExecutor(1))):
+        seen: list[int] = []
+        with workers:
+            workers.run(jobs, lambda place, _, seen=seen: seen.append(place))
+        assert sorted(seen) == [0, 1, 1, 2, 2, 2]
+
+
+def test_what_a_progress_bar_raises_is_not_the_jobs_fault() -> None:
+    def broken(place: int, result: miha.EpochResult) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        InProcess(run_context(one_parameter)).run([job(2)], broken)
+
+
+SCRIPT = """
+import sys, optuna, torch
+from torch import nn
+import optuna_miha as miha
+
+x, y = torch.randn(64, 4), torch.arange(64) % 3
+
+def model_fn(trial):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    return miha.Recipe(model=model, loss_fn=nn.CrossEntropyLoss(),
+                       train_data=(x[:48], y[:48]), valid_data=(x[48:], y[48:]))
+
+def main():
+    study = optuna.create_study(storage=sys.argv[1], study_name="s", load_if_exists=True)
+    plan = miha.Plan(30, startup=2, fixing_epochs=2)
+    result = miha.optimize(study, model_fn, plan=plan, n_jobs=2, show_progress_bar=False)
+    print("trained", result.n_epochs_trained)
+
+"""
+
+
+def script(tmp_path: Path, ending: str) -> subprocess.CompletedProcess[str]:
+    file = tmp_path / "script.py"
+    file.write_text(SCRIPT + ending)
+    command = [sys.executable, os.fspath(file), f"sqlite:///{tmp_path}/s.db"]
+    root = os.fspath(Path(__file__).parent.parent)
+    env = os.environ | {"PYTHONPATH": root}
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+
+
+def test_a_model_fn_of_a_script_works(tmp_path: Path) -> None:
+    ended = script(tmp_path, 'if __name__ == "__main__":\n    main()\n')
+    assert ended.stdout == "trained 30\n", ended.stderr
+
+
+def test_a_script_without_a_guard_is_told_the_repair(tmp_path: Path) -> None:
+    ended = script(tmp_path, "main()\n")
+    assert ended.returncode == 1
+    last = ended.stderr.strip().splitlines()[-1]
+    assert "WorkerError" in last
+    assert 'if __name__ == "__main__"' in last
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/s.db")
+    assert not study.trials
+    assert not study.user_attrs
+
+
+def test_workers_keep_one_thread_each_and_the_coordinator_its_own() -> None:
+    before = torch.get_num_threads()
+    run(new_study(), n_jobs=2, plan=SHORT)
+    assert torch.get_num_threads() == before
