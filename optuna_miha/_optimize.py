@@ -297,7 +297,7 @@ def _settled(
 
 def _remedy(error: BaseException) -> str:
     """What else to say of an error of the user's code, which would come again."""
-    if not isinstance(error, Exception):
+    if not isinstance(error, Exception) or isinstance(error, MihaError):
         return ""
     return (
         " If the error belongs to the hyperparameters of one branch, "

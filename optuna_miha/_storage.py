@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 
 _BUSY_TIMEOUT = 60
@@ -44,11 +46,14 @@ def create_storage(
             "`optuna.create_study(storage=...)` itself."
         )
     Path(name).parent.mkdir(parents=True, exist_ok=True)
-    storage = RDBStorage(
-        f"sqlite:///{name}",
-        engine_kwargs={"connect_args": {"timeout": _BUSY_TIMEOUT}},
-        heartbeat_interval=heartbeat_interval,
-    )
+    with warnings.catch_warnings():
+        # Whoever calls this did not choose the experimental argument.
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        storage = RDBStorage(
+            f"sqlite:///{name}",
+            engine_kwargs={"connect_args": {"timeout": _BUSY_TIMEOUT}},
+            heartbeat_interval=heartbeat_interval,
+        )
     event.listen(storage.engine, "connect", _prepare)
     storage.engine.dispose()  # Connections made before know nothing of it.
     return storage

@@ -24,6 +24,7 @@ from optuna_miha._optuna import (
     is_in_memory,
     is_stopped,
     sqlite_file,
+    start_trial,
     stoppable,
 )
 
@@ -256,3 +257,48 @@ def test_trials_are_asked_for_in_the_order_in_which_they_were_enqueued() -> None
     for n in range(3):
         study.enqueue_trial({}, user_attrs={"n": n})
     assert [study.ask().user_attrs["n"] for _ in range(3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["memory", "rdb", "cached", "journal"])
+def test_a_trial_starts_with_all_that_is_known(kind: str, tmp_path: Path) -> None:
+    storages: dict[str, Any] = {
+        "memory": lambda: InMemoryStorage(),
+        "rdb": lambda: RDBStorage(f"sqlite:///{tmp_path}/s.db"),
+        "cached": lambda: f"sqlite:///{tmp_path}/s.db",
+        "journal": lambda: JournalStorage(JournalFileBackend(str(tmp_path / "log"))),
+    }
+    study = optuna.create_study(storage=storages[kind]())
+    space = optuna.distributions.FloatDistribution(0.0, 1.0)
+    trial = start_trial(
+        study,
+        params={"x": 0.25},
+        distributions={"x": space},
+        user_attrs={"miha:role": "branch"},
+        intermediate_values={4: 0.5},
+    )
+    (frozen,) = study.get_trials()
+    assert frozen.state == optuna.trial.TrialState.RUNNING
+    assert frozen.datetime_start is not None
+    assert (frozen.params, frozen.user_attrs) == ({"x": 0.25}, {"miha:role": "branch"})
+    assert trial.suggest_float("x", 0.0, 1.0) == 0.25
+    trial.report(0.4, step=5)
+    told = study.tell(trial, 0.3)
+    assert told.number == 0
+    assert told.intermediate_values == {4: 0.5, 5: 0.4}
+    assert study.best_params == {"x": 0.25}
+
+
+def test_a_sampler_sees_what_came_before_the_trial_that_starts() -> None:
+    """``study.ask`` drops the thread's list of trials, and so do we."""
+    seen: list[int] = []
+
+    class Counting(RandomSampler):
+        def sample_independent(self, study: Any, *args: Any) -> Any:
+            seen.append(len(study._get_trials(deepcopy=False, use_cache=True)))
+            return super().sample_independent(study, *args)
+
+    study = optuna.create_study(sampler=Counting())
+    for _ in range(3):
+        nothing: dict[str, Any] = {"params": {}, "distributions": {}, "user_attrs": {}}
+        start_trial(study, **nothing, intermediate_values={}).suggest_float("x", 0.0, 1.0)
+    assert seen == [1, 2, 3]

@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from problems import classifier, new_study, run
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 import optuna_miha as miha
 
@@ -54,6 +54,25 @@ def test_a_url_is_refused() -> None:
 def test_a_heartbeat_interval_must_be_positive(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="heartbeat_interval"):
         miha.create_storage(tmp_path / "run.db", heartbeat_interval=0)
+
+
+def commits_of_a_run(storage: Any, n_others: int) -> int:
+    """Run in a study with other trials, and count the transactions."""
+    study = new_study(storage)
+    study.add_trials([optuna.trial.create_trial(value=9.0)] * n_others)
+    commits: list[Any] = []
+    event.listen(storage.engine, "commit", commits.append)
+    result = run(study)
+    n_trials = len(study.trials) - n_others
+    # A transaction for each report; one to start a trial, a few for its attributes, one to end.
+    assert len(commits) < result.n_epochs_trained + 15 * n_trials
+    return len(commits)
+
+
+def test_a_trial_takes_few_transactions_whatever_else_the_study_holds(tmp_path: Path) -> None:
+    empty = commits_of_a_run(miha.create_storage(tmp_path / "empty.db"), 0)
+    full = commits_of_a_run(miha.create_storage(tmp_path / "full.db"), 200)
+    assert full == empty
 
 
 def beats(storage: Any) -> int:
