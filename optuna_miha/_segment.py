@@ -88,6 +88,11 @@ class Outcome:
     error: str | None = None
     exception: BaseException | None = None
 
+    def joined(self, second: Outcome) -> Outcome:
+        """The outcome of a job that was done in two parts, this one being the first."""
+        results, begun = self.results + second.results, self.begun + second.begun
+        return replace(second, results=results, begun=begun)
+
 
 def run_job(
     context: Context, job: Job, on_epoch: Callable[[EpochResult], None] | None = None

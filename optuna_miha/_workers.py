@@ -24,9 +24,10 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import optuna
+import torch
 
 from optuna_miha._checkpoint import on_cpu
 from optuna_miha._curve import EpochResult
@@ -103,6 +104,8 @@ class WorkerProcesses(Workers):
     def __init__(self, context: Context, number: int) -> None:
         self._here = InProcess(context)
         self._number = number
+        # A trainer of the user's own may cost something to start.
+        self._divisible = context.trainer is None
         self._folder = Path(tempfile.mkdtemp(prefix="optuna-miha-"))
         try:
             self._packed_context = _packed(context, self._folder / "data")
@@ -127,16 +130,10 @@ class WorkerProcesses(Workers):
         """Run the jobs side by side; those of a worker that died are redone by another."""
         if len(jobs) == 1:
             return self._here.run(jobs, on_epoch)
-        packed = [pack(job) for job in jobs]
         outcomes: dict[int, Outcome] = {}
         for deaths in range(1, _MOST_DEATHS + 1):
             try:
-                waiting = {
-                    self._pool.submit(_run_remote, self._key, self._packed_context, job): place
-                    for place, job in enumerate(packed)
-                    if place not in outcomes
-                }
-                _collect(waiting, outcomes, on_epoch)
+                self._run_pending(jobs, outcomes, on_epoch)
                 return [outcomes[place] for place in range(len(jobs))]
             except BrokenProcessPool:
                 _logger.warning(
@@ -151,6 +148,31 @@ class WorkerProcesses(Workers):
             "upper bound of the batch size."
         )
 
+    def _run_pending(
+        self, jobs: Sequence[Job], outcomes: dict[int, Outcome], on_epoch: OnEpoch
+    ) -> None:
+        """Run the jobs that have no outcome yet.
+
+        Where they do not divide evenly among the processes, those left over are cut in halves:
+        the first halves go first, and the second ones fill the gaps at the end. Three jobs thus
+        take two processes one and a half times as long as one job, instead of twice.
+        """
+        pending = [place for place in range(len(jobs)) if place not in outcomes]
+        n_left = len(pending) % self._number if self._divisible else 0
+        cut = {place: _halves(jobs[place]) for place in pending[:n_left]}
+
+        def submit(job: Job) -> Future[bytes | None]:
+            return self._pool.submit(_run_remote, self._key, self._packed_context, pack(job))
+
+        def go_on(place: int, outcome: Outcome) -> Future[bytes | None] | None:
+            rest = cut.pop(place, (None, None))[1]
+            if rest is None or outcome.state is None:
+                return None
+            return submit(replace(rest, state=outcome.state))
+
+        waiting = {submit(cut.get(place, (jobs[place],))[0]): place for place in pending}
+        _collect(waiting, outcomes, on_epoch, go_on=go_on)
+
     def __exit__(self, kind: object, *_: object) -> None:
         self._stop(at_once=kind is not None)
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -159,7 +181,8 @@ class WorkerProcesses(Workers):
         # "spawn", because a fork after OpenMP has run deadlocks.
         context = get_context("spawn")
         pool = ProcessPoolExecutor(self._number, context, initializer=_end_at_interrupt)
-        self._first: Future[Any] = pool.submit(int)  # They start now, not with the first job.
+        # They start now, not with the first job.
+        self._first, *_ = [pool.submit(_warm_up) for _ in range(self._number)]
         return pool
 
     def _stop(self, *, at_once: bool = True) -> None:
@@ -268,6 +291,7 @@ def _collect(
     outcomes: dict[int, Outcome],
     on_epoch: OnEpoch,
     tell: Callable[[int], Future[bytes | None]] | None = None,
+    go_on: Callable[[int, Outcome], Future[bytes | None] | None] = lambda place, outcome: None,
 ) -> None:
     """Wait for jobs, and report the epochs of each when it is done.
 
@@ -276,7 +300,9 @@ def _collect(
         outcomes: Filled, by place.
         on_epoch: As in :meth:`Workers.run`.
         tell: Submits a job again, with the context, whose worker did not know it.
+        go_on: Submits what is still to be done of a job, if anything is.
     """
+    halves: dict[int, Outcome] = {}
     try:
         while waiting:
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
@@ -287,7 +313,14 @@ def _collect(
                     assert tell is not None
                     waiting[tell(place)] = place
                     continue
-                outcomes[place] = unpack(answer)
+                outcome: Outcome = unpack(answer)
+                rest = go_on(place, outcome)
+                if rest is not None:
+                    halves[place] = outcome
+                    waiting[rest] = place
+                    continue
+                outcomes[place] = halves[place].joined(outcome) if place in halves else outcome
+                # Not before all of it is there: what is lost half-way is trained again.
                 for result in outcomes[place].results:
                     on_epoch(place, result)
     except BaseException:
@@ -323,6 +356,19 @@ _latest: tuple[str, Context] | None = None
 
 def _run_nothing() -> None:
     pass
+
+
+def _warm_up() -> None:
+    """Do what torch puts off until the first optimizer is made: it takes a second."""
+    torch.optim.SGD([torch.zeros(1)])
+
+
+def _halves(job: Job) -> tuple[Job, Job | None]:
+    """A job as two, the second of which lacks its state yet."""
+    first = job.n_epochs // 2
+    if first == 0 or job.anneal or job.patience is not None:  # These look at the job as a whole.
+        return job, None
+    return replace(job, n_epochs=first), replace(job, n_epochs=job.n_epochs - first)
 
 
 def _run_remote(key: str, packed_context: bytes | None, job: bytes) -> bytes | None:

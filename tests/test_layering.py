@@ -27,6 +27,8 @@ MODULES = sorted(TREES.keys() - {""})
 TORCH_MODULES = {
     "_activations",
     "_checkpoint",
+    "_compare",
+    "_contest",
     "_data",
     "_demo",
     "_engine",
@@ -44,6 +46,7 @@ TORCH_MODULES = {
     "_suggest",
     "_trainer",
     "_transfer",
+    "_workers",
 }
 """All others decide, record or propose, and need no tensor."""
 

@@ -20,6 +20,7 @@ from problems import blobs, classifier, explicit, history, new_study, run, same,
 import optuna_miha as miha
 from optuna_miha import _workers
 from optuna_miha._segment import Job
+from optuna_miha._transfer import pack
 from optuna_miha._workers import InProcess, OnExecutor, WorkerProcesses
 from optuna_miha.exceptions import WorkerError
 
@@ -199,6 +200,34 @@ def test_epochs_are_reported_with_the_place_of_their_job() -> None:
         with workers:
             workers.run(jobs, lambda place, _, seen=seen: seen.append(place))
         assert sorted(seen) == [0, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2, 3, 5])
+def test_jobs_that_are_cut_in_halves_end_as_whole_ones(n_jobs: int) -> None:
+    context = run_context(one_parameter)
+    jobs = [job(n) for n in (4, 3, 1, 2, 5)][:n_jobs]
+    whole = InProcess(context).run(jobs, lambda *_: None)
+    seen: list[int] = []
+    with WorkerProcesses(context, 2) as workers:
+        outcomes = workers.run(jobs, lambda place, _: seen.append(place))
+    assert sorted(seen) == sorted(p for p, j in enumerate(jobs) for _ in range(j.n_epochs))
+    for one, other in zip(whole, outcomes, strict=True):
+        assert one.results == other.results
+        assert one.begun == other.begun
+        assert one.state is not None
+        assert other.state is not None
+        assert pack(one.state) == pack(other.state)
+
+
+def test_a_job_that_fails_in_its_first_half_has_no_second() -> None:
+    def diverges(trial: Any) -> miha.Recipe:
+        trial.suggest_float("lr", 1e-4, 1e-2)
+        return recipe(metrics={"m": lambda *_: float("nan")}, monitor="m")
+
+    with WorkerProcesses(run_context(diverges), 2) as workers:
+        outcomes = workers.run([job(4)] * 3, lambda *_: None)
+    assert [outcome.begun for outcome in outcomes] == [1, 1, 1]
+    assert all(outcome.error for outcome in outcomes)
 
 
 def test_what_a_progress_bar_raises_is_not_the_jobs_fault() -> None:
