@@ -1,6 +1,8 @@
 """One network, trained once, with the hyperparameters found on the way."""
 
 from optuna_miha import exceptions, fitness
+from optuna_miha._compare import compare
+from optuna_miha._comparison import Comparison
 from optuna_miha._curve import EpochResult
 from optuna_miha._optimize import load_result, optimize
 from optuna_miha._plain import plain_objective
@@ -22,6 +24,7 @@ from optuna_miha._trainer import Trainer
 from optuna_miha.fitness import Fitness
 
 __all__ = [
+    "Comparison",
     "EpochResult",
     "Fitness",
     "MihaSampler",
@@ -30,6 +33,7 @@ __all__ = [
     "Result",
     "SlopePruner",
     "Trainer",
+    "compare",
     "create_storage",
     "exceptions",
     "fitness",

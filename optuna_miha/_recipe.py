@@ -64,6 +64,9 @@ class Recipe:
         valid_loss_fn:
             The loss of validation. :obj:`None`: the ``loss_fn`` of the initial configuration,
             so that branches whose training loss differs are compared on one scale.
+        test_data:
+            The same as ``valid_data`` for a last evaluation: used by :func:`compare` only,
+            after everything is decided, and by nothing that selects.
 
     Raises:
         TypeError: If a part is of the wrong type.
@@ -80,6 +83,7 @@ class Recipe:
     monitor: str = "loss"
     train_step: TrainStep | None = None
     valid_loss_fn: LossFn | None = None
+    test_data: Data | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -100,6 +104,8 @@ class Recipe:
             )
         self.train_data = _checked(self.train_data, "train_data")
         self.valid_data = _checked(self.valid_data, "valid_data")
+        if self.test_data is not None:
+            self.test_data = _checked(self.test_data, "test_data")
         if self.optimizer is not None and not isinstance(self.optimizer, torch.optim.Optimizer):
             raise TypeError(
                 f"`optimizer` must be a torch.optim.Optimizer, got {_kind(self.optimizer)}."

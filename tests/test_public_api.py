@@ -13,6 +13,7 @@ import optuna_miha
 from optuna_miha import exceptions, fitness
 
 PUBLIC = [
+    "Comparison",
     "EpochResult",
     "Fitness",
     "MihaSampler",
@@ -21,6 +22,7 @@ PUBLIC = [
     "Result",
     "SlopePruner",
     "Trainer",
+    "compare",
     "create_storage",
     "exceptions",
     "fitness",

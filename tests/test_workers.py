@@ -15,12 +15,12 @@ import optuna
 import pytest
 import torch
 from helpers import recipe, run_context
+from helpers import same as states_are_equal
 from problems import blobs, classifier, explicit, history, new_study, run, same, weights
 
 import optuna_miha as miha
 from optuna_miha import _workers
 from optuna_miha._segment import Job
-from optuna_miha._transfer import pack
 from optuna_miha._workers import InProcess, OnExecutor, WorkerProcesses
 from optuna_miha.exceptions import WorkerError
 
@@ -214,9 +214,7 @@ def test_jobs_that_are_cut_in_halves_end_as_whole_ones(n_jobs: int) -> None:
     for one, other in zip(whole, outcomes, strict=True):
         assert one.results == other.results
         assert one.begun == other.begun
-        assert one.state is not None
-        assert other.state is not None
-        assert pack(one.state) == pack(other.state)
+        assert states_are_equal(one.state, other.state)
 
 
 def test_a_job_that_fails_in_its_first_half_has_no_second() -> None:
