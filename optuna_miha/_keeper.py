@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypeAlias
 
 from optuna_miha._checkpoint import CheckpointStore, State
-from optuna_miha._lineage import Lineage, Role, Segment
+from optuna_miha._lineage import Lineage, Segment
 
 Keep: TypeAlias = Literal["final", "trunk", "all"]
 
@@ -26,12 +26,19 @@ class Keeper:
         self._references = {s.number: s.checkpoint for s in lineage if s.checkpoint is not None}
         self._states: dict[int, State] = {}
 
-    def save(self, number: int, role: Role, state: State) -> dict[str, Any]:
-        """Write the checkpoint of a trial; returns the attribute by which it is found."""
-        reference = self._store.save(state, label=f"trial-{number:05d}-{role}")
-        self._references[number] = {**reference, "best_epoch": state["best"]["epoch"]}
+    def write(self, state: State, label: str) -> dict[str, Any]:
+        """Write a checkpoint; returns the attribute of a trial by which it is found.
+
+        Args:
+            state: What to write.
+            label: Beginning of its file's name.
+        """
+        return {**self._store.save(state, label), "best_epoch": state["best"]["epoch"]}
+
+    def add(self, number: int, checkpoint: dict[str, Any], state: State) -> None:
+        """Take charge of the checkpoint that was written for a trial."""
+        self._references[number] = checkpoint
         self._states[number] = state
-        return self._references[number]
 
     def state(self, segment: Segment) -> State:
         """The state at the end of ``segment``, from memory if it is there."""

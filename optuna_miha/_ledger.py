@@ -12,8 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_miha import _lineage
 from optuna_miha._checkpoint import State
+from optuna_miha._entry import Entry
 from optuna_miha._lineage import Lineage, Segment
-from optuna_miha._optuna import enqueued_params, start_trial
+from optuna_miha._optuna import enqueued_params
 from optuna_miha._phases import Phase
 from optuna_miha._plan import race_rungs
 
@@ -24,12 +25,12 @@ Callback: TypeAlias = Callable[[optuna.Study, FrozenTrial], None]
 
 @dataclass(eq=False)
 class Sibling:
-    """A network in training (``trial``), or one that was seen through to its end (``record``).
+    """A network in training (``entry``), or one that was seen through to its end (``record``).
 
     Args:
         branch: Its place among its siblings.
         parent: The segment that it started from.
-        trial: Its trial, until that is finished.
+        entry: Its trial, until that is finished.
         record: Its record, afterwards; siblings that an earlier process finished have only it.
         state: Where its training stands.
         scores: The score of each epoch so far.
@@ -41,7 +42,7 @@ class Sibling:
 
     branch: int
     parent: Segment | None = None
-    trial: optuna.Trial | None = None
+    entry: Entry | None = None
     record: Segment | None = None
     state: State | None = None
     scores: list[float] = field(default_factory=list)
@@ -116,28 +117,44 @@ class Ledger:
         self.lineage = Lineage.from_trials(study.direction, study.get_trials(deepcopy=False))
 
     def start(
-        self, phase: Phase, branch: int, offline: optuna.Trial | None = None, mutation: str = ""
-    ) -> optuna.Trial:
-        """A running trial for one place of a phase.
+        self, phase: Phase, branch: int, offline: optuna.Trial, mutation: str, *, brief: bool
+    ) -> Entry:
+        """The entry for one place of a phase.
 
         Args:
             phase: The phase.
             branch: The place.
-            offline: What was suggested for it; :obj:`None`: that is still to come.
+            offline: What was suggested for it.
             mutation: What that changes.
+            brief: Whether it is over so soon that nobody could watch it.
         """
-        attrs = self._birth_attrs(phase, branch)
-        if offline is not None:
-            attrs = {**offline.user_attrs, **attrs, _lineage.MUTATION: mutation}
-        trial = start_trial(
+        attrs = offline.user_attrs | self._birth_attrs(phase, branch)
+        entry = Entry(
             self._study,
-            params={} if offline is None else offline.params,
-            distributions={} if offline is None else offline.distributions,
-            user_attrs=attrs,
+            self._running,
+            params=offline.params,
+            distributions=offline.distributions,
+            user_attrs=attrs | {_lineage.MUTATION: mutation},
             intermediate_values={} if phase.parent is None else _last_score(phase.parent),
         )
-        self._running[trial.number] = trial
-        return trial
+        if not brief:
+            entry.publish()
+        return entry
+
+    def start_undecided(self, phase: Phase, branch: int) -> optuna.Trial:
+        """A trial for one place of a phase, whose parameters are up to the study's sampler."""
+        reports = {} if phase.parent is None else _last_score(phase.parent)
+        entry = Entry(
+            self._study,
+            self._running,
+            user_attrs=self._birth_attrs(phase, branch),
+            intermediate_values=reports,
+        )
+        return entry.publish()
+
+    def entry(self, trial: optuna.Trial) -> Entry:
+        """The entry of a trial that was started already."""
+        return Entry(self._study, self._running, trial)
 
     def admit_guests(self, phase: Phase, first: int, n_most: int) -> dict[int, optuna.Trial]:
         """Give trials that the user enqueued a place in a population.
@@ -178,15 +195,16 @@ class Ledger:
                 f"configuration does not suggest; it suggests {', '.join(known)}."
             )
 
-    def complete(self, sibling: Sibling, checkpoint: dict[str, Any] | None) -> None:
+    def complete(self, sibling: Sibling, checkpoint: dict[str, Any] | None) -> Segment:
         """Record a sibling that trained to its end."""
         assert sibling.state is not None
         attrs = {} if checkpoint is None else {_lineage.CHECKPOINT: checkpoint}
-        self._record(sibling, TrialState.COMPLETE, attrs, value=sibling.state["best"]["value"])
+        value = sibling.state["best"]["value"]
+        return self._record(sibling, TrialState.COMPLETE, attrs, value=value)
 
     def prune(self, sibling: Sibling) -> None:
         """Record a sibling that was cut; one that is recorded already stays as it is."""
-        if sibling.trial is not None:
+        if sibling.entry is not None:
             self._record(sibling, TrialState.PRUNED, {})
 
     def fail(self, sibling: Sibling, unfinished: int) -> None:
@@ -233,27 +251,27 @@ class Ledger:
         *,
         value: float | None = None,
         unfinished: int = 0,
-    ) -> None:
+    ) -> Segment:
         """Write what a trial has to say while it still accepts it, then finish it."""
-        trial = sibling.trial
-        assert trial is not None
+        entry = sibling.entry
+        assert entry is not None
         losses = [loss if math.isfinite(loss) else None for loss in sibling.train_losses]
-        trial.set_user_attr(_lineage.TRAIN_LOSS, losses)
-        trial.set_user_attr(_lineage.TRAINED, len(sibling.scores) + unfinished)
+        entry.set_user_attr(_lineage.TRAIN_LOSS, losses)
+        entry.set_user_attr(_lineage.TRAINED, len(sibling.scores) + unfinished)
         if sibling.metrics:
-            trial.set_user_attr(_lineage.METRICS, sibling.metrics)
+            entry.set_user_attr(_lineage.METRICS, sibling.metrics)
         if not math.isnan(sibling.fitness):
-            trial.set_user_attr(_lineage.FITNESS, sibling.fitness)
+            entry.set_user_attr(_lineage.FITNESS, sibling.fitness)
         for key, attr in attrs.items():
-            trial.set_user_attr(key, attr)
-        frozen = self._study.tell(trial, value, state)
-        self._running.pop(trial.number, None)
+            entry.set_user_attr(key, attr)
+        frozen = entry.finish(state, value)
         segment = _lineage.segment_of(frozen)
         assert segment is not None
         self.lineage.add(segment)
-        sibling.record, sibling.trial, sibling.state = segment, None, None
+        sibling.record, sibling.entry, sibling.state = segment, None, None
         for callback in self._callbacks:
             callback(self._study, frozen)
+        return segment
 
 
 def _last_score(parent: Segment) -> dict[int, float]:

@@ -15,6 +15,9 @@ from optuna_miha._curve import Curve
 
 Role: TypeAlias = Literal["startup", "trunk", "branch", "final"]
 
+_ORDER: tuple[Role, ...] = ("startup", "branch", "trunk", "final")
+"""Of the roles within a cycle."""
+
 PREFIX = "miha:"
 
 # Attributes of a trial. Those of its birth are set when it is enqueued, the others before it
@@ -208,9 +211,13 @@ class Lineage:
         earlier = [s for s in self if s.cycle < cycle and s.value is not None]
         return min(earlier, key=self._rank, default=None)
 
-    def _rank(self, segment: Segment) -> tuple[float, int]:
-        """As Optuna does, the earlier trial where values tie."""
-        return self.cost(segment), segment.number
+    def _rank(self, segment: Segment) -> tuple[float, int, int, int]:
+        """The earlier segment where values tie.
+
+        Not by trial numbers: the order in which siblings are written may depend on the clock.
+        """
+        phase = _ORDER.index(segment.role)
+        return self.cost(segment), segment.cycle, phase, segment.branch
 
     def cost(self, segment: Segment) -> float:
         """The segment's value, oriented so that lower is better; infinite if it has none."""

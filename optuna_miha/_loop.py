@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from contextlib import suppress
+from typing import Any
 
 import optuna
 
 from optuna_miha import _lineage
 from optuna_miha._curve import EpochResult
+from optuna_miha._entry import Entry
 from optuna_miha._keeper import Keeper
 from optuna_miha._ledger import Ledger, Sibling
 from optuna_miha._lineage import fittest, make_curve
@@ -26,6 +28,9 @@ from optuna_miha._workers import Workers
 from optuna_miha.fitness import Fitness, last_value, power_law
 
 _logger = optuna.logging.get_logger("optuna.miha")
+
+_BRIEF = 5.0
+"""Seconds. The trials of a phase that takes less are written when they are over."""
 
 
 class Coordinator:
@@ -72,6 +77,7 @@ class Coordinator:
         self._fitness = fitness
         self._catch = catch
         self._deadline = deadline
+        self._epoch_seconds: float | None = None
 
     def run(self, stretch: Stretch) -> None:
         """Train until the stretch is over, a callback stops the study, or time is up."""
@@ -149,26 +155,41 @@ class Coordinator:
         sibling = Sibling(branch, phase.parent)
         proposed = self._proposed(phase, branch)
         if proposed is None:
-            return self._admitted(phase, branch, self._ledger.start(phase, branch))
+            return self._admitted(phase, branch, self._ledger.start_undecided(phase, branch))
         offline = offline_trial(proposed)
+        failure: BaseException | None = None
         try:
             build_recipe(self._context.model_fn, offline, self._context.seed)
-        except self._catch as error:
-            sibling.error = f"{type(error).__name__}: {error}"
-        finally:  # An error that ends the run leaves its trace, too.
-            mutation = describe(self._before(phase), offline.params)
-            sibling.trial = self._ledger.start(phase, branch, offline, mutation)
+        except BaseException as error:
+            failure = error
+        mutation = describe(self._before(phase), offline.params)
+        # An error that ends the run leaves its trace.
+        brief = failure is None and self._is_brief(phase)
+        sibling.entry = self._ledger.start(phase, branch, offline, mutation, brief=brief)
+        if failure is not None:
+            if not isinstance(failure, self._catch):
+                raise failure
+            sibling.error = f"{type(failure).__name__}: {failure}"
         return self._inheriting(sibling)
 
     def _admitted(self, phase: Phase, branch: int, trial: optuna.Trial) -> Sibling:
         """A sibling whose trial is there already: ``model_fn`` makes its suggestions on it."""
-        sibling = Sibling(branch, phase.parent, trial)
+        sibling = Sibling(branch, phase.parent, self._ledger.entry(trial))
         try:
             build_recipe(self._context.model_fn, trial, self._context.seed)
-        except self._caught(trial) as error:
+        except self._caught(trial.user_attrs) as error:
             sibling.error = f"{type(error).__name__}: {error}"
         trial.set_user_attr(_lineage.MUTATION, describe(self._before(phase), trial.params))
         return self._inheriting(sibling)
+
+    def _is_brief(self, phase: Phase) -> bool:
+        """Whether a phase will be over, going by the last one, before anybody could watch it."""
+        if self._epoch_seconds is None:
+            return False
+        n_epochs = phase.size * phase.n_epochs
+        if phase.role == "startup":
+            n_epochs = sum(size * n for size, n in race_rungs(phase.size))
+        return n_epochs * self._epoch_seconds < _BRIEF
 
     def _before(self, phase: Phase) -> Params:
         return self._run.initial_params if phase.parent is None else phase.parent.params
@@ -183,34 +204,39 @@ class Coordinator:
     def _train(self, phase: Phase, siblings: list[Sibling], n_epochs: int) -> None:
         """Train those that are not recorded yet, then report what they reached."""
         for sibling in siblings:
-            if sibling.trial is not None and sibling.error is not None:
+            if sibling.entry is not None and sibling.error is not None:
                 self._fail(sibling, unfinished=0)
-        pending = [(s, s.trial) for s in siblings if s.trial is not None]
+        pending = [(s, s.entry) for s in siblings if s.entry is not None]
         jobs = [
-            self._job(phase, place, sibling, trial.params, n_epochs)
-            for place, (sibling, trial) in enumerate(pending)
+            self._job(phase, place, sibling, entry.params, n_epochs)
+            for place, (sibling, entry) in enumerate(pending)
         ]
+        start = time.monotonic()
 
         def on_epoch(place: int, result: EpochResult) -> None:
             self._progress.epoch(result)
             self._report(*pending[place], result)
 
         outcomes = self._workers.run(jobs, on_epoch)
+        n_trained = sum(len(outcome.results) for outcome in outcomes)
+        if n_trained:
+            self._epoch_seconds = (time.monotonic() - start) / n_trained
         for (sibling, _), outcome in zip(pending, outcomes, strict=True):
             sibling.state, sibling.error = outcome.state, outcome.error
-        for (sibling, trial), outcome in zip(pending, outcomes, strict=True):
+        for (sibling, entry), outcome in zip(pending, outcomes, strict=True):
             error = outcome.exception
-            if error is not None and not isinstance(error, self._caught(trial)):
+            if error is not None and not isinstance(error, self._caught(entry.user_attrs)):
+                entry.publish()  # An error that ends the run leaves its trace.
                 raise error
             if outcome.error is not None:
                 self._fail(sibling, unfinished=outcome.begun - len(outcome.results))
 
-    def _caught(self, trial: optuna.Trial) -> tuple[type[Exception], ...]:
+    def _caught(self, user_attrs: dict[str, Any]) -> tuple[type[Exception], ...]:
         """The exceptions that fail a trial alone.
 
         A guest that cannot be is the user's slip, and must not end every attempt to resume.
         """
-        return (Exception,) if _lineage.GUEST in trial.user_attrs else self._catch
+        return (Exception,) if _lineage.GUEST in user_attrs else self._catch
 
     def _job(
         self, phase: Phase, place: int, sibling: Sibling, params: Params, n_epochs: int
@@ -226,16 +252,16 @@ class Coordinator:
             place=place,
         )
 
-    def _report(self, sibling: Sibling, trial: optuna.Trial, result: EpochResult) -> None:
+    def _report(self, sibling: Sibling, entry: Entry, result: EpochResult) -> None:
         sibling.scores.append(result.score)
         sibling.train_losses.append(result.train_loss)
         sibling.metrics = {k: v for k, v in result.metrics.items() if math.isfinite(v)}
-        trial.report(result.score, step=sibling.birth + len(sibling.scores))
+        entry.report(result.score, step=sibling.birth + len(sibling.scores))
 
     def _fail(self, sibling: Sibling, *, unfinished: int) -> None:
-        assert sibling.trial is not None
-        _logger.warning(f"Trial {sibling.trial.number} failed. {sibling.error}")
         self._ledger.fail(sibling, unfinished)
+        assert sibling.record is not None
+        _logger.warning(f"Trial {sibling.record.number} failed. {sibling.error}")
 
     def _hopeless(
         self, phase: Phase, siblings: list[Sibling], alive: list[Sibling], age: int, rung: int
@@ -245,7 +271,7 @@ class Coordinator:
             # Decided for all before any is told, so that no decision hangs on the order. The
             # control stays: without it, a branch that falls off later would win by default.
             first = 1 if self._plan.control else 0
-            judged = [s for s in alive if s.trial is not None and s.branch >= first]
+            judged = [s for s in alive if s.entry is not None and s.branch >= first]
             return [s for s in judged if self._is_hopeless(s, siblings)]
 
         def rank(sibling: Sibling) -> tuple[float, int]:
@@ -258,10 +284,10 @@ class Coordinator:
 
     def _is_hopeless(self, sibling: Sibling, siblings: list[Sibling]) -> bool:
         """What the study's pruner says; ours is asked without a detour by the storage."""
-        assert sibling.trial is not None
         pruner = self._study.pruner
         if not isinstance(pruner, SlopePruner):
-            return sibling.trial.should_prune()
+            assert sibling.entry is not None
+            return sibling.entry.publish().should_prune()
         sign = self._lineage.sign
         return pruner.is_hopeless(
             sibling.costs(sign),
@@ -286,15 +312,18 @@ class Coordinator:
         # The winner first: were the run killed in between, the siblings on record alone would
         # decide, and only the winner is sure to have a checkpoint.
         for sibling in sorted(alive, key=lambda s: s.branch != winner):
-            if sibling.trial is None or sibling.state is None:
+            state = sibling.state
+            if sibling.entry is None or state is None:
                 continue
-            cost = self._lineage.sign * sibling.state["best"]["value"]
+            cost = self._lineage.sign * state["best"]["value"]
             checkpoint = None
             if self._keeper.is_wanted(winner=sibling.branch == winner, new_best=cost < least):
-                number = sibling.trial.number
-                checkpoint = self._keeper.save(number, phase.role, sibling.state)
+                label = f"{phase.role}-{phase.cycle:03d}-{sibling.branch}"
+                checkpoint = self._keeper.write(state, label)
             least = min(least, cost)
-            self._ledger.complete(sibling, checkpoint)
+            segment = self._ledger.complete(sibling, checkpoint)
+            if checkpoint is not None:
+                self._keeper.add(segment.number, checkpoint, state)
         chosen = self._lineage.winner(phase.role, phase.cycle)
         self._keeper.clean(chosen or phase.parent)
         if phase.role == "branch" and chosen is not None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import datetime
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from typing import Any
 import optuna
 from optuna import Study, Trial
 from optuna.artifacts import FileSystemArtifactStore
-from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner, MedianPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import InMemoryStorage, RDBStorage
@@ -56,28 +56,39 @@ def sqlite_file(study: Study) -> Path | None:
     return Path(database).absolute() if database and database != ":memory:" else None
 
 
-def start_trial(
-    study: Study,
-    *,
-    params: dict[str, Any],
-    distributions: dict[str, BaseDistribution],
-    user_attrs: dict[str, Any],
-    intermediate_values: dict[int, float],
-) -> Trial:
-    """A running trial with all that is known at its start, written in one statement.
+def start_trial(study: Study, *, start: datetime.datetime, **content: Any) -> Trial:
+    """A running trial with all that is known of it, written in one transaction.
 
     ``study.ask`` writes each parameter and each attribute by a transaction of its own, and for
     a moment the trial exists without them.
+
+    Args:
+        study: The study.
+        start: When it started.
+        content: As of :func:`optuna.trial.create_trial`.
     """
-    template = create_trial(
-        state=TrialState.RUNNING,
-        params=params,
-        distributions=distributions,
-        user_attrs=user_attrs,
-        intermediate_values=intermediate_values,
-    )
-    study._thread_local.cached_all_trials = None  # As `study.ask` does.
-    return Trial(study, study._storage.create_new_trial(study._study_id, template_trial=template))
+    return Trial(study, _add_trial(study, start, state=TrialState.RUNNING, **content))
+
+
+def add_finished_trial(
+    study: Study, *, start: datetime.datetime, state: TrialState, **content: Any
+) -> FrozenTrial:
+    """A finished trial, written in one transaction, and read back.
+
+    Args:
+        study: The study.
+        start: When it started.
+        state: What became of it.
+        content: As of :func:`optuna.trial.create_trial`.
+    """
+    return study._storage.get_trial(_add_trial(study, start, state=state, **content))
+
+
+def _add_trial(study: Study, start: datetime.datetime, **content: Any) -> int:
+    template = create_trial(**content)
+    template.datetime_start = start
+    study._thread_local.cached_all_trials = None  # As `study.ask` and `study.tell` do.
+    return study._storage.create_new_trial(study._study_id, template_trial=template)
 
 
 @contextmanager

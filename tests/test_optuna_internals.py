@@ -5,6 +5,8 @@ A failure here after an update of Optuna says which assumption to look at in ``_
 
 from __future__ import annotations
 
+import copy
+import datetime
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from optuna_miha import MihaSampler, SlopePruner
+from optuna_miha._entry import Entry
 from optuna_miha._optuna import (
     enqueued_params,
     is_default_pruner,
@@ -269,8 +272,10 @@ def test_a_trial_starts_with_all_that_is_known(kind: str, tmp_path: Path) -> Non
     }
     study = optuna.create_study(storage=storages[kind]())
     space = optuna.distributions.FloatDistribution(0.0, 1.0)
+    start = datetime.datetime(2020, 1, 2, 3, 4, 5)
     trial = start_trial(
         study,
+        start=start,
         params={"x": 0.25},
         distributions={"x": space},
         user_attrs={"miha:role": "branch"},
@@ -278,7 +283,7 @@ def test_a_trial_starts_with_all_that_is_known(kind: str, tmp_path: Path) -> Non
     )
     (frozen,) = study.get_trials()
     assert frozen.state == optuna.trial.TrialState.RUNNING
-    assert frozen.datetime_start is not None
+    assert frozen.datetime_start == start
     assert (frozen.params, frozen.user_attrs) == ({"x": 0.25}, {"miha:role": "branch"})
     assert trial.suggest_float("x", 0.0, 1.0) == 0.25
     trial.report(0.4, step=5)
@@ -286,6 +291,29 @@ def test_a_trial_starts_with_all_that_is_known(kind: str, tmp_path: Path) -> Non
     assert told.number == 0
     assert told.intermediate_values == {4: 0.5, 5: 0.4}
     assert study.best_params == {"x": 0.25}
+
+
+@pytest.mark.parametrize("state", ["COMPLETE", "PRUNED", "FAIL"])
+def test_a_finished_trial_is_written_as_one_that_was_told(state: str, tmp_path: Path) -> None:
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path}/s.db")
+    content: dict[str, Any] = {
+        "params": {"x": 0.25},
+        "distributions": {"x": optuna.distributions.FloatDistribution(0.0, 1.0)},
+        "user_attrs": {"miha:role": "branch"},
+        "intermediate_values": {4: 0.5, 5: 0.4},
+    }
+    value = 0.3 if state == "COMPLETE" else None
+    told, added = (Entry(study, {}, **copy.deepcopy(content)) for _ in range(2))
+    told.publish()
+    finished = [e.finish(optuna.trial.TrialState[state], value) for e in (told, added)]
+    assert [trial.number for trial in finished] == [0, 1]
+    for name in ("state", "values", "params", "distributions", "user_attrs"):
+        assert getattr(finished[0], name) == getattr(finished[1], name)
+    assert finished[0].intermediate_values == finished[1].intermediate_values
+    for trial in finished:
+        assert trial.datetime_start is not None
+        assert trial.datetime_complete is not None
+        assert trial.datetime_start <= trial.datetime_complete
 
 
 def test_a_sampler_sees_what_came_before_the_trial_that_starts() -> None:
@@ -300,5 +328,7 @@ def test_a_sampler_sees_what_came_before_the_trial_that_starts() -> None:
     study = optuna.create_study(sampler=Counting())
     for _ in range(3):
         nothing: dict[str, Any] = {"params": {}, "distributions": {}, "user_attrs": {}}
-        start_trial(study, **nothing, intermediate_values={}).suggest_float("x", 0.0, 1.0)
+        now = datetime.datetime.now()
+        trial = start_trial(study, start=now, **nothing, intermediate_values={})
+        trial.suggest_float("x", 0.0, 1.0)
     assert seen == [1, 2, 3]
