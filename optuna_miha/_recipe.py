@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-Data: TypeAlias = "tuple[Tensor, ...] | Dataset[Any] | DataLoader[Any]"
+Data: TypeAlias = tuple[Tensor, ...] | Dataset[Any] | DataLoader[Any]
 LossFn: TypeAlias = Callable[..., Tensor]
 Metric: TypeAlias = Callable[[Tensor, Tensor], "Tensor | float"]
 TrainStep: TypeAlias = Callable[[nn.Module, Any, LossFn], Tensor]
