@@ -9,7 +9,7 @@ project = "optuna_miha"
 author = "The optuna_miha authors"
 copyright = author
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "decisions"]
 
 html_theme = "furo"

@@ -1,0 +1,106 @@
+"""Rows of results, and the figures that are made of them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+Row: TypeAlias = dict[str, Any]
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def newest(results: Path, name: str) -> Path:
+    """The newest folder of a benchmark, by the date that its name begins with.
+
+    Raises:
+        LookupError: If there is none.
+    """
+    folders = sorted(path.parent for path in results.glob(f"*_{name}_*/raw.jsonl"))
+    if not folders:
+        raise LookupError(f"{results} holds no results of {name}: run benchmarks/{name}.py.")
+    return folders[-1]
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """What :meth:`Benchmark.run` wrote."""
+    path = folder / "raw.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Some values of one figure.
+
+    Args:
+        values: At least one.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median."""
+        return statistics.median(self.values)
+
+    def text(self, digits: int) -> str:
+        """``1.05 (1.02..1.09)``; the median alone where there is but one value."""
+        if len(self.values) == 1:
+            return f"{self.median:.{digits}f}"
+        low, high = min(self.values), max(self.values)
+        return f"{self.median:.{digits}f} ({low:.{digits}f}..{high:.{digits}f})"
+
+
+def chosen(rows: Iterable[Row], **labels: Any) -> dict[int, Row]:
+    """The rows that have these labels, by repeat.
+
+    Raises:
+        LookupError: If there is none.
+    """
+    found = {
+        row["repeat"]: row
+        for row in rows
+        if all(key in row and row[key] == value for key, value in labels.items())
+    }
+    if not found:
+        raise LookupError(f"The results hold no row of {labels}: measure again.")
+    return found
+
+
+def figures(rows: Mapping[int, Row], figure: Callable[[Row], float]) -> Spread:
+    """One figure over the repeats."""
+    return Spread(tuple(figure(row) for row in rows.values()))
+
+
+def ratios(
+    rows: Mapping[int, Row], reference: Mapping[int, Row], figure: Callable[[Row], float]
+) -> Spread:
+    """One figure against that of ``reference`` in the same repeat.
+
+    Raises:
+        LookupError: If no repeat has both, as may be after an interruption.
+    """
+    both = sorted(rows.keys() & reference.keys())
+    if not both:
+        raise LookupError("The results hold no whole repeat: measure again.")
+    return Spread(tuple(figure(rows[i]) / figure(reference[i]) for i in both))
+
+
+def with_block(text: str, name: str, body: str) -> str:
+    """``text`` with ``body`` between the marks ``<!-- name:begin -->`` and ``<!-- name:end -->``.
+
+    Raises:
+        LookupError: If the marks are not there.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, has_begin, rest = text.partition(begin)
+    _, has_end, after = rest.partition(end)
+    if not has_begin or not has_end:
+        raise LookupError(f"The file must hold the lines {begin} and {end}.")
+    return f"{before}{begin}\n\n{body.strip()}\n\n{end}{after}"

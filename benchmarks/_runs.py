@@ -1,0 +1,160 @@
+"""Runs of optuna_miha, and the studies they lie in."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from _loops import train_by_hand
+from _problems import BATCH_SIZE, PROBLEMS, Pair, Problem
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from torch import nn
+
+import optuna_miha as miha
+
+_SEED = 0
+_PATIENCE = 300
+"""Seconds to wait for a worker process."""
+
+
+def model_fn(
+    trial: Any, problem: Problem, data: tuple[Pair, Pair], marks: str | None = None
+) -> miha.Recipe:
+    """Only what changes no epoch's cost can mutate: learning rate and weight decay.
+
+    Args:
+        trial: The trial.
+        problem: The network.
+        data: Training and validation data.
+        marks: A folder in which every process notes when it first takes a step.
+    """
+    model = problem.network()
+    optimizer = miha.suggest_optimizer(trial, model.parameters(), choices=("adam",))
+    if marks is not None:
+        optimizer.register_step_pre_hook(partial(_mark, marks))
+    return miha.Recipe(
+        model=model,
+        loss_fn=nn.CrossEntropyLoss(),
+        optimizer=optimizer,
+        batch_size=BATCH_SIZE,
+        train_data=data[0],
+        valid_data=data[1],
+    )
+
+
+def _mark(marks: str, *_: Any) -> None:
+    path = Path(marks) / str(os.getpid())
+    if not path.exists():
+        path.write_text(repr(time.time()), encoding="utf-8")
+
+
+def read_marks(marks: Path) -> dict[int, float]:
+    """The time of the first step of every process, by its number."""
+    return {int(path.name): float(path.read_text("utf-8")) for path in marks.iterdir()}
+
+
+@contextmanager
+def warm_executor(n_workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes that have imported everything, and taken a step already."""
+    with tempfile.TemporaryDirectory() as marks:
+        executor = ProcessPoolExecutor(
+            n_workers, get_context("spawn"), initializer=_warm_up, initargs=(marks,)
+        )
+        with executor:
+            # Each call starts a process, as long as none is idle.
+            futures = [executor.submit(int) for _ in range(n_workers)]
+            while len(list(Path(marks).iterdir())) < n_workers:
+                futures[0].result(timeout=_PATIENCE)  # Raises if they cannot come up.
+                time.sleep(0.05)
+            yield executor
+
+
+def _warm_up(marks: str) -> None:
+    torch.set_num_threads(1)
+    problem = PROBLEMS["tiny"]
+    train_by_hand(problem, *problem.data(), n_epochs=1)
+    _mark(marks)
+
+
+def open_storage(kind: str, folder: Path) -> BaseStorage | None:
+    """A storage of Optuna's in ``folder``; one that is there already is taken up.
+
+    Args:
+        kind: ``memory``, ``sqlite``, ``sqlite-wal`` or ``journal``.
+        folder: Where its file lies.
+    """
+    match kind:
+        case "memory":
+            return None
+        case "sqlite":
+            return RDBStorage(f"sqlite:///{folder / 'study.db'}")
+        case "sqlite-wal":
+            warnings.filterwarnings("ignore", message=".*[Hh]eartbeat")
+            return miha.create_storage(folder / "study.db")
+        case "journal":
+            return JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    raise ValueError(f"`kind` must be a kind of storage, got {kind!r}.")
+
+
+def open_study(storage: BaseStorage | None) -> optuna.Study:
+    """The study ``speed``, with this package's sampler and pruner."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(
+        storage=storage,
+        study_name="speed",
+        load_if_exists=True,
+        sampler=miha.MihaSampler(seed=_SEED),
+        pruner=miha.SlopePruner(),
+    )
+
+
+def train(
+    study: optuna.Study,
+    problem: Problem,
+    data: tuple[Pair, Pair],
+    folder: Path,
+    *,
+    marks: Path | None = None,
+    **settings: Any,
+) -> miha.Result:
+    """A run of optuna_miha on the CPU.
+
+    Args:
+        study: The study.
+        problem: The network.
+        data: Training and validation data.
+        folder: For checkpoints.
+        marks: As in :func:`model_fn`.
+        settings: Further arguments of ``optuna_miha.optimize``.
+    """
+    build = partial(model_fn, problem=problem, data=data, marks=marks and str(marks))
+    return miha.optimize(
+        study,
+        build,
+        checkpoint_dir=folder / "checkpoints",
+        device="cpu",
+        show_progress_bar=False,
+        **settings,
+    )
+
+
+def digest(model: nn.Module) -> str:
+    """The same for two models if and only if their weights are, bit for bit."""
+    content = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        content.update(name.encode())
+        content.update(tensor.cpu().numpy().tobytes())
+    return content.hexdigest()[:16]

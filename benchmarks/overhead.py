@@ -1,0 +1,262 @@
+"""What optuna_miha costs beside hand-written training loops, at equal epochs.
+
+Everything that changes the cost of an epoch is held fixed: the network, the batch size, Adam.
+Further: what plain Optuna costs for as many trials without any training, the time from the start
+of a script to its first training step, and the peak memory.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from _figures import Row
+from _harness import STARTED, Benchmark, Case, stopwatch, write_json
+from _overhead_table import NETWORKS, report
+
+STORAGES = ("memory", "sqlite", "sqlite-wal", "journal")
+_EPOCHS = (40, 200)
+_QUICK_EPOCHS = 24
+_QUICK_OBJECTS = 250
+_STARTUP_EPOCHS = 30
+_MEMORY_EPOCHS = 40
+"""A race, a population and a final phase."""
+
+
+# Imports are local to the functions, so that a variant starts up with its own alone.
+
+
+def measure_loop(
+    kind: str, problem: str, n_objects: int | None, n_epochs: int, n_checkpoints: int
+) -> Row:
+    """A loop without optuna_miha.
+
+    Args:
+        kind: ``dataloader`` or ``handwritten``.
+        problem: Name of the problem.
+        n_objects: Objects in all, if fewer than it has.
+        n_epochs: Epochs to train.
+        n_checkpoints: How many ``handwritten`` writes.
+    """
+    from _loops import train_by_dataloader, train_by_hand
+    from _problems import problem_of
+
+    chosen_problem = problem_of(problem, n_objects)
+    train, valid = chosen_problem.data()
+    _warm_up()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint.pt"
+        extra: Row = {}
+        with stopwatch() as row:
+            if kind == "dataloader":
+                train_by_dataloader(chosen_problem, train, valid, n_epochs)
+            else:
+                extra = train_by_hand(chosen_problem, train, valid, n_epochs, n_checkpoints, path)
+    return {**row, "n_epochs": n_epochs, **extra}
+
+
+def measure_run(storage: str, problem: str, n_objects: int | None, n_epochs: int) -> Row:
+    """A run of optuna_miha; the study is made before, which is ``setup_s`` of CPU time.
+
+    Args:
+        storage: Kind of storage.
+        problem: Name of the problem.
+        n_objects: Objects in all, if fewer than it has.
+        n_epochs: Epochs to train.
+    """
+    from _problems import problem_of
+    from _runs import digest, open_storage, open_study
+    from _runs import train as train_by_miha
+
+    chosen_problem = problem_of(problem, n_objects)
+    data = chosen_problem.data()
+    _warm_up()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        start = time.process_time()
+        study = open_study(open_storage(storage, folder))
+        setup_s = time.process_time() - start
+        with stopwatch() as row:
+            result = train_by_miha(study, chosen_problem, data, folder, n_epochs=n_epochs)
+        trials = study.get_trials(deepcopy=False)
+    return {
+        **row,
+        "setup_s": setup_s,
+        "n_epochs": result.n_epochs_trained,
+        "reports": [len(trial.intermediate_values) for trial in trials],
+        "n_checkpoints": sum("miha:checkpoint" in trial.user_attrs for trial in trials),
+        "model": digest(result.model),
+    }
+
+
+def measure_floor(storage: str, reports: list[int]) -> Row:
+    """Plain Optuna without training: ask, suggest, report, ask whether to prune, tell.
+
+    The sampler is the cheapest, a random one.
+
+    Args:
+        storage: Kind of storage.
+        reports: How often each trial reports.
+    """
+    import optuna
+    from _runs import open_storage
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with tempfile.TemporaryDirectory() as name:
+        study = optuna.create_study(
+            storage=open_storage(storage, Path(name)),
+            sampler=optuna.samplers.RandomSampler(seed=0),
+            pruner=optuna.pruners.MedianPruner(),
+        )
+        with stopwatch() as row:
+            for n_reports in reports:
+                trial = study.ask()
+                trial.suggest_categorical("optimizer", ["adam"])
+                lr = trial.suggest_float("lr", 1e-5, 3.0, log=True)
+                trial.suggest_categorical("weight_decay", [0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1])
+                for step in range(n_reports):
+                    trial.report(lr / (step + 1), step)
+                    trial.should_prune()
+                study.tell(trial, lr)
+    return {**row, "n_trials": len(reports)}
+
+
+def measure_startup(kind: str) -> Row:
+    """Seconds from the start of this script to the first step of its training.
+
+    Args:
+        kind: ``handwritten``, or a kind of storage.
+    """
+    from _problems import PROBLEMS
+
+    problem = PROBLEMS["digits"]
+    if kind == "handwritten":
+        from _loops import train_by_hand
+        from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+        first: list[float] = []
+        register_optimizer_step_pre_hook(lambda *_: first.append(time.time()))
+        train_by_hand(problem, *problem.data(), n_epochs=1)
+        return {"first_step_s": first[0] - float(os.environ[STARTED])}
+    from _runs import open_storage, open_study, read_marks
+    from _runs import train as train_by_miha
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        marks = folder / "marks"
+        marks.mkdir()
+        study = open_study(open_storage(kind, folder))
+        data = problem.data()
+        train_by_miha(study, problem, data, folder, marks=marks, n_epochs=_STARTUP_EPOCHS)
+        return {"first_step_s": min(read_marks(marks).values()) - float(os.environ[STARTED])}
+
+
+def measure_memory(n_jobs: int, n_objects: int | None) -> Row:
+    """A run for others to watch.
+
+    Args:
+        n_jobs: Worker processes; 0: the hand-written loop.
+        n_objects: Objects in all, if fewer than the problem has.
+    """
+    from _problems import problem_of
+
+    problem = problem_of("fnn", n_objects)
+    data = problem.data()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if n_jobs == 0:
+            from _loops import train_by_hand
+
+            train_by_hand(problem, *data, _MEMORY_EPOCHS)
+        else:
+            from _runs import open_storage, open_study
+            from _runs import train as train_by_miha
+
+            study = open_study(open_storage("sqlite", folder))
+            settings = {"n_epochs": _MEMORY_EPOCHS, "n_jobs": n_jobs}
+            train_by_miha(study, problem, data, folder, **settings)
+    return {"n_jobs": n_jobs}
+
+
+def _warm_up() -> None:
+    """Load what torch loads at the first step, which is no part of an epoch."""
+    import torch
+    from _loops import train_by_hand
+    from _problems import PROBLEMS
+
+    torch.set_num_threads(1)
+    problem = PROBLEMS["tiny"]
+    train_by_hand(problem, *problem.data(), n_epochs=1)
+
+
+def cases_of(network: str, n_objects: int | None, n_epochs: int, profile: Row) -> list[Case]:
+    """The cases that are measured for one network.
+
+    Args:
+        network: Its name.
+        n_objects: Objects in all, if fewer than it has.
+        n_epochs: Epochs to train.
+        profile: A row of :func:`measure_run`, for the others to do as much.
+    """
+    size: Row = {"problem": network, "n_objects": n_objects, "n_epochs": n_epochs}
+    cases = []
+    for kind in ("dataloader", "handwritten"):
+        options = {"kind": kind, "n_checkpoints": profile["n_checkpoints"], **size}
+        labels = {"variant": kind, "network": network}
+        cases.append(Case(function="loop", labels=labels, options=options))
+    for storage in STORAGES:
+        labels = {"variant": f"miha-{storage}", "network": network}
+        cases.append(Case(function="run", labels=labels, options={"storage": storage, **size}))
+    for storage in ("sqlite", "sqlite-wal"):
+        labels = {"variant": f"optuna-floor-{storage}", "network": network}
+        options = {"storage": storage, "reports": profile["reports"]}
+        cases.append(Case(function="floor", labels=labels, options=options))
+    return cases
+
+
+def main() -> None:
+    """Measure, and print what came out."""
+    functions = {
+        "loop": measure_loop,
+        "run": measure_run,
+        "floor": measure_floor,
+        "startup": measure_startup,
+        "memory": measure_memory,
+    }
+    benchmark = Benchmark(__file__, __doc__, functions)
+    benchmark.parser.add_argument(
+        "--epochs",
+        type=int,
+        nargs=2,
+        default=_EPOCHS,
+        metavar=("FNN", "DIGITS"),
+        help="epochs of the two networks; default %(default)s",
+    )
+    args = benchmark.parse()
+    n_objects = _QUICK_OBJECTS if args.quick else None
+    epochs = [_QUICK_EPOCHS] * 2 if args.quick else args.epochs
+    profiles: dict[str, Any] = {}
+    groups: list[list[Case]] = []
+    for network, n_epochs in zip(NETWORKS, epochs, strict=True):
+        options = {"problem": network, "n_objects": n_objects, "n_epochs": n_epochs}
+        run = Case(function="run", labels={}, options={"storage": "memory", **options})
+        (profiles[network],) = benchmark.measure([run], quick=args.quick)
+        groups.append(cases_of(network, n_objects, n_epochs, profiles[network]))
+    write_json(args.out / "profile.json", profiles)
+    for kind in ("handwritten", "sqlite"):
+        labels = {"variant": f"startup-{kind}"}
+        case = Case(function="startup", labels=labels, options={"kind": kind}, apart=True)
+        groups.append([case])
+    for n_jobs in (2,) if args.quick else (0, 1, 2):
+        options = {"n_jobs": n_jobs, "n_objects": n_objects}
+        labels = {"variant": f"memory-{n_jobs}"}
+        case = Case(function="memory", labels=labels, options=options, apart=True, memory=True)
+        groups.append([case])
+    print("\n".join(report(benchmark.run(groups, args))))
+
+
+if __name__ == "__main__":
+    main()

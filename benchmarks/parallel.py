@@ -1,0 +1,188 @@
+"""What worker processes gain: the same run with one and with several of them.
+
+Two plans: the default one, whose trunk trains alone for much of the time, and ``branches``, which
+is nearly all population. Of each the whole run with ``n_jobs``, and its race and populations alone
+with workers that were started before, so that their start-up counts in the whole run only. The
+models must be equal, bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from _figures import Row, chosen, figures, ratios
+from _harness import Benchmark, Case, stopwatch
+
+PLANS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "branches": {"population_size": 4, "fixing_epochs": 1, "patience": 1, "final_share": 0.1},
+}
+_EPOCHS = 200
+_QUICK_EPOCHS = 40
+_QUICK_OBJECTS = 250
+
+
+def measure_run(n_jobs: int, warm: bool, plan: str, n_objects: int | None, n_epochs: int) -> Row:
+    """A run on SQLite.
+
+    Args:
+        n_jobs: Worker processes; 1: none.
+        warm: Whether they are there before the run begins.
+        plan: A key of ``PLANS``.
+        n_objects: Objects in all, if fewer than the problem has.
+        n_epochs: Epochs to train.
+
+    Returns:
+        Besides the seconds of the whole run (of CPU time those of all processes, their start-up
+        included), ``race_s`` and ``branches_s`` of its phases, and ``first_step_s`` from its
+        start to the first step of training.
+    """
+    import torch
+    from _loops import train_by_hand
+    from _problems import PROBLEMS, problem_of
+    from _runs import digest, open_storage, open_study, read_marks, train, warm_executor
+
+    import optuna_miha as miha
+
+    torch.set_num_threads(1)
+    problem, tiny = problem_of("fnn", n_objects), PROBLEMS["tiny"]
+    data = problem.data()
+    train_by_hand(tiny, *tiny.data(), n_epochs=1)
+    before = _cpu_of_children()
+    chosen_plan = miha.Plan(n_epochs, **PLANS[plan])
+    settings: dict[str, Any] = {"plan": chosen_plan}
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        if warm:
+            settings["executor"] = stack.enter_context(warm_executor(n_jobs))
+        else:
+            settings["n_jobs"] = n_jobs
+        folder = Path(name)
+        marks = folder / "marks"
+        marks.mkdir()
+        study = open_study(open_storage("sqlite-wal", folder))
+        begun = time.time()
+        with stopwatch() as row:
+            result = train(study, problem, data, folder, marks=marks, **settings)
+        trials = study.get_trials(deepcopy=False)
+        row["spans"] |= {
+            "first_step_s": [(begun, min(read_marks(marks).values()))],
+            "race_s": _spans(_of_role(trials, "startup")),
+            "branches_s": _spans(_of_role(trials, "branch")),
+        }
+    row["cpu_s"] += _cpu_of_children() - before  # All of them have ended now.
+    return {
+        **row,
+        "n_epochs": result.n_epochs_trained,
+        "population_size": chosen_plan.population_size,
+        "branch_epochs": chosen_plan.branch_epochs,
+        "n_trials": len(trials),
+        "epochs": _epochs_by_role(trials),
+        "race_epochs": sorted(t.user_attrs["miha:trained"] for t in _of_role(trials, "startup")),
+        "n_cycles": max(t.user_attrs["miha:cycle"] for t in trials),
+        "model": digest(result.model),
+    }
+
+
+def _cpu_of_children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def _of_role(trials: Sequence[Any], role: str) -> list[Any]:
+    return [trial for trial in trials if trial.user_attrs["miha:role"] == role]
+
+
+def _epochs_by_role(trials: Sequence[Any]) -> dict[str, int]:
+    return {
+        role: sum(trial.user_attrs["miha:trained"] for trial in _of_role(trials, role))
+        for role in ("startup", "trunk", "branch", "final")
+    }
+
+
+def _spans(trials: Sequence[Any]) -> list[tuple[float, float]]:
+    return [(t.datetime_start.timestamp(), t.datetime_complete.timestamp()) for t in trials]
+
+
+def main() -> None:
+    """Measure, and print what came out."""
+    benchmark = Benchmark(__file__, __doc__, {"run": measure_run}, repeats=3)
+    benchmark.parser.add_argument(
+        "--jobs", type=int, nargs="+", default=[1, 2], help="worker processes; default 1 2"
+    )
+    benchmark.parser.add_argument(
+        "--epochs",
+        type=int,
+        default=_EPOCHS,
+        help="epochs by the default plan; the other has half as many; default %(default)s",
+    )
+    args = benchmark.parse()
+    epochs = _QUICK_EPOCHS if args.quick else args.epochs
+    n_epochs = {"default": epochs, "branches": epochs // 2}
+    n_objects = _QUICK_OBJECTS if args.quick else None
+    groups = [
+        [
+            Case(
+                function="run",
+                labels={"plan": plan, "n_jobs": n_jobs, "warm": warm},
+                options={
+                    "plan": plan,
+                    "n_jobs": n_jobs,
+                    "warm": warm,
+                    "n_objects": n_objects,
+                    "n_epochs": n_epochs[plan],
+                },
+            )
+            for n_jobs in args.jobs
+            for warm in (False, True)
+            if n_jobs > 1 or not warm
+        ]
+        for plan in PLANS
+    ]
+    print("\n".join(report(benchmark.run(groups, args))))
+
+
+def report(rows: list[Row]) -> list[str]:
+    """The rows as a list in Markdown: speed-ups, start-up, and whether models are equal."""
+    lines = []
+    words = {
+        "default": "the default plan",
+        "branches": "a plan of populations of 4 and hardly any trunk",
+    }
+    numbers = sorted({row["n_jobs"] for row in rows})
+    for plan, what in words.items():
+        one = chosen(rows, plan=plan, n_jobs=1)
+        for n_jobs in numbers[1:]:
+            cold, warm = (
+                chosen(rows, plan=plan, n_jobs=n_jobs, warm=warm) for warm in (False, True)
+            )
+            whole = ratios(one, cold, lambda row: row["wall_s"])
+            phases = ratios(one, warm, lambda row: row["race_s"] + row["branches_s"])
+            lines.append(
+                f"- `n_jobs={n_jobs}` against 1, {what}: the whole run {whole.text(2)} times as "
+                "fast; race and populations alone, by workers that are there already, "
+                f"{phases.text(2)} times."
+            )
+    first = [
+        f"{figures(own, lambda row: row['first_step_s']).text(1)} s with `n_jobs={n_jobs}`"
+        for n_jobs in numbers
+        for own in [chosen(rows, n_jobs=n_jobs, warm=False)]
+    ]
+    lines.append(f"- From the call to the first training step: {', '.join(first)}.")
+    models = {(row["plan"], row["model"]) for row in rows}
+    equal = "are equal, bit for bit" if len(models) == len(PLANS) else "DIFFER"
+    lines.append(f"- The models of the runs with `n_jobs` {_words(numbers)} {equal}.")
+    return lines
+
+
+def _words(numbers: list[int]) -> str:
+    return " and ".join(map(str, numbers))
+
+
+if __name__ == "__main__":
+    main()

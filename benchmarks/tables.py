@@ -1,0 +1,73 @@
+"""Write what the newest results say into the README, between its marks; or check that it does."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import _overhead_table
+import parallel
+import storage
+from _figures import RESULTS, Row, newest, read_rows, with_block
+
+_README = Path(__file__).parents[1] / "README.md"
+_REPORTS: dict[str, Callable[[list[Row]], list[str]]] = {
+    "overhead": _overhead_table.report,
+    "parallel": parallel.report,
+    "storage": storage.summary,
+}
+
+
+def speed(results: Path) -> str:
+    """The table and the list, from the newest results of each script.
+
+    Args:
+        results: The folder of the results folders.
+
+    Raises:
+        LookupError: If results are missing.
+    """
+    lines: list[str] = []
+    sources = []
+    for name, report in _REPORTS.items():
+        folder = newest(results, name)
+        lines += report(read_rows(folder))
+        sources.append(f"[{folder.name}]({_link(folder)})")
+    lines += ["", f"Medians of interleaved repeats, lowest..highest: {', '.join(sources)}."]
+    return "\n".join(lines)
+
+
+def _link(folder: Path) -> str:
+    """Relative to the README where that is possible."""
+    try:
+        return folder.resolve().relative_to(_README.parent).as_posix()
+    except ValueError:
+        return folder.as_posix()
+
+
+def main() -> None:
+    """Write or check."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of the results folders"
+    )
+    parser.add_argument("--readme", type=Path, default=_README, help="file to write to")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if the file is out of date"
+    )
+    args = parser.parse_args()
+    old = args.readme.read_text(encoding="utf-8")
+    try:
+        new = with_block(old, "speed", speed(args.results))
+    except LookupError as error:
+        sys.exit(str(error))
+    if not args.check:
+        args.readme.write_text(new, encoding="utf-8")
+    elif new != old:
+        sys.exit(f"{args.readme} is not what the results say: run python benchmarks/tables.py.")
+
+
+if __name__ == "__main__":
+    main()
