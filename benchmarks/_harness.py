@@ -1,7 +1,7 @@
-"""What the benchmarks share: options, processes, and repeats.
+"""What the benchmarks share: options, processes and interleaved repeats.
 
 A script names its functions; each is called with the options of a case, in a process of its own,
-and returns the figures of one row. The processes of a group take turns. Nothing heavy is imported here, so that the start-up of a
+and returns the figures of one row. Nothing heavy is imported here, so that the start-up of a
 variant holds its own imports alone.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import subprocess
@@ -26,13 +25,11 @@ from typing import Any, TypeAlias
 
 from _figures import RESULTS, Row, read_rows
 from _memory import peak_memory
-from _slices import Span, merged, run_in_turns, seconds_within
 
 Function: TypeAlias = Callable[..., Row]
 
 STARTED = "BENCHMARK_STARTED"
 """The environment variable that tells a child when it was started, as :func:`time.time` has it."""
-_ALWAYS = [(0.0, math.inf)]
 _PACKAGES = ("torch", "optuna", "sqlalchemy", "numpy", "optuna-miha")
 
 
@@ -112,12 +109,8 @@ class Benchmark:
         write_json(args.out / "env.json", environment() | {"settings": settings})
         return args
 
-    def run(self, groups: Sequence[Sequence[Case]], args: argparse.Namespace) -> list[Row]:
+    def run(self, cases: Sequence[Case], args: argparse.Namespace) -> list[Row]:
         """Measure all cases, as often as asked for, and write ``raw.jsonl`` row by row.
-
-        Args:
-            groups: The cases of a group take turns with each other.
-            args: The command line.
 
         Returns:
             The rows of the file, with ``--more`` those of earlier calls included.
@@ -125,75 +118,58 @@ class Benchmark:
         rows = read_rows(args.out) if args.more else []
         first = 1 + max((row["repeat"] for row in rows), default=-1)
         with (args.out / "raw.jsonl").open("a" if args.more else "w", encoding="utf-8") as file:
-            for repeat in range(first, first + args.repeats):
-                for group in groups:
-                    start = repeat % len(group)
-                    cases = [*group[start:], *group[:start]]  # Each time another one begins.
-                    found = self.measure(cases, quick=args.quick)
-                    for case, figures in zip(cases, found, strict=True):
-                        row = {"repeat": repeat, **case.labels, **figures}
-                        file.write(json.dumps(row) + "\n")
-                        print(json.dumps(row), file=sys.stderr)
-                        rows.append(row)
-                    file.flush()
+            for repeat, case in interleaved(cases, first, args.repeats):
+                row = {"repeat": repeat, **case.labels, **self.measure(case, quick=args.quick)}
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                rows.append(row)
+                print(json.dumps(row), file=sys.stderr)
         return rows
 
-    def measure(self, cases: Sequence[Case], *, quick: bool = False) -> list[Row]:
-        """The figures of some cases, which take turns."""
-        if quick and not any(case.apart for case in cases):
-            found = (self._functions[case.function](**case.options) for case in cases)
-            return [_settled(row, _ALWAYS) for row in found]
-        processes = [self._start(case) for case in cases]
-        if len(processes) == 1:
-            (process,) = processes
-            memory = peak_memory(process) if cases[0].memory else {}
-            output, _ = process.communicate()
-            return [_settled(_read(process, output, cases[0]), _ALWAYS) | memory]
-        turns = run_in_turns(processes)
-        outputs = [process.communicate()[0] for process in processes]
-        return [
-            _settled(_read(process, output, case), own)
-            for process, output, case, own in zip(processes, outputs, cases, turns, strict=True)
-        ]
-
-    def _start(self, case: Case) -> subprocess.Popen[str]:
+    def measure(self, case: Case, *, quick: bool) -> Row:
+        """The figures of one case."""
+        if quick and not case.apart:
+            return self._functions[case.function](**case.options)
         call = {"function": case.function, "options": case.options}
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         environ[STARTED] = repr(time.time())
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, self._script, "--child", json.dumps(call)],
             stdout=subprocess.PIPE,
             env=environ,
             text=True,
-            start_new_session=True,
         )
+        memory = peak_memory(process) if case.memory else {}
+        output, _ = process.communicate()
+        if process.returncode != 0:
+            raise RuntimeError(f"{case.labels} ended with exit status {process.returncode}.")
+        return {**json.loads(output.splitlines()[-1]), **memory}
+
+
+def interleaved(cases: Sequence[Case], first: int, n_repeats: int) -> Iterator[tuple[int, Case]]:
+    """Every case once per repeat, each repeat beginning with another one.
+
+    So that a machine that is slower for a while slows all variants alike.
+
+    Args:
+        cases: The cases.
+        first: Number of the first repeat.
+        n_repeats: How many.
+    """
+    for repeat in range(first, first + n_repeats):
+        start = repeat % len(cases)
+        for case in [*cases[start:], *cases[:start]]:
+            yield repeat, case
 
 
 @contextmanager
 def stopwatch() -> Iterator[Row]:
-    """When the block ran, as ``spans`` of ``wall_s``, and ``cpu_s`` of this process.
-
-    A function may add other names to ``spans``: all become seconds, less those in which the
-    process had to wait for its turn.
-    """
+    """Seconds of the block, as ``wall_s`` and ``cpu_s`` of this process."""
     row: Row = {}
-    start, cpu = time.time(), time.process_time()
+    wall, cpu = time.perf_counter(), time.process_time()
     yield row
+    row["wall_s"] = time.perf_counter() - wall
     row["cpu_s"] = time.process_time() - cpu
-    row["spans"] = {"wall_s": [(start, time.time())]}
-
-
-def _settled(row: Row, turns: Sequence[Span]) -> Row:
-    spans = row.get("spans", {})
-    seconds = {name: seconds_within(merged(map(tuple, own)), turns) for name, own in spans.items()}
-    return seconds | {key: value for key, value in row.items() if key != "spans"}
-
-
-def _read(process: subprocess.Popen[str], output: str, case: Case) -> Row:
-    if process.returncode != 0:
-        raise RuntimeError(f"{dict(case.labels)} ended with exit status {process.returncode}.")
-    row: Row = json.loads(output.splitlines()[-1])
-    return row
 
 
 def environment() -> Row:

@@ -61,7 +61,7 @@ def train_by_hand(
         path: Where, one over the other.
 
     Returns:
-        ``checkpoint_bytes`` and ``checkpoint_s``, CPU seconds for each, if any was written.
+        ``checkpoint_bytes`` and ``checkpoint_s``, seconds per checkpoint, if any was written.
     """
     model = problem.network()
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
@@ -84,10 +84,10 @@ def train_by_hand(
         for network in (model, ema.module):
             _validation_loss(network, valid_batches, loss_fn)
         if path is not None and written < n_checkpoints * epoch // n_epochs:
-            start = time.process_time()
+            start = time.perf_counter()
             parts = {"model": model, "ema": ema, "optimizer": optimizer}
             torch.save({name: part.state_dict() for name, part in parts.items()}, path)
-            seconds += time.process_time() - start
+            seconds += time.perf_counter() - start
             written += 1
     if path is None or not written:
         return {}

@@ -69,12 +69,8 @@ def measure_run(n_jobs: int, warm: bool, plan: str, n_objects: int | None, n_epo
         begun = time.time()
         with stopwatch() as row:
             result = train(study, problem, data, folder, marks=marks, **settings)
+        first_step_s = min(read_marks(marks).values()) - begun
         trials = study.get_trials(deepcopy=False)
-        row["spans"] |= {
-            "first_step_s": [(begun, min(read_marks(marks).values()))],
-            "race_s": _spans(_of_role(trials, "startup")),
-            "branches_s": _spans(_of_role(trials, "branch")),
-        }
     row["cpu_s"] += _cpu_of_children() - before  # All of them have ended now.
     return {
         **row,
@@ -85,6 +81,9 @@ def measure_run(n_jobs: int, warm: bool, plan: str, n_objects: int | None, n_epo
         "epochs": _epochs_by_role(trials),
         "race_epochs": sorted(t.user_attrs["miha:trained"] for t in _of_role(trials, "startup")),
         "n_cycles": max(t.user_attrs["miha:cycle"] for t in trials),
+        "race_s": _seconds(_of_role(trials, "startup")),
+        "branches_s": _seconds(_of_role(trials, "branch")),
+        "first_step_s": first_step_s,
         "model": digest(result.model),
     }
 
@@ -105,8 +104,14 @@ def _epochs_by_role(trials: Sequence[Any]) -> dict[str, int]:
     }
 
 
-def _spans(trials: Sequence[Any]) -> list[tuple[float, float]]:
-    return [(t.datetime_start.timestamp(), t.datetime_complete.timestamp()) for t in trials]
+def _seconds(trials: Sequence[Any]) -> float:
+    """Seconds during which any of the trials was running."""
+    total, end = 0.0, float("-inf")
+    spans = ((t.datetime_start.timestamp(), t.datetime_complete.timestamp()) for t in trials)
+    for first, last in sorted(spans):
+        total += max(0.0, last - max(first, end))
+        end = max(end, last)
+    return total
 
 
 def main() -> None:
@@ -125,26 +130,24 @@ def main() -> None:
     epochs = _QUICK_EPOCHS if args.quick else args.epochs
     n_epochs = {"default": epochs, "branches": epochs // 2}
     n_objects = _QUICK_OBJECTS if args.quick else None
-    groups = [
-        [
-            Case(
-                function="run",
-                labels={"plan": plan, "n_jobs": n_jobs, "warm": warm},
-                options={
-                    "plan": plan,
-                    "n_jobs": n_jobs,
-                    "warm": warm,
-                    "n_objects": n_objects,
-                    "n_epochs": n_epochs[plan],
-                },
-            )
-            for n_jobs in args.jobs
-            for warm in (False, True)
-            if n_jobs > 1 or not warm
-        ]
+    cases = [
+        Case(
+            function="run",
+            labels={"plan": plan, "n_jobs": n_jobs, "warm": warm},
+            options={
+                "plan": plan,
+                "n_jobs": n_jobs,
+                "warm": warm,
+                "n_objects": n_objects,
+                "n_epochs": n_epochs[plan],
+            },
+        )
         for plan in PLANS
+        for n_jobs in args.jobs
+        for warm in (False, True)
+        if n_jobs > 1 or not warm
     ]
-    print("\n".join(report(benchmark.run(groups, args))))
+    print("\n".join(report(benchmark.run(cases, args))))
 
 
 def report(rows: list[Row]) -> list[str]:
