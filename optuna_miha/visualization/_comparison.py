@@ -2,67 +2,76 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from optuna_miha._comparison import REFERENCE, Comparison
+from optuna_miha.visualization._style import (
+    BLACK,
+    BLUE,
+    FONT,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    blank_figure,
+    escape,
+    is_log_scale,
+    scale,
+)
+
 Course: TypeAlias = Sequence[tuple[int, float]]
 """Pairs of epochs spent and the best value so far."""
 
-# Okabe and Ito's palette, which can be told apart with any colour vision; grey in place of
-# yellow, which is hard to see on white.
 _COLOURS = {
-    "miha": "#D55E00",
-    "miha-classic": "#E69F00",
-    "tpe-median": "#0072B2",
-    "hyperband": "#56B4E9",
-    "random": "#009E73",
-    "tpe-retrain": "#CC79A7",
-    "no-search": "#000000",
-    "no-search-cosine": "#999999",
+    "miha": VERMILION,
+    "miha-classic": ORANGE,
+    "tpe-median": BLUE,
+    "hyperband": SKY,
+    "random": GREEN,
+    "tpe-retrain": PURPLE,
+    "no-search": BLACK,
+    "no-search-cosine": GREY,
 }
 _DASHED = {"miha-classic", "hyperband", "tpe-retrain", "no-search-cosine"}
 """One of each pair of similar colours, so that they differ in grey print, too."""
 
-_PROMINENT = "miha"
-_LOG_FACTOR = 5
 
+def plot_comparison(comparison: Comparison) -> Any:
+    """Best validation value so far over the epochs spent.
 
-def import_plotly() -> Any:
-    """The module :mod:`plotly.graph_objects`.
-
-    Raises:
-        ImportError: If plotly is not installed.
-    """
-    try:
-        return importlib.import_module("plotly.graph_objects")
-    except ImportError as error:
-        raise ImportError("The figure needs plotly: pip install plotly.") from error
-
-
-def make_figure(courses: Mapping[str, Sequence[Course]], end: int, monitor: str) -> Any:
-    """Mean and standard error of the best value so far, by epochs spent.
+    A line is the mean over seeds of one method, its band one standard error up and down.
 
     Args:
-        courses: For each method, one for each seed.
-        end: Epochs up to which lines are drawn.
-        monitor: What the values are.
+        comparison: What :func:`~optuna_miha.compare` returned.
 
     Returns:
         A plotly ``Figure``.
 
     Raises:
         ImportError: If plotly is not installed.
+        TypeError: If ``comparison`` is not a comparison.
     """
-    go = import_plotly()
-    values = [value for several in courses.values() for one in several for _, value in one]
-    is_log = bool(values) and min(values) > 0 and max(values) > _LOG_FACTOR * min(values)
+    if not isinstance(comparison, Comparison):
+        raise TypeError(
+            f"`comparison` must be an optuna_miha.Comparison, got "
+            f"{type(comparison).__qualname__}: pass what `optuna_miha.compare` returned."
+        )
+    courses: dict[str, list[Course]] = {}
+    for run in comparison.runs:
+        courses.setdefault(run.method, []).append(run.curve)
+    end = max((run.epochs for run in comparison.runs), default=0)
     means = {method: _mean_course([c for c in many if c], end) for method, many in courses.items()}
     drawn = {method: found for method, found in means.items() if found is not None}
-    figure = go.Figure()
+    values = [value for many in courses.values() for one in many for _, value in one]
+    is_log = is_log_scale(values)
+
+    figure = blank_figure("Comparison")
     for method, (epochs, centre, error) in drawn.items():
         low, high = centre - error, centre + error
         if is_log:  # There is nothing below zero.
@@ -78,26 +87,28 @@ def make_figure(courses: Mapping[str, Sequence[Course]], end: int, monitor: str)
     for method, (epochs, centre, _) in drawn.items():  # Above all bands.
         line = {
             "color": _colour(method),
-            "width": 3.5 if method == _PROMINENT else 2,
+            "width": 3.5 if method == REFERENCE else 2,
             "dash": "dash" if method in _DASHED else "solid",
             "shape": "hv",
         }
         figure.add_scatter(
-            x=epochs, y=centre, name=method, mode="lines", legendgroup=method, line=line
+            x=epochs, y=centre, name=escape(method), mode="lines", legendgroup=method, line=line
         )
-    figure.update_layout(
-        template="simple_white",
-        xaxis_title="epochs trained, every trial and branch counted",
-        yaxis_title=f"best validation {monitor} so far",
-        yaxis_type="log" if is_log else "linear",
-        legend_title="mean ± standard error",
-        hovermode="x unified",
+    title = {"text": "mean ± standard error", "font": {"size": FONT}}
+    figure.update_layout(legend_title=title, hovermode="x unified")
+    figure.update_xaxes(
+        title_text="epochs trained, every trial and branch counted", range=[0, max(end, 1)]
     )
+    figure.update_yaxes(title_text=f"best validation {escape(comparison.monitor)} so far")
+    if drawn:
+        shown = np.concatenate([[*(m - e), *(m + e)] for _, m, e in drawn.values()])
+        low = max(float(shown.min()), min(values)) if is_log else float(shown.min())
+        figure.update_yaxes(**scale(low, float(shown.max()), is_log=is_log))
     return figure
 
 
 def _colour(method: str) -> str:
-    return _COLOURS.get(method, "#000000")
+    return _COLOURS.get(method, BLACK)
 
 
 def _mean_course(courses: Sequence[Course], end: int) -> tuple[Any, Any, Any] | None:
