@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import time
 import uuid
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, TypeAlias, TypeVar
 
 import optuna
 import torch
@@ -18,9 +20,15 @@ from optuna_miha._optimizers import capture_optimizer, inherit_optimizer
 from optuna_miha._optuna import artifact_folder
 from optuna_miha._recipe import Recipe
 from optuna_miha._rng import capture_rng, restore_rng
-from optuna_miha.exceptions import CheckpointError, InheritanceError
+from optuna_miha.exceptions import CheckpointError, CheckpointLostError, InheritanceError
 
 _logger = optuna.logging.get_logger("optuna.miha")
+
+_T = TypeVar("_T")
+
+PAUSES = (0.5, 1.0, 2.0)
+"""Seconds before a store that failed is tried again. Somebody may be making room, and a network
+may come back; what lasts longer is better told than waited for."""
 
 State: TypeAlias = dict[str, Any]
 """``model``, ``ema`` (or None), ``optimizer``, ``rng``, ``epoch`` of a network in training,
@@ -82,6 +90,26 @@ def inherit(recipe: Recipe, ema: AveragedModel | None, state: State) -> None:
     restore_rng(state["rng"])
 
 
+def averaged_state(state: State, other: State) -> State:
+    """``state`` with weights that are the mean of its own and another's, the averages too.
+
+    Statistics of batch norm are a mean as well. Tensors of integers, such as counters, and the
+    state of optimizer and generators stay as they are.
+    """
+    parts = {k: _mean(state[k], other[k]) for k in ("model", "ema") if state[k] is not None}
+    return {**state, **parts}
+
+
+def _mean(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
+    def mean(mine: Any, theirs: Any) -> Any:
+        if not isinstance(mine, Tensor) or not (mine.is_floating_point() or mine.is_complex()):
+            return mine
+        # The sibling may have been trained on another device.
+        return (mine + theirs.to(mine.device)) / 2
+
+    return {name: mean(value, two[name]) for name, value in one.items()}
+
+
 def copy_tensors(value: Any) -> Any:
     """A deep copy of nested dictionaries and lists, in which tensors are detached."""
     if isinstance(value, Tensor):
@@ -124,6 +152,12 @@ def _check_same_network(model: nn.Module, inherited: Mapping[str, Any]) -> None:
             )
 
 
+_REDO = (
+    "call `optuna_miha.optimize` on the study with the same arguments: it goes back to what is "
+    "whole, and trains the rest again."
+)
+
+
 class CheckpointStore:
     """Checkpoints in an Optuna artifact store, each with its hash.
 
@@ -134,6 +168,11 @@ class CheckpointStore:
 
     def __init__(self, artifact_store: Any) -> None:
         self._artifact_store = artifact_store
+
+    @property
+    def artifact_store(self) -> Any:
+        """The store that it keeps them in."""
+        return self._artifact_store
 
     def save(self, state: State, label: str) -> dict[str, str]:
         """Write a checkpoint under a fresh id.
@@ -146,6 +185,9 @@ class CheckpointStore:
             ``{"id": …, "sha256": …}``: what :meth:`load` needs. It is meant for an attribute
             of the trial, set only once this returned, so that no attribute ever points at half
             a checkpoint.
+
+        Raises:
+            CheckpointError: If the store refuses it again and again.
         """
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -153,32 +195,88 @@ class CheckpointStore:
             "id": f"{label}-{uuid.uuid4().hex[:12]}.pt",
             "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(),
         }
-        buffer.seek(0)
-        self._artifact_store.write(reference["id"], buffer)
+
+        def write() -> None:
+            buffer.seek(0)
+            self._artifact_store.write(reference["id"], buffer)
+
+        try:
+            self._persistently(write, f"write checkpoint {reference['id']} to")
+        except CheckpointError:
+            with suppress(Exception):  # Half a file takes up room.
+                self._artifact_store.remove(reference["id"])
+            raise
         return reference
 
     def load(self, reference: Mapping[str, str]) -> State:
         """Read a checkpoint, verify it, and load it with ``weights_only=True``.
 
         Raises:
-            CheckpointError: If it is missing, or is not what was written.
+            CheckpointLostError: If it is missing, or is not what was written.
+            CheckpointError: If the store cannot be read.
         """
         name = reference["id"]
-        try:
+
+        def read() -> bytes:
             with self._artifact_store.open_reader(name) as reader:
-                content = reader.read()
+                return bytes(reader.read())
+
+        try:
+            content = self._persistently(read, f"read checkpoint {name} from")
         except ArtifactNotFound:
-            raise CheckpointError(
+            raise CheckpointLostError(
                 f"Checkpoint {name} is missing from {_describe(self._artifact_store)}: pass "
-                "the `checkpoint_dir` or `artifact_store` that the study was run with."
+                "the `checkpoint_dir` or `artifact_store` that the study was run with. If it is "
+                f"gone for good, {_REDO}"
             ) from None
         if hashlib.sha256(content).hexdigest() != reference["sha256"]:
-            raise CheckpointError(
-                f"Checkpoint {name} is damaged: its SHA-256 is not the one that the study "
-                "recorded. Restore the file from a backup."
+            raise CheckpointLostError(
+                f"Checkpoint {name} is damaged: the SHA-256 of what lies in "
+                f"{_describe(self._artifact_store)} is not the one that the study recorded. "
+                f"Restore the file from a backup, or {_REDO}"
             )
         state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         return state
+
+    def has(self, reference: Mapping[str, str]) -> bool:
+        """Whether there is a file of that name, whole or not.
+
+        Raises:
+            CheckpointError: If the store cannot be read.
+        """
+
+        def open_and_close() -> None:
+            self._artifact_store.open_reader(reference["id"]).close()
+
+        try:
+            self._persistently(open_and_close, f"look for checkpoint {reference['id']} in")
+        except ArtifactNotFound:
+            return False
+        return True
+
+    def _persistently(self, action: Callable[[], _T], what: str) -> _T:
+        """Do something with the store, and do it again for a while if that fails.
+
+        Args:
+            action: What to do.
+            what: The same in words, for messages.
+        """
+        for pause in (*PAUSES, None):
+            try:
+                return action()
+            except (ArtifactNotFound, ValueError):  # Nor would it help to try again.
+                raise
+            except Exception as error:
+                where = f"{what} {_describe(self._artifact_store)}"
+                if pause is None:
+                    raise CheckpointError(
+                        f"Could not {where}, tried {len(PAUSES) + 1} times: "
+                        f"{type(error).__name__}: {error}. See to the store (room, rights, "
+                        "network), then run the same script again to resume."
+                    ) from error
+                _logger.warning(f"Could not {where}: {error!r}. Next try in {pause:g} s.")
+                time.sleep(pause)
+        raise AssertionError("The last try returns or raises.")
 
     def remove(self, reference: Mapping[str, str]) -> None:
         """Delete a checkpoint, if that is possible: failing to tidy up must not end a run.

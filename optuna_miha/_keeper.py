@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypeAlias
 
 from optuna_miha._checkpoint import CheckpointStore, State
-from optuna_miha._lineage import Lineage, Segment
+from optuna_miha._lineage import LIBRARY_SIZE, Lineage, Segment
 
 Keep: TypeAlias = Literal["final", "trunk", "all"]
 
@@ -24,6 +24,7 @@ class Keeper:
         self._keep = keep
         self._lineage = lineage
         self._references = {s.number: s.checkpoint for s in lineage if s.checkpoint is not None}
+        self._members = {s.number: s.member for s in lineage if s.member is not None}
         self._states: dict[int, State] = {}
 
     def write(self, state: State, label: str) -> dict[str, Any]:
@@ -34,6 +35,35 @@ class Keeper:
             label: Beginning of its file's name.
         """
         return {**self._store.save(state, label), "best_epoch": state["best"]["epoch"]}
+
+    def write_member(self, state: State, label: str) -> dict[str, Any] | None:
+        """Write the best weights of a segment, if an ensemble may come to want them.
+
+        Whether it does is settled in the end; until then all are written that are among the
+        best so far. What remains thus does not hang on the order in which segments end.
+
+        Args:
+            state: The state at the end of the segment.
+            label: Part of the file's name.
+
+        Returns:
+            The attribute of a trial by which they are found; :obj:`None` if nothing was written.
+        """
+        best, library = state["best"], self._lineage.library()
+        if self._keep == "final":
+            return None
+        if len(library) == LIBRARY_SIZE:
+            worst = library[-1].member
+            assert worst is not None
+            if self._lineage.sign * (best["value"] - worst["value"]) > 0:
+                return None
+        reference = self._store.save({"weights": best["weights"]}, f"member-{label}")
+        return {**reference, "value": best["value"]}
+
+    def add_member(self, segment: Segment) -> None:
+        """Take charge of the weights that were written for a segment, if they were."""
+        if segment.member is not None:
+            self._members[segment.number] = segment.member
 
     def add(self, number: int, checkpoint: dict[str, Any], state: State) -> None:
         """Take charge of the checkpoint that was written for a trial."""
@@ -59,6 +89,9 @@ class Keeper:
         needed = [s for s in (head, self._lineage.best()) if s is not None]
         numbers = {s.number for s in needed}
         self._states = {n: state for n, state in self._states.items() if n in numbers}
+        members = {s.number for s in self._lineage.library()} if self._keep != "final" else set()
+        for number in [n for n in self._members if n not in members]:
+            self._store.remove(self._members.pop(number))
         if self._keep == "all":
             return
         if self._keep == "trunk":

@@ -13,10 +13,11 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_miha import _lineage
 from optuna_miha._checkpoint import State
 from optuna_miha._entry import Entry
-from optuna_miha._lineage import Lineage, Segment
+from optuna_miha._lineage import Segment
 from optuna_miha._optuna import enqueued_params
 from optuna_miha._phases import Phase
 from optuna_miha._plan import race_rungs
+from optuna_miha._record import read_lineage
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
@@ -114,7 +115,7 @@ class Ledger:
         self._running = running
         self._guests: list[optuna.Trial] = []
         self.fail_interrupted()
-        self.lineage = Lineage.from_trials(study.direction, study.get_trials(deepcopy=False))
+        self.lineage = read_lineage(study)
 
     def start(
         self, phase: Phase, branch: int, offline: optuna.Trial, mutation: str, *, brief: bool
@@ -195,17 +196,27 @@ class Ledger:
                 f"configuration does not suggest; it suggests {', '.join(known)}."
             )
 
-    def complete(self, sibling: Sibling, checkpoint: dict[str, Any] | None) -> Segment:
-        """Record a sibling that trained to its end."""
+    def complete(
+        self,
+        sibling: Sibling,
+        checkpoint: dict[str, Any] | None,
+        member: dict[str, Any] | None,
+    ) -> Segment:
+        """Record a sibling that trained to its end.
+
+        Args:
+            sibling: With its ``state``.
+            checkpoint: Where that was written.
+            member: Where the best weights alone were written.
+        """
         assert sibling.state is not None
-        attrs = {} if checkpoint is None else {_lineage.CHECKPOINT: checkpoint}
+        attrs = {_lineage.CHECKPOINT: checkpoint, _lineage.MEMBER: member}
         value = sibling.state["best"]["value"]
         return self._record(sibling, TrialState.COMPLETE, attrs, value=value)
 
-    def prune(self, sibling: Sibling) -> None:
-        """Record a sibling that was cut; one that is recorded already stays as it is."""
-        if sibling.entry is not None:
-            self._record(sibling, TrialState.PRUNED, {})
+    def prune(self, sibling: Sibling, member: dict[str, Any] | None) -> Segment:
+        """Record a sibling that was cut; see :meth:`complete`."""
+        return self._record(sibling, TrialState.PRUNED, {_lineage.MEMBER: member})
 
     def fail(self, sibling: Sibling, unfinished: int) -> None:
         """Record a sibling that failed.
@@ -263,7 +274,8 @@ class Ledger:
         if not math.isnan(sibling.fitness):
             entry.set_user_attr(_lineage.FITNESS, sibling.fitness)
         for key, attr in attrs.items():
-            entry.set_user_attr(key, attr)
+            if attr is not None:
+                entry.set_user_attr(key, attr)
         frozen = entry.finish(state, value)
         segment = _lineage.segment_of(frozen)
         assert segment is not None
@@ -276,4 +288,4 @@ class Ledger:
 
 def _last_score(parent: Segment) -> dict[int, float]:
     """What a curve starts from: the parent's last score, at the epoch of birth."""
-    return {parent.end: parent.scores[-1]}
+    return {parent.end: parent.last_score}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -11,11 +12,12 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_miha._attributes import Attributes
 from optuna_miha._curve import Curve
 
-Role: TypeAlias = Literal["startup", "trunk", "branch", "final"]
+Role: TypeAlias = Literal["startup", "trunk", "branch", "restart", "final"]
 
-_ORDER: tuple[Role, ...] = ("startup", "branch", "trunk", "final")
+_ORDER: tuple[Role, ...] = ("startup", "branch", "trunk", "restart", "final")
 """Of the roles within a cycle."""
 
 PREFIX = "miha:"
@@ -35,8 +37,11 @@ FITNESS = "miha:fitness"
 TRAIN_LOSS = "miha:train_loss"
 METRICS = "miha:metrics"
 CHECKPOINT = "miha:checkpoint"
+MEMBER = "miha:member"
 ERROR = "miha:error"
 GUEST = "miha:guest"  # A trial that the user enqueued.
+CROSSOVER = "miha:crossover"  # The numbers of the two trials whose changes it carries.
+AVERAGED = "miha:averaged"  # The sibling whose weights it took a half of, and their value.
 
 # Attributes of the study.
 PLAN = "miha:plan"
@@ -47,6 +52,12 @@ RUN_SEED = "miha:seed"
 VERSIONS = "miha:versions"
 SPENT = "miha:spent"  # For whoever looks at the study; the run itself counts its trials.
 CHECKPOINT_DIR = "miha:checkpoint_dir"
+FORMAT = "miha:format"
+LEASE = "miha:lease"
+LOST = "miha:lost"  # Numbers of trials whose checkpoints are lost, and of all that came of them.
+
+LIBRARY_SIZE = 60
+"""Segments whose best weights are kept for an ensemble."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +82,10 @@ class Segment:
         fitness: What siblings are compared by; NaN if it failed.
         state: ``COMPLETE``, ``PRUNED`` or ``FAIL``.
         checkpoint: ``{"id": …, "sha256": …, "best_epoch": …}`` or :obj:`None`.
+        averaged_score: The value of its weights averaged with those of a sibling, where these
+            took the place of its own when it was over; :obj:`None` where none did.
+        member: The file of its best weights, which an ensemble may want, and their validation
+            value: ``{"id": …, "sha256": …, "value": …}`` or :obj:`None`.
     """
 
     number: int
@@ -89,11 +104,23 @@ class Segment:
     fitness: float
     state: TrialState
     checkpoint: dict[str, Any] | None
+    averaged_score: float | None = None
+    member: dict[str, Any] | None = None
 
     @property
     def end(self) -> int:
         """Epochs that the lineage has behind it when the segment is over."""
         return self.birth + self.trained
+
+    @property
+    def is_diverged(self) -> bool:
+        """Whether it ended in a value that is not a finite number."""
+        return bool(self.scores) and not math.isfinite(self.scores[-1])
+
+    @property
+    def last_score(self) -> float:
+        """The value of the weights that those after it start from."""
+        return self.scores[-1] if self.averaged_score is None else self.averaged_score
 
 
 def make_curve(scores: Sequence[float], sign: int, birth: int, parent: Segment | None) -> Curve:
@@ -105,7 +132,7 @@ def make_curve(scores: Sequence[float], sign: int, birth: int, parent: Segment |
         birth: Lineage epochs before the first score.
         parent: The segment that came before.
     """
-    birth_cost = sign * parent.scores[-1] if parent is not None else math.nan
+    birth_cost = sign * parent.last_score if parent is not None else math.nan
     return Curve(costs=tuple(sign * score for score in scores), birth=birth, birth_cost=birth_cost)
 
 
@@ -113,31 +140,49 @@ def segment_of(trial: FrozenTrial) -> Segment | None:
     """Read a segment from its trial; :obj:`None` if the trial is not the record of one.
 
     A trial whose process died, or which the user added, is not.
+
+    Raises:
+        RecordError: If an attribute is not what a run writes there.
     """
     attrs = trial.user_attrs
     if ROLE not in attrs or TRAINED not in attrs or not trial.state.is_finished():
         return None
     if trial.state == TrialState.FAIL and ERROR not in attrs:
         return None
-    birth = attrs[BIRTH]
-    fitness = attrs.get(FITNESS)
+    read = Attributes(f"trial {trial.number}", attrs)
+    role = attrs[ROLE]
+    if role not in _ORDER:
+        raise read.error(ROLE, f"one of {', '.join(_ORDER)}", role)
+    birth, trained = read.integer(BIRTH), read.integer(TRAINED)
+    scores = tuple(v for step, v in sorted(trial.intermediate_values.items()) if step > birth)
+    if trial.state == TrialState.COMPLETE and not (trained and scores):
+        raise read.error(TRAINED, "as many epochs as were reported, one at least", trained)
+    checkpoint, member = read.file(CHECKPOINT), read.file(MEMBER)
+    if checkpoint is not None:
+        Attributes(f"trial {trial.number}, {CHECKPOINT!r}", checkpoint).integer("best_epoch")
+    if member is not None:
+        read.figure(MEMBER, "value")
+    fitness = read.number(FITNESS)
     return Segment(
         number=trial.number,
-        role=attrs[ROLE],
-        cycle=attrs[CYCLE],
-        branch=attrs[BRANCH],
-        parent=attrs[PARENT],
+        role=role,
+        # Every cycle leaves a trial.
+        cycle=read.integer(CYCLE, most=max(trial.number, 0) + 1),
+        branch=read.integer(BRANCH),
+        parent=None if attrs.get(PARENT) is None else read.integer(PARENT),
         birth=birth,
-        trained=attrs[TRAINED],
+        trained=trained,
         params=trial.params,
         distributions=trial.distributions,
-        mutation=attrs.get(MUTATION, ""),
-        scores=tuple(v for step, v in sorted(trial.intermediate_values.items()) if step > birth),
-        train_losses=tuple(attrs.get(TRAIN_LOSS, ())),
+        mutation=read.text(MUTATION, ""),
+        scores=scores,
+        train_losses=read.numbers(TRAIN_LOSS),
         value=trial.value if trial.state == TrialState.COMPLETE else None,
         fitness=math.nan if fitness is None else fitness,
         state=trial.state,
-        checkpoint=attrs.get(CHECKPOINT),
+        checkpoint=checkpoint,
+        averaged_score=read.figure(AVERAGED, "value"),
+        member=member,
     )
 
 
@@ -159,14 +204,34 @@ class Lineage:
         self._segments: dict[int, Segment] = {}
         self._groups: dict[tuple[Role, int], dict[int, Segment]] = {}
         self._best: Segment | None = None
+        self._library: list[Segment] = []
         for segment in segments:
             self.add(segment)
 
     @classmethod
-    def from_trials(cls, direction: StudyDirection, trials: Iterable[FrozenTrial]) -> Lineage:
-        """Rebuild the record from a study's trials."""
+    def from_trials(
+        cls,
+        direction: StudyDirection,
+        trials: Iterable[FrozenTrial],
+        lost: Iterable[int] = (),
+    ) -> Lineage:
+        """Rebuild the record from a study's trials.
+
+        Args:
+            direction: The study's direction.
+            trials: Its trials.
+            lost: Numbers of those to leave out.
+
+        Raises:
+            RecordError: If an attribute is not what a run writes there, or a segment does not
+                begin where its parent ends.
+        """
+        out = frozenset(lost)
         segments = (segment_of(trial) for trial in trials)
-        return cls(direction, (s for s in segments if s is not None))
+        lineage = cls(direction, (s for s in segments if s is not None and s.number not in out))
+        for segment in lineage:
+            _check_parent(lineage, segment)
+        return lineage
 
     def __iter__(self) -> Iterator[Segment]:
         return iter(self._segments.values())
@@ -177,6 +242,10 @@ class Lineage:
     def __getitem__(self, number: int) -> Segment:
         return self._segments[number]
 
+    def get(self, number: int) -> Segment | None:
+        """The segment of a trial; :obj:`None` if there is none."""
+        return self._segments.get(number)
+
     def add(self, segment: Segment) -> None:
         """Record a finished segment."""
         self._segments[segment.number] = segment
@@ -186,6 +255,9 @@ class Lineage:
             self._best is None or self._rank(segment) < self._rank(self._best)
         ):
             self._best = segment
+        if segment.member is not None:
+            insort(self._library, segment, key=self._member_rank)
+            del self._library[LIBRARY_SIZE:]
 
     def group(self, role: Role, cycle: int) -> dict[int, Segment]:
         """The siblings of one role and cycle, by their branch index."""
@@ -193,10 +265,13 @@ class Lineage:
 
     def winner(self, role: Role, cycle: int) -> Segment | None:
         """The fittest of the complete siblings; :obj:`None` if there is none."""
+        return next(iter(self.ranking(role, cycle)), None)
+
+    def ranking(self, role: Role, cycle: int) -> list[Segment]:
+        """The complete siblings, the fittest first."""
         group = self.group(role, cycle)
         complete = {b: s.fitness for b, s in group.items() if s.state == TrialState.COMPLETE}
-        branch = fittest(complete)
-        return None if branch is None else group[branch]
+        return [group[branch] for branch in ranking(complete)]
 
     def parent(self, segment: Segment) -> Segment | None:
         """The segment that ``segment`` continues."""
@@ -216,8 +291,15 @@ class Lineage:
 
         Not by trial numbers: the order in which siblings are written may depend on the clock.
         """
-        phase = _ORDER.index(segment.role)
-        return self.cost(segment), segment.cycle, phase, segment.branch
+        return self.cost(segment), *_place(segment)
+
+    def _member_rank(self, segment: Segment) -> tuple[float, int, int, int]:
+        assert segment.member is not None
+        return self.sign * segment.member["value"], *_place(segment)
+
+    def library(self) -> list[Segment]:
+        """The segments with the best weights that were kept, pruned ones included, best first."""
+        return list(self._library)
 
     def cost(self, segment: Segment) -> float:
         """The segment's value, oriented so that lower is better; infinite if it has none."""
@@ -231,10 +313,36 @@ class Lineage:
         return path[::-1]
 
 
-def fittest(fitness: Mapping[int, float]) -> int | None:
-    """The branch of largest fitness, the lowest index where they tie.
+def _check_parent(lineage: Lineage, segment: Segment) -> None:
+    """Refuse a parent that is none. A circle of them is impossible then.
 
-    A NaN fitness is never selected.
+    Every complete segment trained an epoch at least, so that ends grow from parent to child.
+    """
+    if segment.parent is None:
+        return
+    parent = lineage.get(segment.parent)
+    if parent is None or parent.value is None or parent.end != segment.birth:
+        requirement = (
+            f"the number of a complete segment that ends after epoch {segment.birth}, where this "
+            "one begins"
+        )
+        raise Attributes(f"trial {segment.number}", {}).error(PARENT, requirement, segment.parent)
+
+
+def _place(segment: Segment) -> tuple[int, int, int]:
+    """Orders segments by their place in the run."""
+    return segment.cycle, _ORDER.index(segment.role), segment.branch
+
+
+def ranking(fitness: Mapping[int, float]) -> list[int]:
+    """Branches by their fitness, the largest first, and the lowest index where they tie.
+
+    Those of NaN fitness are left out.
     """
     able = [branch for branch, value in fitness.items() if not math.isnan(value)]
-    return max(able, key=lambda branch: (fitness[branch], -branch), default=None)
+    return sorted(able, key=lambda branch: (-fitness[branch], branch))
+
+
+def fittest(fitness: Mapping[int, float]) -> int | None:
+    """The first of the :func:`ranking`; :obj:`None` if that is empty."""
+    return next(iter(ranking(fitness)), None)

@@ -32,6 +32,7 @@ from optuna_miha._optuna import (
 from optuna_miha._phases import Stretch, next_phase
 from optuna_miha._plan import Plan
 from optuna_miha._pruner import SlopePruner
+from optuna_miha._record import FORMAT
 from optuna_miha._sampler import MihaSampler
 from optuna_miha.exceptions import PlanMismatchError, SearchSpaceChangedError
 
@@ -178,6 +179,7 @@ def record_run(
         return
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     attrs = {
+        _lineage.FORMAT: FORMAT,
         _lineage.RUN_SEED: seed,
         _lineage.INITIAL: initial.params,
         _lineage.SPACE: _space_of(initial),
@@ -215,15 +217,21 @@ def open_store(
     known = study.user_attrs.get(_lineage.CHECKPOINT_DIR)
     if checkpoint_dir is not None:
         folder = Path(checkpoint_dir).absolute()
-    elif known is not None and Path(known).is_dir():
-        folder = Path(known)
     else:
-        folder = _default_folder(study)
+        folder = checkpoint_folder(study)
     if not read_only:
         folder.mkdir(parents=True, exist_ok=True)
         if str(folder) != known:
             study.set_user_attr(_lineage.CHECKPOINT_DIR, str(folder))
     return CheckpointStore(FileSystemArtifactStore(folder))
+
+
+def checkpoint_folder(study: optuna.Study) -> Path:
+    """The folder that the study remembers, or where it is gone, the default one."""
+    known = study.user_attrs.get(_lineage.CHECKPOINT_DIR)
+    if known is not None and Path(known).is_dir():
+        return Path(known)
+    return _default_folder(study)
 
 
 def _default_folder(study: optuna.Study) -> Path:

@@ -49,8 +49,12 @@ def trained(
     *,
     cost: float = 1.0,
     state: TrialState = TrialState.COMPLETE,
+    age: int | None = None,
 ) -> Segment:
-    """What one place of ``phase`` may have become, recorded in ``lineage``."""
+    """What one place of ``phase`` may have become, recorded in ``lineage``.
+
+    With ``age`` it has a checkpoint whose best weights are of that lineage epoch.
+    """
     complete = state == TrialState.COMPLETE
     new = segment(
         len(lineage),
@@ -64,6 +68,7 @@ def trained(
         value=lineage.sign * cost if complete else None,
         fitness=-cost if complete else math.nan,
         state=state,
+        checkpoint=None if age is None else {"id": "", "sha256": "", "best_epoch": age},
     )
     lineage.add(new)
     return new

@@ -147,7 +147,8 @@ def trial_of(value: float | None, *, number: int = 0, **attrs: Any) -> FrozenTri
 
 
 def test_a_segment_is_read_from_its_trial() -> None:
-    read = segment_of(trial_of(0.5, **{_lineage.FITNESS: -1.0, _lineage.CHECKPOINT: {"id": "a"}}))
+    checkpoint = {"id": "a", "sha256": "b", "best_epoch": 6}
+    read = segment_of(trial_of(0.5, **{_lineage.FITNESS: -1.0, _lineage.CHECKPOINT: checkpoint}))
     assert read is not None
     assert (read.role, read.cycle, read.branch, read.parent) == ("branch", 1, 0, None)
     assert (read.birth, read.trained, read.end) == (4, 2, 6)
@@ -155,7 +156,7 @@ def test_a_segment_is_read_from_its_trial() -> None:
     assert read.mutation == "lr 0.1 -> 0.2"
     assert read.value == 0.5
     assert read.fitness == -1.0
-    assert read.checkpoint == {"id": "a"}
+    assert read.checkpoint == checkpoint
 
 
 def test_the_parents_value_is_not_one_of_a_segments_scores() -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
-from problems import TINY, classifier, history, new_study, run, same, weights
+from problems import TINY, blobs, classifier, history, new_study, run, same, weights
 from torch import nn
 
 import optuna_miha as miha
@@ -100,6 +101,53 @@ def test_interrupted_between_two_siblings_it_goes_on_with_the_others(
     resumed, whole = run(new_study(f"sqlite:///{tmp_path}/study.db")), run(new_study())
     assert history(resumed) == history(whole)
     assert same(weights(resumed), weights(whole))
+
+
+OVERFITTING = miha.Plan(60, startup=1, fixing_epochs=4, branch_epochs=2)
+
+
+def guesser(trial: Any) -> miha.Recipe:
+    """A network that can only overfit, because its classes are drawn by lot."""
+    recipe = classifier(trial)
+    (x, _), generator = blobs(60, seed=0), torch.Generator().manual_seed(0)
+    recipe.train_data = x, torch.randint(3, (60,), generator=generator)
+    return recipe
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_interrupted_between_restarts_it_ends_as_if_it_had_not_been(
+    n_jobs: int, tmp_path: Path
+) -> None:
+    whole = run(new_study(seed=1), guesser, plan=OVERFITTING)
+    restarts = [s for s in whole.segments if s.role == "restart"]
+    assert len(restarts) >= 2
+    assert {s.birth for s in restarts} == {0}
+    storage = f"sqlite:///{tmp_path}/study.db"
+    interrupt = _Interrupt(len(whole.segments) - 1, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            new_study(storage, seed=1),
+            guesser,
+            plan=OVERFITTING,
+            n_jobs=n_jobs,
+            callbacks=[interrupt],
+        )
+    resumed = run(new_study(storage, seed=1), guesser, plan=OVERFITTING, n_jobs=n_jobs)
+    assert history(resumed) == history(whole)
+    assert same(weights(resumed), weights(whole))
+
+
+def test_a_restart_trains_the_best_parameters_from_the_initial_weights_and_anneals() -> None:
+    whole = run(new_study(seed=1), guesser, plan=OVERFITTING)
+    first, second, *_ = [s for s in whole.segments if s.role == "restart"]
+    before = [s for s in whole.segments if s.role != "restart" and s.value is not None]
+    assert first.params == min(before, key=lambda s: s.value).params
+    assert first.parent is None
+    assert first.mutation == "no change"
+    assert second.mutation != "no change"
+    assert first.scores[0] == before[0].scores[0], "the same start"
+    assert "new trainings from the initial weights" in whole.describe()
+    assert whole.n_epochs_trained == 60
 
 
 def test_interruption_says_how_to_resume(caplog: pytest.LogCaptureFixture) -> None:
