@@ -7,7 +7,7 @@ the algorithm.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,7 +18,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from optuna_miha._space import DEFAULT_LR, contains, fit, kinds, other_choices
+from optuna_miha._space import DEFAULT_LR, contains, fit, kind_of, kinds, other_choices
 
 Params: TypeAlias = dict[str, Any]
 Distributions: TypeAlias = Mapping[str, BaseDistribution]
@@ -29,6 +29,9 @@ NO_CHANGE = "no change"
 
 _ALL_LAYERS = 0.3
 """Share of activation mutations that change every layer at once."""
+
+_ONE_LAYER = 0.5
+"""Of these, the share that changes all groups of one layer only, where layers have groups."""
 
 
 def mutate(
@@ -62,6 +65,9 @@ def mutate(
     mutated = dict(params)
     if kind == "activation" and rng.random() < _ALL_LAYERS:
         chosen = names
+        layers = list(_groups(names).values())
+        if layers and rng.random() < _ONE_LAYER:
+            chosen = layers[rng.integers(len(layers))]
     else:
         chosen = [names[rng.integers(len(names))]]
 
@@ -86,10 +92,28 @@ def mutate(
     return mutated
 
 
+def _groups(names: Iterable[str]) -> dict[str, list[str]]:
+    """The layers whose neurons form groups: their names, and those of their groups.
+
+    A layer ``activation.fc`` has groups where ``activation.fc.0``, ``activation.fc.1`` and so
+    on without a gap are suggested, two of them at least.
+    """
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        layer, _, group = name.rpartition(".")
+        if group.isdecimal() and "." in layer:
+            layers.setdefault(layer, []).append(name)
+    return {
+        layer: groups
+        for layer, groups in layers.items()
+        if len(groups) > 1 and set(groups) == {f"{layer}.{n}" for n in range(len(groups))}
+    }
+
+
 def _same_activation(
     params: Params, distributions: Distributions, names: list[str], rng: np.random.Generator
 ) -> Params:
-    """One activation, new to some layer, for all the layers that offer it."""
+    """One activation, new to some of ``names``, for all of them that offer it."""
     name = names[rng.integers(len(names))]
     new = _any_value(params[name], distributions[name], rng)
     return {name: new for name in names if contains(distributions[name], new)}
@@ -205,6 +229,8 @@ _RULES: dict[str, ValueMutation] = {
 def describe(old: Params, new: Params) -> str:
     """What changed, in words: ``"lr 0.001 -> 0.0027, batch_size 32 -> 64"``.
 
+    Groups of neurons that change alike, all of a layer, are named as the layer.
+
     Args:
         old: The parent's parameters.
         new: The branch's parameters; one that the parent lacks is named with its value.
@@ -218,7 +244,20 @@ def describe(old: Params, new: Params) -> str:
             changes.setdefault(f"{_text(value)}", []).append(name)
         elif old[name] != value:
             changes.setdefault(f"{_text(old[name])} -> {_text(value)}", []).append(name)
-    return ", ".join(_join(names, change) for change, names in changes.items()) or NO_CHANGE
+    layers = _groups(name for name in new if kind_of(name) == "activation")
+    parts = [_join(_merged(names, layers), change) for change, names in changes.items()]
+    return ", ".join(parts) or NO_CHANGE
+
+
+def _merged(names: list[str], layers: dict[str, list[str]]) -> list[str]:
+    """``names``, with a layer's in place of those of all its groups."""
+    whole = {
+        group: layer
+        for layer, groups in layers.items()
+        if set(groups) <= set(names)
+        for group in groups
+    }
+    return list(dict.fromkeys(whole.get(name, name) for name in names))
 
 
 def _join(names: list[str], change: str) -> str:

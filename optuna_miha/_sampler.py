@@ -20,6 +20,8 @@ from optuna_miha._space import kind_of, kinds, value_or_initial
 
 _STARTUP_STREAM, _BRANCH_STREAM, _TRIAL_STREAM = range(3)
 
+_RESTART_CHANGES = 2
+
 
 class MihaSampler(BaseSampler):
     """Proposes mutations of the trunk.
@@ -168,6 +170,21 @@ class MihaSampler(BaseSampler):
             np.random.default_rng([*seed, branch]),
             value_mutation=self._mutation,
         )
+
+    def propose_restart(
+        self, run: Run, cycle: int, params: Params, distributions: Distributions
+    ) -> Params:
+        """The best parameters so far with two changes of different kinds, for a new training.
+
+        Args:
+            run: The run.
+            cycle: The restart's cycle, which no other has.
+            params: The best parameters so far.
+            distributions: Their distributions.
+        """
+        for change in range(_RESTART_CHANGES):  # The kinds take turns, as among siblings.
+            params = self.propose_branch(run, cycle, change, params, distributions)
+        return params
 
     def _ordinary(self, study: Study, trial: FrozenTrial) -> Params:
         finished = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)

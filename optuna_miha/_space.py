@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -129,3 +129,19 @@ def kinds(distributions: Mapping[str, BaseDistribution]) -> dict[str, list[str]]
 def other_choices(distribution: CategoricalDistribution, value: Any) -> Sequence[Any]:
     """The choices besides ``value``; 1 and True are different ones."""
     return [c for c in distribution.choices if c != value or type(c) is not type(value)]
+
+
+def check_names(what: str, names: Iterable[str], known: Mapping[str, Any]) -> None:
+    """Refuse names that are not in a table.
+
+    Args:
+        what: What they are names of, for the message.
+        names: The names.
+        known: The table.
+
+    Raises:
+        ValueError: If one is not in it.
+    """
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"Each {what} must be one of {sorted(known)}, got {unknown[0]!r}.")

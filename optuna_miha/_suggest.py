@@ -13,23 +13,16 @@ import optuna
 import torch
 from torch import nn
 
-from optuna_miha._activations import (
-    ACTIVATIONS,
-    find_activations,
-    replace_activation,
-)
 from optuna_miha._losses import losses_like
 from optuna_miha._optimizers import OPTIMIZERS, make_optimizer, name_of, other_settings
 from optuna_miha._recipe import DEFAULT_BATCH_SIZE, LossFn
 from optuna_miha._space import (
     DEFAULT_LR,
     DEFAULT_MOMENTUM,
-    OFFERED_ACTIVATIONS,
     OFFERED_OPTIMIZERS,
+    check_names,
     declare_initial,
 )
-
-_logger = optuna.logging.get_logger("optuna.miha")
 
 _WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _DROPOUTS = (
@@ -40,52 +33,6 @@ _DROPOUTS = (
     nn.Dropout3d,
     nn.FeatureAlphaDropout,
 )
-
-
-def suggest_activations(
-    trial: optuna.trial.BaseTrial,
-    model: nn.Module,
-    *,
-    initial: str | None = None,
-    choices: Sequence[str] = OFFERED_ACTIVATIONS,
-    include_output: bool = False,
-) -> None:
-    """Suggest the activation of every layer, and put it in place.
-
-    Each activation module of ``model``, nested ones too, becomes a categorical
-    ``activation.<its qualified name>``, for instance ``activation.encoder.1``. Only activations
-    without parameters are offered, so that weights pass between any two choices. Activations
-    that the network calls as functions (``torch.relu``) cannot be seen.
-
-    Args:
-        trial: The trial.
-        model: The network, changed in place.
-        initial:
-            Name of the activation to start from; :obj:`None`: each layer's own, exactly as the
-            user configured it.
-        choices: Names of the activations to choose from.
-        include_output:
-            Whether an activation after the last layer may change as well. Which one that is
-            can be told for chains of :class:`torch.nn.Sequential`; the softmax family is never
-            touched.
-
-    Raises:
-        ValueError: If a choice is not the name of an activation.
-    """
-    _check_names("activation", [*choices, *([initial] if initial else [])], ACTIVATIONS)
-    found = find_activations(model, include_output=include_output)
-    if not found:
-        _logger.warning(
-            f"suggest_activations found no activation module in {type(model).__name__}: write "
-            "activations as modules, `self.act = nn.ReLU()` in place of `torch.relu`."
-        )
-    for path, present in found.items():
-        start = initial or present
-        options = choices if start in choices else [start, *choices]
-        with declare_initial(f"activation.{path}", start):
-            chosen = trial.suggest_categorical(f"activation.{path}", options)
-        if chosen != present:
-            replace_activation(model, path, chosen)
 
 
 def suggest_optimizer(
@@ -124,7 +71,7 @@ def suggest_optimizer(
     if not choices:
         raise ValueError("`choices` must hold at least one optimizer, got none.")
     start = _initial_optimizer(choices[0] if initial is None else initial)
-    _check_names("optimizer", [*choices, start["optimizer"]], OPTIMIZERS)
+    check_names("optimizer", [*choices, start["optimizer"]], OPTIMIZERS)
     if not 0 < lr[0] <= lr[1]:
         raise ValueError(f"`lr` must be two positive bounds in ascending order, got {lr}.")
     if start["optimizer"] not in choices:
@@ -305,9 +252,3 @@ def _initial_optimizer(initial: str | torch.optim.Optimizer) -> dict[str, Any]:
         "momentum": float(group.get("momentum", DEFAULT_MOMENTUM)),
         "others": other_settings(initial),
     }
-
-
-def _check_names(what: str, names: Sequence[str], known: Mapping[str, Any]) -> None:
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"Each {what} must be one of {sorted(known)}, got {unknown[0]!r}.")

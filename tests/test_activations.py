@@ -9,11 +9,15 @@ import pytest
 import torch
 from helpers import same
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from optuna_miha._activations import (
     ACTIVATIONS,
+    GroupedActivation,
     activation_name,
     find_activations,
+    group_activation,
+    neurons_before,
     replace_activation,
 )
 
@@ -226,3 +230,150 @@ def test_a_replaced_activation_passes_all_weights() -> None:
     replace_activation(model, "last", "elu")
     twin.load_state_dict(model.state_dict(), strict=True)
     assert same(model.state_dict(), twin.state_dict())
+
+
+def _grouped(names: str, dim: int) -> GroupedActivation:
+    return GroupedActivation([ACTIVATIONS[name]() for name in names.split()], dim)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim"),
+    [((5, 8), -1), ((5, 8), 1), ((5, 3, 8), -1), ((5, 8, 3), 1), ((5, 8, 3, 3), 1), ((8,), -1)],
+)
+def test_each_group_of_neurons_has_its_own_activation(shape: tuple[int, ...], dim: int) -> None:
+    x = torch.randn(shape)
+    parts = x.chunk(4, dim)
+    functions = (torch.relu, torch.tanh, nn.functional.gelu, torch.relu)
+    expected = torch.cat([f(part) for f, part in zip(functions, parts, strict=True)], dim)
+    assert torch.equal(_grouped("relu tanh gelu relu", dim)(x), expected)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_groups_of_the_same_activation_are_that_activation_bit_for_bit(name: str) -> None:
+    plain = ACTIVATIONS[name]()
+    x = 3 * torch.randn(7, 31)
+    assert torch.equal(GroupedActivation([plain] * 4, -1)(x), plain(x))
+    # Apart, vectorized kernels end elsewhere: the last bit may differ.
+    assert torch.allclose(_grouped(" ".join([name] * 4), -1)(x), plain(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(("width", "sizes"), [(8, [2, 3, 3]), (9, [3, 3, 3]), (2, [0, 1, 1])])
+def test_groups_are_as_equal_as_they_can_be(width: int, sizes: list[int]) -> None:
+    x = torch.full((4, width), -10.0)
+    out = _grouped("relu tanh hardtanh", -1)(x)
+    relu, tanh, hardtanh = out[0].split(sizes)
+    assert (relu == 0).all()
+    assert torch.equal(tanh, torch.tanh(torch.full((sizes[1],), -10.0)))
+    assert (hardtanh == -1).all()
+
+
+def test_neighbours_that_share_an_activation_are_computed_at_once() -> None:
+    relu, tanh = nn.ReLU(), nn.Tanh()
+    module = GroupedActivation([relu, relu, tanh, relu], -1)
+    assert list(module.activations) == [relu, tanh, relu]
+    assert "n_groups=4, dim=-1" in repr(module)
+
+
+def test_gradients_flow_through_every_group() -> None:
+    x = torch.randn(5, 8, requires_grad=True)
+    _grouped("relu tanh gelu silu", -1)(x).sum().backward()
+    got = x.grad
+    y = x.detach().clone().requires_grad_()
+    functions = (torch.relu, torch.tanh, nn.functional.gelu, nn.functional.silu)
+    sum(f(y[:, 2 * n : 2 * n + 2]).sum() for n, f in enumerate(functions)).backward()
+    assert got is not None and y.grad is not None
+    assert torch.allclose(got, y.grad)
+    assert torch.autograd.gradcheck(
+        _grouped("elu tanh gelu silu", -1),
+        torch.randn(3, 8, dtype=torch.float64, requires_grad=True),
+    )
+
+
+@pytest.mark.parametrize("n_channels", [8, 4])
+def test_groups_keep_the_memory_format(n_channels: int) -> None:
+    x = torch.randn(2, n_channels, 5, 5).to(memory_format=torch.channels_last)
+    out = _grouped("relu tanh gelu silu", 1)(x)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_groups_have_no_state() -> None:
+    model, plain = Nested(), Nested()
+    plain.load_state_dict(model.state_dict())
+    group_activation(model, "encoder.1", ["relu", "gelu"], -1)
+    assert same(model.state_dict(), plain.state_dict())
+    assert [n for n, _ in model.named_buffers()] == [n for n, _ in plain.named_buffers()]
+    plain.load_state_dict(model.state_dict(), strict=True)
+    assert list(find_activations(model)) == [p for p in find_activations(plain) if p[-2:] != ".1"]
+
+
+def test_a_group_of_the_present_name_keeps_its_settings() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LeakyReLU(0.2), nn.Linear(4, 1))
+    own = model[1]
+    group_activation(model, "1", ["leaky_relu", "tanh"], -1)
+    assert model[1].activations[0] is own
+
+
+def test_an_activation_in_place_spoils_no_other_group() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 1))
+    own = model[1]
+    group_activation(model, "1", ["relu", "gelu"], -1)
+    x = torch.randn(3, 4)
+    hidden = model[0](x)
+    before = hidden.clone()
+    model[1](hidden).sum().backward()
+    assert torch.equal(hidden, before)
+    assert own.inplace  # The user's module may serve elsewhere.
+
+
+def test_a_grouped_module_in_two_places_is_put_in_both() -> None:
+    model = Shared()
+    group_activation(model, "act", ["relu", "tanh"], -1)
+    assert model.tail[0] is model.act
+    x = torch.randn(3, 4)
+    assert model(x).shape == x.shape
+
+
+class Late(nn.Module):
+    """Registers a layer with neurons of its own, and one whose children have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out_channels = 99  # Nobody's neurons.
+        self.first = nn.ReLU()
+        self.conv = nn.Conv1d(2, 3, 1)
+        self.pool = nn.MaxPool1d(2)
+        self.second = nn.ReLU()
+        self.attention = nn.MultiheadAttention(6, 2)
+        self.norm = nn.LayerNorm(6)
+        self.third = nn.ReLU()
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (Late(), {"first": (None, -1), "second": (3, 1), "third": (6, -1)}),
+        (Nested(), dict.fromkeys(["encoder.1", "encoder.2.act", "last"], (4, -1))),
+        (nn.Sequential(nn.Conv3d(1, 5, 1), nn.ReLU()), {"1": (5, 1)}),
+        (nn.Sequential(nn.ConvTranspose2d(1, 5, 1), nn.ReLU()), {"1": (5, 1)}),
+        (nn.Sequential(nn.Linear(2, 5), nn.BatchNorm1d(5), nn.ReLU()), {"2": (5, 1)}),
+        (nn.Sequential(nn.Conv2d(2, 6, 1), nn.GroupNorm(2, 6), nn.ReLU()), {"2": (6, 1)}),
+        (nn.Sequential(nn.Conv2d(2, 6, 1), nn.LayerNorm([6, 4, 4]), nn.ReLU()), {"2": (6, 1)}),
+        (nn.Sequential(nn.LazyLinear(5), nn.ReLU()), {"1": (5, -1)}),
+        (nn.Sequential(weight_norm(nn.Conv1d(2, 5, 1)), nn.ReLU()), {"1": (5, 1)}),
+        (nn.Sequential(nn.LazyConv2d(5, 1), nn.LazyBatchNorm2d(), nn.ReLU()), {"2": (5, 1)}),
+        (nn.ModuleList([nn.Conv1d(1, 2, 1), nn.GRU(3, 4), nn.ReLU()]), {"2": (4, -1)}),
+        (
+            nn.TransformerEncoder(_encoder_layer(nn.ReLU()), 2, enable_nested_tensor=False),
+            {"layers.0.activation": (16, -1), "layers.1.activation": (16, -1)},
+        ),
+        (
+            nn.TransformerDecoderLayer(8, 2, 16, activation=nn.ReLU()),
+            {"activation": (16, -1)},
+        ),
+    ],
+)
+def test_the_layer_before_tells_the_neurons(
+    model: nn.Module, expected: dict[str, tuple[int | None, int]]
+) -> None:
+    neurons = neurons_before(model)
+    assert {path: neurons[path] for path in expected} == expected

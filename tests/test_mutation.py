@@ -189,6 +189,41 @@ def test_a_change_of_all_layers_levels_what_differed() -> None:
     assert ("gelu", "tanh") not in pairs
 
 
+GROUPS = {
+    f"activation.{layer}.{group}": CategoricalDistribution(("relu", "gelu", "tanh"))
+    for layer, n_groups in {"fc": 3, "1": 12, "encoder.1": 1}.items()
+    for group in range(n_groups)
+}
+"""Two layers whose neurons form groups; of the third, there is but one group."""
+
+
+def test_activations_change_in_one_group_or_one_layer_or_all() -> None:
+    start = dict.fromkeys(GROUPS, "relu")
+    counts = []
+    for new in mutants("activation", start, GROUPS, n=600):
+        names = changed(start, new)
+        assert len({new[name] for name in names}) == 1
+        counts.append(len(names))
+        if len(names) in (3, 12):
+            assert len({name.rpartition(".")[0] for name in names}) == 1
+    assert set(counts) == {1, 3, 12, 16}
+    assert 0.65 < counts.count(1) / 600 < 0.75
+    assert 0.1 < counts.count(16) / 600 < 0.2
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [["0", "1"], ["encoder.1", "encoder.3"], ["blocks.0.act", "blocks.1.act"], ["op.0", "fc"]],
+)
+def test_layers_that_are_numbered_are_not_taken_for_groups(paths: list[str]) -> None:
+    layers = {f"activation.{path}": FULL_SPACE["activation.1"] for path in paths}
+    start = dict.fromkeys(layers, "relu")
+    counts = {len(changed(start, new)) for new in mutants("activation", start, layers)}
+    assert counts == {1, 2}
+    whole = dict.fromkeys(layers, "gelu")
+    assert describe(start, whole) == " and ".join(layers) + " relu -> gelu"
+
+
 def test_batch_size_is_scaled() -> None:
     sizes = reached("batch_size", 100, IntDistribution(16, 256, log=True))
     assert sizes == {50, 70, 140, 200}
@@ -319,6 +354,32 @@ def test_a_custom_mutation_that_leaves_the_space_is_refused() -> None:
 )
 def test_a_change_is_described_in_words(old: Any, new: Any, text: str) -> None:
     assert describe(old, new) == text
+
+
+@pytest.mark.parametrize(
+    ("new", "text"),
+    [
+        (["fc.1"], "activation.fc.1 relu -> gelu"),
+        (["fc.0", "fc.2"], "activation.fc.0 and activation.fc.2 relu -> gelu"),
+        (["fc.0", "fc.1", "fc.2"], "activation.fc relu -> gelu"),
+        ([f"1.{n}" for n in range(12)], "activation.1 relu -> gelu"),
+        ([f"1.{n}" for n in range(11)], "activation.1.0 … activation.1.10 relu -> gelu"),
+        (
+            [name.removeprefix("activation.") for name in GROUPS],
+            "activation.fc activation.1 activation.encoder.1.0 relu -> gelu",
+        ),
+    ],
+)
+def test_groups_that_change_alike_are_named_as_their_layer(new: list[str], text: str) -> None:
+    start = dict.fromkeys(GROUPS, "relu")
+    assert describe(start, start | {f"activation.{name}": "gelu" for name in new}) == text
+
+
+def test_groups_that_level_are_named_by_what_they_were() -> None:
+    start = dict.fromkeys(GROUPS, "relu") | {"activation.fc.1": "tanh"}
+    new = start | {f"activation.fc.{n}": "gelu" for n in range(3)}
+    text = "activation.fc.0 and activation.fc.2 relu -> gelu, activation.fc.1 tanh -> gelu"
+    assert describe(start, new) == text
 
 
 @given(KINDS, SEEDS)

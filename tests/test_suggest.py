@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import optuna
 import pytest
 import torch
-from helpers import first_trial
-from optuna.distributions import (
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from helpers import choices_of, first_trial
+from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
+from problems import blobs, classifier, new_study, run
 from torch import Tensor, nn, optim
 
 import optuna_miha as miha
-from optuna_miha._space import OFFERED_ACTIVATIONS, OFFERED_OPTIMIZERS
+from optuna_miha._space import OFFERED_OPTIMIZERS
 
 
 def net() -> nn.Sequential:
@@ -32,79 +28,6 @@ def net() -> nn.Sequential:
         nn.Linear(6, 1),
         nn.Sigmoid(),
     )
-
-
-def choices_of(trial: Any, name: str) -> tuple[Any, ...]:
-    distribution = trial.distributions[name]
-    assert isinstance(distribution, CategoricalDistribution)
-    return distribution.choices
-
-
-class TestActivations:
-    def test_every_layer_starts_from_its_own_activation(self) -> None:
-        trial, model = first_trial(), net()
-        before = list(model)
-        miha.suggest_activations(trial, model)
-        assert trial.params == {"activation.1": "relu", "activation.4": "tanh"}
-        assert list(model) == before
-        assert set(choices_of(trial, "activation.1")) == set(OFFERED_ACTIVATIONS)
-
-    def test_a_chosen_activation_is_put_in_place(self) -> None:
-        model = net()
-        miha.suggest_activations(
-            FixedTrial({"activation.1": "gelu", "activation.4": "tanh"}), model
-        )
-        assert isinstance(model[1], nn.GELU)
-        assert isinstance(model[4], nn.Tanh)
-        assert isinstance(model[6], nn.Sigmoid)
-
-    def test_the_output_activation_changes_when_asked_for(self) -> None:
-        trial = first_trial({"activation.6": "hardsigmoid"})
-        model = net()
-        miha.suggest_activations(trial, model, include_output=True)
-        assert trial.params.keys() == {"activation.1", "activation.4", "activation.6"}
-        assert isinstance(model[6], nn.Hardsigmoid)
-
-    def test_an_activation_is_kept_as_configured_while_its_name_is_chosen(self) -> None:
-        trial = first_trial()
-        model = nn.Sequential(nn.Linear(4, 4), nn.LeakyReLU(0.2), nn.Linear(4, 1))
-        configured = model[1]
-        miha.suggest_activations(trial, model)
-        assert trial.params == {"activation.1": "leaky_relu"}
-        assert model[1] is configured
-        assert model[1].negative_slope == 0.2
-
-    def test_an_initial_name_is_put_everywhere(self) -> None:
-        trial, model = first_trial(), net()
-        miha.suggest_activations(trial, model, initial="silu")
-        assert trial.params == {"activation.1": "silu", "activation.4": "silu"}
-        assert isinstance(model[1], nn.SiLU) and isinstance(model[4], nn.SiLU)
-
-    def test_the_present_activation_joins_the_choices(self) -> None:
-        trial = first_trial()
-        miha.suggest_activations(trial, net(), choices=["relu", "gelu"])
-        assert choices_of(trial, "activation.1") == ("relu", "gelu")
-        assert choices_of(trial, "activation.4") == ("tanh", "relu", "gelu")
-        assert trial.params["activation.4"] == "tanh"
-
-    @pytest.mark.parametrize("bad", [{"choices": ["relu", "sofmax"]}, {"initial": "sofmax"}])
-    def test_an_unknown_name_is_refused(self, bad: dict[str, Any]) -> None:
-        with pytest.raises(ValueError, match=r"must be one of .*'relu'.*got 'sofmax'"):
-            miha.suggest_activations(first_trial(), net(), **bad)
-
-    def test_a_network_without_activation_modules_gets_a_hint(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        logger = logging.getLogger("optuna")
-        propagate = logger.propagate
-        logger.propagate = True
-        try:
-            with caplog.at_level(logging.WARNING, logger="optuna"):
-                miha.suggest_activations(first_trial(), nn.Linear(2, 2))
-        finally:
-            logger.propagate = propagate
-        logging_ours = [r.getMessage() for r in caplog.records]
-        assert any("no activation module in Linear" in text for text in logging_ours)
 
 
 PARAMS = list(nn.Linear(4, 3).parameters())
@@ -298,6 +221,24 @@ class TestLoss:
         trial, initial = first_trial(), nn.HuberLoss(delta=2.0)
         assert miha.suggest_loss(trial, initial=initial, choices={"a": nn.L1Loss()}) is initial
         assert choices_of(trial, "loss") == ("initial", "a")
+
+    def test_a_run_is_judged_by_the_initial_loss_and_says_when_the_loss_changed(self) -> None:
+        cross_entropy = nn.functional.cross_entropy
+        losses = {"slow": lambda o, t: cross_entropy(o, t) / 10, "quick": cross_entropy}
+
+        def model_fn(trial: Any) -> miha.Recipe:
+            recipe = classifier(trial)
+            recipe.loss_fn = miha.suggest_loss(trial, choices=losses)
+            recipe.optimizer = optim.SGD(recipe.model.parameters(), lr=0.02)
+            return recipe
+
+        result = run(new_study(), model_fn, plan=miha.Plan(90, startup=1, fixing_epochs=3))
+        x, y = blobs(30, seed=1)
+        with torch.no_grad():
+            assert result.value == pytest.approx(losses["slow"](result.model(x), y).item())
+        assert result.params == {"loss": "quick"}
+        assert any(s.mutation == "loss slow -> quick" for s in result.lineage)
+        assert "loss slow -> quick" in result.describe()
 
     @pytest.mark.parametrize(
         ("bad", "error", "message"),
