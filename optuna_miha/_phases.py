@@ -6,13 +6,37 @@ uninterrupted one does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.trial import TrialState
 
 from optuna_miha._lineage import Lineage, Role, Segment
 from optuna_miha._plan import Plan
+from optuna_miha._space import fit
 
 _STALE_CYCLES = 3
 """Cycles in a row without a new best after which the rest of the budget is better annealed."""
+
+_RESTART_LENGTH = 1.5
+"""Epochs of a new training, in those that the best network had behind it. Annealing pays at a
+little more than the age at which overfitting begins without it."""
+
+_LEAST_RESTART = 8
+"""Epochs. Shorter trainings cannot anneal."""
+
+_CALMING = 0.3
+"""By which the learning rate is multiplied when the trunk diverged."""
+
+_RETRIES = 2
+"""Of a phase in which the trunk diverged. The rate is then at a tenth; what diverges even so has
+another cause."""
+
+_LEAST_RESTARTS = 2
+"""With room for fewer, the final phase is the better use of the budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +65,8 @@ class Phase:
         cycle: The cycle.
         parent: The segment whose checkpoint they start from; :obj:`None`: from scratch.
         n_epochs: Epochs of each segment.
-        size: How many siblings.
+        size: How many siblings. Of a trunk or a final phase: how many attempts, those that
+            diverged before included.
     """
 
     role: Role
@@ -59,8 +84,15 @@ def next_phase(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
         stretch: The present stretch.
         lineage: The record.
     """
-    if any(s.role == "final" and s.cycle >= stretch.first_cycle for s in lineage):
-        return None
+    present = [s for s in lineage if s.cycle >= stretch.first_cycle]
+    finals = [s for s in present if s.role == "final"]
+    if finals:
+        return _final_again(stretch, lineage, finals)
+    restarts = sorted((s for s in present if s.role == "restart"), key=lambda s: s.cycle)
+    if restarts:
+        cycle = restarts[-1].cycle
+        again = _restart(plan, stretch, lineage, restarts)
+        return again or _final(stretch, lineage, cycle, lineage.best())
     cycle = stretch.first_cycle
     head = lineage.best_before(cycle)
     if cycle == 0:
@@ -82,10 +114,16 @@ def next_phase(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
         if not trunk and not branches and length and available > population:
             length = min(length, available - population)
             return Phase(role="trunk", cycle=cycle, parent=head, n_epochs=length)
+        if trunk and not branches and available > population and _may_retry(trunk):
+            length = min(length, available - population)
+            size = len(trunk) + 1
+            return Phase(role="trunk", cycle=cycle, parent=head, n_epochs=length, size=size)
         head = lineage.winner("trunk", cycle) or head
         if not _is_decided(branches, plan.population_size):
             affordable = another and available >= population
-            if branches or (affordable and not _is_stale(lineage, stretch, cycle)):
+            # Where restarts pay, they pay more than waiting for the trunk to recover.
+            patience = 1 if _restart(plan, stretch, lineage, []) else _STALE_CYCLES
+            if branches or (affordable and not _is_stale(lineage, stretch, cycle, patience)):
                 return Phase(
                     role="branch",
                     cycle=cycle + 1,
@@ -98,11 +136,91 @@ def next_phase(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
         length = plan.fixing_epochs
         cycle += 1
 
+    restart = _restart(plan, stretch, lineage, [])
+    if restart is not None:
+        return restart
+    head = lineage.best() if plan.anneal is not None else head
+    return _final(stretch, lineage, cycle, head)
+
+
+def n_divergences(lineage: Lineage, parent: Segment | None) -> int:
+    """How often the trunk diverged from one place: the end of ``parent``, or the start."""
+    number = None if parent is None else parent.number
+    alone = (s for s in lineage if s.role in ("trunk", "final") and s.parent == number)
+    return sum(s.is_diverged for s in alone)
+
+
+def calmed(
+    params: dict[str, Any], distributions: Mapping[str, BaseDistribution], n_divergences: int
+) -> dict[str, Any]:
+    """``params`` with the learning rate lowered once for each time that training diverged.
+
+    Args:
+        params: What it diverged with at first.
+        distributions: Their distributions. The learning rate stays in its range.
+        n_divergences: How often it did.
+    """
+    distribution = distributions.get("lr")
+    if not n_divergences or not isinstance(distribution, FloatDistribution):
+        return params
+    return params | {"lr": fit(distribution, params["lr"] * _CALMING**n_divergences)}
+
+
+def _may_retry(attempts: dict[int, Segment]) -> bool:
+    """Whether the trunk diverged, and has not done so too often.
+
+    Nor is it tried again where the learning rate is not to be changed, or as low as it gets:
+    what diverged once would do so again.
+    """
+    last = attempts[max(attempts)]
+    if last.state != TrialState.FAIL or not last.is_diverged or len(attempts) > _RETRIES:
+        return False
+    return calmed(last.params, last.distributions, 1) != last.params
+
+
+def _final_again(stretch: Stretch, lineage: Lineage, finals: list[Segment]) -> Phase | None:
+    """A final phase that diverged, with what is left of the budget."""
+    last = finals[-1]
+    attempts = lineage.group("final", last.cycle)
+    if not _may_retry(attempts):
+        return None
+    parent = None if last.parent is None else lineage[last.parent]
+    phase = _final(stretch, lineage, last.cycle, parent)
+    return None if phase is None else replace(phase, size=len(attempts) + 1)
+
+
+def _final(stretch: Stretch, lineage: Lineage, cycle: int, parent: Segment | None) -> Phase | None:
+    """What is left of the budget, if anything is."""
     remaining = stretch.end - lineage.spent
     if remaining <= 0:
         return None
-    parent = lineage.best() if plan.anneal is not None else head
     return Phase(role="final", cycle=cycle, parent=parent, n_epochs=remaining)
+
+
+def _restart(
+    plan: Plan, stretch: Stretch, lineage: Lineage, earlier: list[Segment]
+) -> Phase | None:
+    """A new training, if the budget has room for one of sensible length.
+
+    Args:
+        plan: The run's plan.
+        stretch: The present stretch.
+        lineage: The record.
+        earlier: The restarts of this stretch, in their order.
+    """
+    best, remaining = lineage.best(), stretch.end - lineage.spent
+    if not plan.restarts or plan.anneal is None or best is None or best.checkpoint is None:
+        return None
+    if len(earlier) >= _STALE_CYCLES and all(s.trained == 0 for s in earlier[-_STALE_CYCLES:]):
+        return None  # They cannot even begin.
+    age = int(best.checkpoint["best_epoch"])
+    length = max(_LEAST_RESTART, math.ceil(_RESTART_LENGTH * age))
+    if remaining < length * (1 if earlier else _LEAST_RESTARTS):
+        return None
+    # The last one takes what would be too short for another.
+    n_epochs = length if remaining - length >= length else remaining
+    cycle = 1 + max(s.cycle for s in lineage)
+    return Phase(role="restart", cycle=cycle, parent=None, n_epochs=n_epochs)
 
 
 def _is_decided(siblings: dict[int, Segment], size: int) -> bool:
@@ -110,8 +228,8 @@ def _is_decided(siblings: dict[int, Segment], size: int) -> bool:
     return all(branch in siblings for branch in range(size))
 
 
-def _is_stale(lineage: Lineage, stretch: Stretch, cycle: int) -> bool:
-    """Whether none of the last cycles brought a new best."""
+def _is_stale(lineage: Lineage, stretch: Stretch, cycle: int, patience: int) -> bool:
+    """Whether none of the last ``patience`` cycles brought a new best."""
     best = lineage.best()
-    oldest = cycle - _STALE_CYCLES + 1
+    oldest = cycle - patience + 1
     return oldest > stretch.first_cycle and (best is None or best.cycle < oldest)

@@ -61,6 +61,12 @@ class Plan:
             The kinds of mutation allowed, for instance ``("lr", "optimizer")``; :obj:`None`:
             whatever ``model_fn`` suggests. A kind is the part of a parameter's name before its
             first dot.
+        restarts:
+            Whether, where the network overfits within a fraction of the budget, what is left
+            goes to new trainings from the initial weights instead of the final phase: each
+            takes one and a half times the epochs that the best had behind it, its learning rate
+            falling to zero, with two changes of the best parameters so far. A trunk past its
+            best has nothing to hand on. Not without ``anneal``.
 
     Raises:
         TypeError: If a value is of the wrong type.
@@ -83,6 +89,7 @@ class Plan:
     runup_epochs: int | None = None
     n_cycles: int | None = None
     mutations: tuple[str, ...] | None = None
+    restarts: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.mutations, str):
@@ -161,6 +168,7 @@ class Plan:
             runup_epochs=runup_epochs,
             n_cycles=n_cycles,
             mutations=("activation", "batch_size", "optimizer"),
+            restarts=False,
         )
 
     @classmethod
@@ -182,6 +190,7 @@ class Plan:
             patience=None,
             runup_epochs=n_epochs,
             n_cycles=0,
+            restarts=False,
         )
 
     @property

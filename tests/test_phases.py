@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,15 +48,21 @@ def phases(plan: Plan, stretch: Stretch, lineage: Lineage) -> Iterator[Phase]:
     raise AssertionError("The run does not end.")
 
 
-def play(plan: Plan, stretch: Stretch, lineage: Lineage, cost: Callable[[], float]) -> list[Phase]:
-    """Every segment trains as long as it may, to the next ``cost``."""
+def play(
+    plan: Plan,
+    stretch: Stretch,
+    lineage: Lineage,
+    cost: Callable[[], float],
+    age: int | None = None,
+) -> list[Phase]:
+    """Every segment trains as long as it may, to the next ``cost``; ``age`` as in `trained`."""
     seen = []
     for phase in phases(plan, stretch, lineage):
         seen.append(phase)
         for branch, n_epochs in enumerate(allotments(phase)):
             last = phase.role == "startup" and branch > 0
             state = TrialState.PRUNED if last else TrialState.COMPLETE
-            trained(lineage, phase, branch, n_epochs, cost=cost(), state=state)
+            trained(lineage, phase, branch, n_epochs, cost=cost(), state=state, age=age)
     return seen
 
 
@@ -289,7 +296,7 @@ def play_at_random(plan: Plan, stretch: Stretch, lineage: Lineage, data: st.Data
         assert lineage.spent + sum(asked) <= stretch.end
         assert all(n_epochs >= 1 for n_epochs in asked)
         assert phase.parent is None or phase.parent.value is not None
-        if phase.role != "final":
+        if phase.role not in ("restart", "final"):
             reserve = plan.reserve(stretch.end - stretch.start)
             assert lineage.spent + sum(asked) <= stretch.end - reserve
         for branch, n_epochs in enumerate(asked):
@@ -298,7 +305,9 @@ def play_at_random(plan: Plan, stretch: Stretch, lineage: Lineage, data: st.Data
             # A network that cannot even be built trains nothing.
             least = 0 if state == TrialState.FAIL and lineage.best() is not None else 1
             n_trained = rng.randint(least, n_epochs)
-            trained(lineage, phase, branch, n_trained, cost=rng.random(), state=state)
+            birth = 0 if phase.parent is None else phase.parent.end
+            age = birth + rng.randint(0, n_trained)
+            trained(lineage, phase, branch, n_trained, cost=rng.random(), state=state, age=age)
         assert lineage.spent <= stretch.end
 
 
@@ -332,6 +341,97 @@ def test_nothing_follows_a_final_phase_that_ended_early() -> None:
         for branch, n_epochs in enumerate(allotments(phase)):
             trained(lineage, phase, branch, n_epochs, cost=next(costs))
     assert next_phase(plan, whole(plan), lineage) is None
+
+
+def rising() -> Callable[[], float]:
+    """Costs that only get worse: the first segment stays the best."""
+    return itertools.count(1.0).__next__
+
+
+def test_a_network_that_overfits_early_is_trained_anew_until_the_budget_is_spent() -> None:
+    plan = Plan(100, startup=1, fixing_epochs=8)
+    lineage = new_lineage()
+    seen = play(plan, whole(plan), lineage, rising(), age=8)
+    # One cycle shows that the trunk is past its best: 28 epochs.
+    assert [p.role for p in seen[:3]] == ["trunk", "branch", "trunk"]
+    restarts = seen[3:]
+    assert {p.role for p in restarts} == {"restart"}
+    assert {p.parent for p in restarts} == {None}
+    assert [p.n_epochs for p in restarts] == [12, 12, 12, 12, 12, 12]
+    assert [p.cycle for p in restarts] == [2, 3, 4, 5, 6, 7]
+    assert lineage.spent == 100
+
+
+def test_the_last_restart_takes_what_is_too_short_for_another() -> None:
+    plan = Plan(109, startup=1, fixing_epochs=8)
+    lineage = new_lineage()
+    seen = play(plan, whole(plan), lineage, rising(), age=8)
+    assert [p.n_epochs for p in seen[3:]] == [12, 12, 12, 12, 12, 21]
+    assert lineage.spent == 109
+
+
+def test_a_network_that_learns_for_long_is_annealed_in_place_of_restarts() -> None:
+    plan = Plan(100, startup=1, fixing_epochs=8)
+    seen = play(plan, whole(plan), new_lineage(), rising(), age=40)
+    assert "restart" not in {p.role for p in seen}
+    assert seen[-1].role == "final"
+    assert seen[-1].parent is not None
+
+
+def test_restarts_can_be_switched_off_and_need_annealing() -> None:
+    for plan in (
+        Plan(100, startup=1, fixing_epochs=8, restarts=False),
+        Plan(100, startup=1, fixing_epochs=8, anneal=None),
+    ):
+        seen = play(plan, whole(plan), new_lineage(), rising(), age=8)
+        assert "restart" not in {p.role for p in seen}
+
+
+def test_restarts_get_longer_with_the_best_and_the_rest_is_annealed() -> None:
+    plan = Plan(100, startup=1, fixing_epochs=8)
+    lineage = new_lineage()
+    costs = itertools.count(1.0)
+    lengths = []
+    for phase in phases(plan, whole(plan), lineage):
+        if phase.role == "restart":  # A new best, at three quarters of its way.
+            lengths.append(phase.n_epochs)
+            age = 3 * phase.n_epochs // 4 + 4
+            trained(lineage, phase, 0, phase.n_epochs, cost=1 / (1 + len(lengths)), age=age)
+            continue
+        for branch, n_epochs in enumerate(allotments(phase)):
+            trained(lineage, phase, branch, n_epochs, cost=next(costs), age=8)
+    assert lengths == [12, 20, 40]
+    assert lineage.spent == 100
+
+
+def test_restarts_that_cannot_begin_end() -> None:
+    plan = Plan(100, startup=1, fixing_epochs=8)
+    lineage = new_lineage()
+    n_restarts = 0
+    for phase in phases(plan, whole(plan), lineage):
+        fails = phase.role == "restart"
+        n_restarts += fails
+        for branch, n_epochs in enumerate(allotments(phase)):
+            if fails:
+                trained(lineage, phase, branch, 0, state=TrialState.FAIL)
+            else:
+                trained(lineage, phase, branch, n_epochs, age=8)
+    assert n_restarts == 3
+    assert [s.role for s in lineage][-1] == "final"
+
+
+@given(plan=plans(), seed=st.integers(0, 1000))
+def test_a_run_with_restarts_spends_its_budget_and_no_more(plan: Plan, seed: int) -> None:
+    lineage = new_lineage()
+    rng = random.Random(seed)
+    for phase in phases(plan, whole(plan), lineage):
+        for branch, n_epochs in enumerate(allotments(phase)):
+            birth = 0 if phase.parent is None else phase.parent.end
+            age = birth + rng.randint(1, n_epochs) if n_epochs else birth
+            trained(lineage, phase, branch, n_epochs, cost=rng.random(), age=age)
+    assert lineage.spent <= plan.n_epochs
+    if plan.anneal is not None and plan.prune is False:
+        assert lineage.spent == plan.n_epochs
 
 
 def test_a_race_keeps_to_a_budget_that_was_lowered() -> None:
