@@ -2,75 +2,48 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
-from typing import Any, overload
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import torch
 from optuna.trial import FixedTrial, FrozenTrial
-from torch import nn
 
 from optuna_miha import _lineage
 from optuna_miha._checkpoint import CheckpointStore
+from optuna_miha._code import code_of
+from optuna_miha._combination import Combine
+from optuna_miha._ensemble import Ensemble, Library
 from optuna_miha._lineage import Lineage, Segment
 from optuna_miha._model_fn import ModelFn, build_recipe
-from optuna_miha._mutation import NO_CHANGE, describe
+from optuna_miha._schedule import ANNEAL_TO, Schedule
+from optuna_miha._summary import describe_run
+from optuna_miha._trained import Trained
+from optuna_miha._trainer import device_of
 from optuna_miha.exceptions import MihaError
 
+if TYPE_CHECKING:
+    import pandas
 
-class Schedule(Sequence[dict[str, Any]]):
-    """The hyperparameters over the epochs of the returned model's own lineage.
-
-    A sequence of rows, so that ``pandas.DataFrame(schedule)`` works. Each row is a dictionary
-    of ``from_epoch`` and ``to_epoch`` (the row holds after the first and up to the last),
-    ``role``, and every hyperparameter. In the row of role ``final`` the learning rate falls
-    from ``lr`` to zero, unless the plan says otherwise.
-
-    Args:
-        rows: The rows, in the order of their epochs.
-    """
-
-    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
-        self._rows = list(rows)
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        return self._rows[index]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self._rows)
-
-    def __repr__(self) -> str:
-        return f"Schedule({self._rows!r})"
-
-    def to_csv(self, path: str | PathLike[str]) -> None:
-        """Write the rows as CSV; a parameter that a row lacks is left empty."""
-        names = list(dict.fromkeys(name for row in self for name in row))
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(self)
-
-    def to_json(self, path: str | PathLike[str]) -> None:
-        """Write the rows as a JSON array of objects."""
-        Path(path).write_text(json.dumps(self._rows, indent=2) + "\n", encoding="utf-8")
+_COLUMNS = (
+    "number",
+    "role",
+    "cycle",
+    "branch",
+    "parent",
+    "birth",
+    "end",
+    "trained",
+    "mutation",
+    "value",
+    "fitness",
+)
+"""Of a segment, as :meth:`Result.to_dataframe` shows it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class Result(Trained):
     """A trained model and how it came about.
 
     Args:
@@ -82,85 +55,106 @@ class Result:
         lineage: The segments that it descends from, the oldest first, its own last.
         segments: All segments of the run.
         n_epochs_trained: Epochs trained in the whole run, losers' and failures' included.
+        library: The networks that :meth:`ensemble` chooses from.
     """
 
-    model: nn.Module
-    params: dict[str, Any]
-    value: float
     trial: FrozenTrial
-    schedule: Schedule
     lineage: tuple[Segment, ...]
     segments: tuple[Segment, ...]
     n_epochs_trained: int
+    library: Library = field(repr=False)
 
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write weights, hyperparameters, value and schedule into one file.
+    def ensemble(self, size: int = 12, *, combine: Combine | None = None) -> Ensemble:
+        """Several networks of the run that answer as one: no training, only validation.
 
-        ``torch.load(path, weights_only=True)`` reads it; its ``"state_dict"`` goes into
-        ``model.load_state_dict`` of a network with the same hyperparameters.
-        """
-        content = {
-            "state_dict": {k: v.cpu() for k, v in self.model.state_dict().items()},
-            "params": self.params,
-            "value": self.value,
-            "schedule": list(self.schedule),
-        }
-        torch.save(content, path)
+        Every segment of training, losers included, leaves the weights that validated best in it;
+        the 60 best are kept, unless the run was told ``keep="final"``. Among them, greedy forward
+        selection with repetition minimizes the loss, or what else is monitored, on the validation
+        data: the returned network validates no worse than ``model``, and usually consists of
+        two to five networks, each of which has to be computed.
 
-    def export(self, path: str | PathLike[str], example_input: Any) -> None:
-        """Write the model as a :func:`torch.export.export` program.
+        What is averaged depends on the loss. For :class:`torch.nn.CrossEntropyLoss`,
+        :class:`torch.nn.NLLLoss` and :class:`torch.nn.BCEWithLogitsLoss` it is the
+        probabilities; the output is the logarithm of their mean, or for the last one its logit,
+        so that the loss, ``argmax`` and ``softmax`` can be applied to it as to the output of one
+        network. For any other loss it is the outputs.
 
-        ``torch.export.load(path).module()`` runs it without the code that defined it.
+        Weights that are missing or damaged are left out with a warning. The outputs of all 60
+        networks on the validation data are held in main memory meanwhile.
+
+        Reference: R. Caruana, A. Niculescu-Mizil, G. Crew and A. Ksikes, *Ensemble Selection from
+        Libraries of Models*, ICML 2004.
 
         Args:
-            path: Where to write, customarily ending in ``.pt2``.
-            example_input: An input of the model, or a tuple of them. The exported program
-                takes batches of any length.
+            size:
+                How many networks are chosen, counting repetitions: their weights in the ensemble
+                are multiples of one over that number, or over a smaller one if that is better.
+            combine:
+                ``combine(outputs, weights)`` makes one output, ``(n_objects, ...)``, of those of
+                several networks, ``(n_models, n_objects, ...)``, for a loss that is none of the
+                above; the weights, ``(n_models,)``, sum to one.
+
+        Returns:
+            A network in evaluation mode, on the device of ``model``.
+
+        Raises:
+            MihaError: If the run left no networks over.
+            TypeError: If the networks do not return one tensor.
+            ValueError: If ``size`` is not positive, the recipe has a ``train_step``, or the
+                validation data come in another order each time.
         """
-        inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-        # A length of one would be taken for a constant.
-        inputs = tuple(
-            torch.cat([x, x]) if isinstance(x, torch.Tensor) and len(x) == 1 else x for x in inputs
-        )
-        batch = torch.export.Dim("batch")
-        dynamic = tuple({0: batch} if isinstance(x, torch.Tensor) else None for x in inputs)
-        program = torch.export.export(self.model, inputs, dynamic_shapes=dynamic)
-        torch.export.save(program, path)
+        return self.library.ensemble(size, combine, device_of(self.model))
 
     def describe(self) -> str:
         """The run in words: the race, the best change of every cycle, the final phase."""
-        lines = []
-        winner = self._winner("startup", 0)
-        if winner is not None:
-            size = sum(s.role == "startup" for s in self.segments)
-            lines.append(f"start-up race of {size}: {winner.mutation}")
-        last = max((s.cycle for s in self.segments), default=0)
-        by_number = {s.number: s for s in self.segments}
-        for cycle in range(1, last + 1):
-            if not any(s.role == "branch" and s.cycle == cycle for s in self.segments):
-                continue
-            winner = self._winner("branch", cycle)
-            if winner is None:
-                lines.append(f"cycle {cycle}: every branch was pruned or failed")
-                continue
-            change = "the control" if winner.mutation == NO_CHANGE else winner.mutation
-            scores = [winner.scores[-1]]
-            if winner.parent is not None:
-                scores.insert(0, by_number[winner.parent].scores[-1])
-            course = " -> ".join(f"{score:.4g}" for score in scores)
-            lines.append(f"cycle {cycle}: {change} ({course}, trial {winner.number})")
-        own = self.lineage[-1]
-        lines.append(
-            f"best value {self.value:.6g} in trial {own.number} ({own.role}) after "
-            f"{self.schedule[-1]['to_epoch']} epochs of its lineage; "
-            f"{self.n_epochs_trained} epochs trained in all"
-        )
-        params = describe({}, self.params)
-        lines.append(f"its parameters: {params}")
-        return "\n".join(lines)
+        # What is told here depends on fitness alone, which is larger for the better whichever
+        # way the study goes.
+        lineage = Lineage(optuna.study.StudyDirection.MINIMIZE, self.segments)
+        return describe_run(lineage, self.lineage[-1])
 
-    def _winner(self, role: _lineage.Role, cycle: int) -> Segment | None:
-        return Lineage(optuna.study.StudyDirection.MINIMIZE, self.segments).winner(role, cycle)
+    def code(self) -> str:
+        """The configuration of the returned model as PyTorch code, ready to paste.
+
+        It works on a network named ``model``, as you wrote it: it replaces the activations, sets
+        the dropout rates, and defines ``optimizer``, ``batch_size`` and ``loss_fn``. It does not
+        need this package, and calls ``model_fn`` once to be written.
+
+        This is where training ended, not how it got there: hyperparameters changed on the way,
+        and :func:`optuna_miha.replay` follows them.
+        """
+        trial = FixedTrial(self.params)
+        return code_of(build_recipe(self.library.model_fn, trial, self.library.seed), self.params)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """All segments of the run as a table, one row for each, in the order of their trials.
+
+        Columns: ``number``, ``role``, ``cycle``, ``branch``, ``parent``, ``birth``, ``end`` and
+        ``trained`` (epochs), ``mutation``, ``value``, ``last_score``, ``fitness``, ``state``,
+        ``in_lineage`` (whether the returned model descends from it), and ``params_<name>`` for
+        every hyperparameter.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError(
+                "to_dataframe() needs pandas: install it by `pip install pandas`, or take "
+                "`result.segments`, which is a tuple of dataclasses."
+            ) from error
+        own = {segment.number for segment in self.lineage}
+        rows = [
+            {name: getattr(segment, name) for name in _COLUMNS}
+            | {
+                "last_score": segment.last_score if segment.scores else math.nan,
+                "state": segment.state.name,
+                "in_lineage": segment.number in own,
+            }
+            | {f"params_{name}": value for name, value in segment.params.items()}
+            for segment in self.segments
+        ]
+        return pandas.DataFrame(rows)
 
 
 def make_result(
@@ -182,10 +176,12 @@ def make_result(
             f"No segment of the study {study.study_name!r} was completed, so there is no model "
             "yet: call `optuna_miha.optimize` on it."
         )
-    recipe = build_recipe(model_fn, FixedTrial(best.params), study.user_attrs[_lineage.RUN_SEED])
+    seed = study.user_attrs[_lineage.RUN_SEED]
+    recipe = build_recipe(model_fn, FixedTrial(best.params), seed)
     recipe.model.load_state_dict(store.load(best.checkpoint)["best"]["weights"])
     path = lineage.ancestry(best)
-    rows = [{"from_epoch": s.birth, "to_epoch": s.end, "role": s.role, **s.params} for s in path]
+    anneals = study.user_attrs[_lineage.PLAN].get("anneal") is not None
+    rows = [_row(s, anneals=anneals) for s in path]
     rows[-1]["to_epoch"] = best.checkpoint["best_epoch"]
     trials = study.get_trials(deepcopy=False)
     return Result(
@@ -197,4 +193,20 @@ def make_result(
         lineage=tuple(path),
         segments=tuple(lineage),
         n_epochs_trained=lineage.spent,
+        library=Library(
+            segments=lineage.library(),
+            store=store,
+            model_fn=model_fn,
+            seed=seed,
+            initial_params=study.user_attrs[_lineage.INITIAL],
+            sign=lineage.sign,
+        ),
     )
+
+
+def _row(segment: Segment, *, anneals: bool) -> dict[str, Any]:
+    """A row of the schedule; ``anneals``: whether the plan says that the learning rate falls."""
+    row = {"from_epoch": segment.birth, "to_epoch": segment.end, "role": segment.role}
+    if anneals and segment.role in ("restart", "final"):
+        row[ANNEAL_TO] = segment.end
+    return row | segment.params
