@@ -1,0 +1,85 @@
+"""What several commands of the console script need."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def load_function(reference: str) -> Any:
+    """The function that ``MODULE:FUNCTION`` names; modules of the working directory included.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    module_name, _, name = reference.partition(":")
+    if not module_name or not name:
+        raise ValueError(
+            f"The model must be MODULE:FUNCTION, such as net:make, got {reference!r}."
+        )
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise ValueError(f"The module {module_name!r} cannot be imported: {error}.") from error
+        raise ValueError(
+            f"There is no module {module_name!r} in {folder} or among what is installed: name "
+            "the file without its .py, from the folder that it is in."
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        found = "nothing of this name" if function is None else f"{type(function).__qualname__}"
+        raise ValueError(f"{reference!r} must name a function of a trial, got {found}.")
+    return function
+
+
+def check_outputs(*paths: Path | None) -> None:
+    """Refuse a file that cannot be written before anything is computed for it.
+
+    Raises:
+        ValueError: If the folder of one does not exist.
+    """
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"The folder of {path} must exist: create {path.parent}.")
+
+
+def add_study(command: argparse.ArgumentParser, *, model: bool) -> None:
+    """The arguments by which a study is found.
+
+    Args:
+        command: Where they are added.
+        model: Whether the function that builds the network is needed, too.
+    """
+    command.add_argument("study", metavar="STUDY", help="name of the study")
+    if model:
+        add_model(command)
+    command.add_argument(
+        "--storage",
+        required=True,
+        metavar="URL",
+        help="URL of the Optuna storage, such as sqlite:///run.db, or an SQLite or journal file, "
+        "or a folder with one",
+    )
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    """The argument by which the function that builds the network is found."""
+    command.add_argument("model_fn", metavar="MODULE:FUNCTION", help="for example my_net:model_fn")
+
+
+def add_checkpoint_dir(command: argparse.ArgumentParser) -> None:
+    """The argument for checkpoints that were moved."""
+    command.add_argument(
+        "--checkpoint-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the checkpoints (default: the one that the study remembers)",
+    )
