@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,8 +17,14 @@ _EMA_DECAY = 0.6
 """As optuna_miha has them by default."""
 
 
-def train_by_dataloader(problem: Problem, train: Pair, valid: Pair, n_epochs: int) -> None:
-    """What most users write: a ``DataLoader``, Adam as it comes, ``.item()`` at every step."""
+def epochs_by_dataloader(
+    problem: Problem, train: Pair, valid: Pair, n_epochs: int
+) -> Iterator[None]:
+    """What most users write: a ``DataLoader``, Adam as it comes, ``.item()`` at every step.
+
+    Yields:
+        After each epoch.
+    """
     model = problem.network()
     loss_fn = nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(model.parameters())
@@ -37,16 +44,18 @@ def train_by_dataloader(problem: Problem, train: Pair, valid: Pair, n_epochs: in
         with torch.no_grad():
             for x, y in valid_loader:
                 valid_loss += loss_fn(model(x), y).item() * len(x)
+        yield
 
 
-def train_by_hand(
+def epochs_by_hand(
     problem: Problem,
     train: Pair,
     valid: Pair,
     n_epochs: int,
     n_checkpoints: int = 0,
     path: Path | None = None,
-) -> dict[str, float]:
+    seconds: list[float] | None = None,
+) -> Iterator[None]:
     """What an expert writes for tensors in memory, with as much done as optuna_miha does.
 
     One gather per epoch, fused Adam, no wait for the loss at any step; validation of the weights
@@ -59,16 +68,17 @@ def train_by_hand(
         n_epochs: Epochs to train.
         n_checkpoints: How many to write.
         path: Where, one over the other.
+        seconds: Filled with the seconds that each checkpoint took.
 
-    Returns:
-        ``checkpoint_bytes`` and ``checkpoint_s``, seconds per checkpoint, if any was written.
+    Yields:
+        After each epoch.
     """
     model = problem.network()
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
     loss_fn = nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     valid_batches = _batches(valid, _EVALUATION_BATCH_SIZE)
-    seconds, written = 0.0, 0
+    written = 0
     for epoch in range(1, n_epochs + 1):
         model.train()
         total = torch.zeros(())
@@ -87,11 +97,40 @@ def train_by_hand(
             start = time.perf_counter()
             parts = {"model": model, "ema": ema, "optimizer": optimizer}
             torch.save({name: part.state_dict() for name, part in parts.items()}, path)
-            seconds += time.perf_counter() - start
             written += 1
-    if path is None or not written:
-        return {}
-    return {"checkpoint_bytes": path.stat().st_size, "checkpoint_s": seconds / written}
+            if seconds is not None:
+                seconds.append(time.perf_counter() - start)
+        yield
+
+
+def train_by_hand(problem: Problem, train: Pair, valid: Pair, n_epochs: int) -> None:
+    """The tuned loop without checkpoints, at one go."""
+    for _ in epochs_by_hand(problem, train, valid, n_epochs):
+        pass
+
+
+class Turns:
+    """The tuned loop, an epoch at a time, in turns with what is measured beside it.
+
+    Both then have the same seconds of a shared machine; what they take is told apart by the clock.
+
+    Args:
+        epochs: The loop.
+    """
+
+    def __init__(self, epochs: Iterator[None]) -> None:
+        self._epochs = epochs
+        self.wall_s = 0.0
+        self.cpu_s = 0.0
+
+    def take(self) -> None:
+        """Train an epoch, and leave the random generator of torch as it was."""
+        rng = torch.get_rng_state()
+        wall, cpu = time.perf_counter(), time.process_time()
+        next(self._epochs)
+        self.wall_s += time.perf_counter() - wall
+        self.cpu_s += time.process_time() - cpu
+        torch.set_rng_state(rng)
 
 
 def _batches(tensors: Pair, size: int) -> list[tuple[Tensor, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from _figures import Row, chosen, figures, ratios
+from _figures import Row, chosen, figures
 
 NETWORKS = {"fnn": "FNN 784-400-10", "digits": "digits 64-128-64-10"}
 TITLES = {
@@ -29,8 +29,7 @@ def report(rows: list[Row]) -> list[str]:
         cells = []
         for network in NETWORKS:
             own = chosen(rows, variant=variant, network=network)
-            reference = chosen(rows, variant="handwritten", network=network)
-            ratio = ratios(own, reference, per_epoch).text(2)
+            ratio = figures(own, lambda row: row["wall_s"] / row["loop_wall_s"]).text(2)
             cells += [f"{figures(own, per_epoch).median:.1f}", ratio]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return [*lines, "", *_list_of(rows)]
@@ -40,14 +39,11 @@ def _list_of(rows: list[Row]) -> list[str]:
     lines = []
     for storage, title in {"sqlite": "`sqlite:///`", "sqlite-wal": "`create_storage`"}.items():
         own = chosen(rows, variant=f"miha-{storage}", network="digits")
-        loop = chosen(rows, variant="handwritten", network="digits")
         floor = chosen(rows, variant=f"optuna-floor-{storage}", network="digits")
         more, least = [], []
         for key in ("wall_s", "cpu_s"):
             seconds = statistics.median(
-                (row[key] - loop[repeat][key]) / len(row["reports"])
-                for repeat, row in own.items()
-                if repeat in loop
+                (row[key] - row[f"loop_{key}"]) / len(row["reports"]) for row in own.values()
             )
             more.append(f"{1000 * seconds:.1f}")
             seconds = statistics.median(row[key] / row["n_trials"] for row in floor.values())

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
-from _loops import train_by_hand
-from _problems import BATCH_SIZE, PROBLEMS, Pair, Problem
+from _loops import Turns
+from _problems import BATCH_SIZE, Pair, Problem
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from torch import nn
 
 import optuna_miha as miha
+from optuna_miha import _segment
 
 _SEED = 0
-_PATIENCE = 300
-"""Seconds to wait for a worker process."""
 
 
 def model_fn(
@@ -67,26 +62,20 @@ def read_marks(marks: Path) -> dict[int, float]:
 
 
 @contextmanager
-def warm_executor(n_workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes that have imported everything, and taken a step already."""
-    with tempfile.TemporaryDirectory() as marks:
-        executor = ProcessPoolExecutor(
-            n_workers, get_context("spawn"), initializer=_warm_up, initargs=(marks,)
-        )
-        with executor:
-            # Each call starts a process, as long as none is idle.
-            futures = [executor.submit(int) for _ in range(n_workers)]
-            while len(list(Path(marks).iterdir())) < n_workers:
-                futures[0].result(timeout=_PATIENCE)  # Raises if they cannot come up.
-                time.sleep(0.05)
-            yield executor
+def taking_turns(turns: Turns) -> Iterator[None]:
+    """Have the tuned loop train an epoch after each epoch that is trained in this process."""
+    train_alone = _segment.train
 
+    def train_in_turns(*args: Any, **settings: Any) -> Iterator[miha.EpochResult]:
+        for result in train_alone(*args, **settings):
+            turns.take()
+            yield result
 
-def _warm_up(marks: str) -> None:
-    torch.set_num_threads(1)
-    problem = PROBLEMS["tiny"]
-    train_by_hand(problem, *problem.data(), n_epochs=1)
-    _mark(marks)
+    _segment.train = train_in_turns
+    try:
+        yield
+    finally:
+        _segment.train = train_alone
 
 
 def open_storage(kind: str, folder: Path) -> BaseStorage | None:

@@ -32,7 +32,7 @@ _MEMORY_EPOCHS = 40
 def measure_loop(
     kind: str, problem: str, n_objects: int | None, n_epochs: int, n_checkpoints: int
 ) -> Row:
-    """A loop without optuna_miha.
+    """A loop without optuna_miha, in turns with the tuned one.
 
     Args:
         kind: ``dataloader`` or ``handwritten``.
@@ -41,34 +41,47 @@ def measure_loop(
         n_epochs: Epochs to train.
         n_checkpoints: How many ``handwritten`` writes.
     """
-    from _loops import train_by_dataloader, train_by_hand
+    from _loops import Turns, epochs_by_dataloader, epochs_by_hand
     from _problems import problem_of
 
     chosen_problem = problem_of(problem, n_objects)
-    train, valid = chosen_problem.data()
+    data = chosen_problem.data()
     _warm_up()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "checkpoint.pt"
-        extra: Row = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder, seconds = Path(name), list[float]()
+        reference = (chosen_problem, *data, n_epochs, n_checkpoints, folder / "reference.pt")
+        turns = Turns(epochs_by_hand(*reference))
+        path = folder / "checkpoint.pt"
         with stopwatch() as row:
             if kind == "dataloader":
-                train_by_dataloader(chosen_problem, train, valid, n_epochs)
+                epochs = epochs_by_dataloader(chosen_problem, *data, n_epochs)
             else:
-                extra = train_by_hand(chosen_problem, train, valid, n_epochs, n_checkpoints, path)
-    return {**row, "n_epochs": n_epochs, **extra}
+                options = (n_epochs, n_checkpoints, path, seconds)
+                epochs = epochs_by_hand(chosen_problem, *data, *options)
+            for _ in epochs:
+                turns.take()
+        extra: Row = {"n_epochs": n_epochs}
+        if seconds:
+            extra["checkpoint_bytes"] = path.stat().st_size
+            extra["checkpoint_s"] = sum(seconds) / len(seconds)
+    return _without(turns, row) | extra
 
 
-def measure_run(storage: str, problem: str, n_objects: int | None, n_epochs: int) -> Row:
-    """A run of optuna_miha; the study is made before, which is ``setup_s``.
+def measure_run(
+    storage: str, problem: str, n_objects: int | None, n_epochs: int, n_checkpoints: int
+) -> Row:
+    """A run of optuna_miha, in turns with the tuned loop; ``setup_s`` is the making of the study.
 
     Args:
         storage: Kind of storage.
         problem: Name of the problem.
         n_objects: Objects in all, if fewer than it has.
         n_epochs: Epochs to train.
+        n_checkpoints: How many the loop writes.
     """
+    from _loops import Turns, epochs_by_hand
     from _problems import problem_of
-    from _runs import digest, open_storage, open_study
+    from _runs import digest, open_storage, open_study, taking_turns
     from _runs import train as train_by_miha
 
     chosen_problem = problem_of(problem, n_objects)
@@ -76,19 +89,31 @@ def measure_run(storage: str, problem: str, n_objects: int | None, n_epochs: int
     _warm_up()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        path = folder / "reference.pt"
+        turns = Turns(epochs_by_hand(chosen_problem, *data, n_epochs, n_checkpoints, path))
         start = time.perf_counter()
         study = open_study(open_storage(storage, folder))
         setup_s = time.perf_counter() - start
-        with stopwatch() as row:
+        with taking_turns(turns), stopwatch() as row:
             result = train_by_miha(study, chosen_problem, data, folder, n_epochs=n_epochs)
         trials = study.get_trials(deepcopy=False)
     return {
-        **row,
+        **_without(turns, row),
         "setup_s": setup_s,
         "n_epochs": result.n_epochs_trained,
         "reports": [len(trial.intermediate_values) for trial in trials],
         "n_checkpoints": sum("miha:checkpoint" in trial.user_attrs for trial in trials),
         "model": digest(result.model),
+    }
+
+
+def _without(turns: Any, row: Row) -> Row:
+    """The seconds of a variant without those of the loop beside it, and these."""
+    return {
+        "wall_s": row["wall_s"] - turns.wall_s,
+        "cpu_s": row["cpu_s"] - turns.cpu_s,
+        "loop_wall_s": turns.wall_s,
+        "loop_cpu_s": turns.cpu_s,
     }
 
 
@@ -201,10 +226,15 @@ def cases_of(network: str, n_objects: int | None, n_epochs: int, profile: Row) -
         n_epochs: Epochs to train.
         profile: A row of :func:`measure_run`, for the others to do as much.
     """
-    size: Row = {"problem": network, "n_objects": n_objects, "n_epochs": n_epochs}
+    size: Row = {
+        "problem": network,
+        "n_objects": n_objects,
+        "n_epochs": n_epochs,
+        "n_checkpoints": profile["n_checkpoints"],
+    }
     cases = []
     for kind in ("dataloader", "handwritten"):
-        options = {"kind": kind, "n_checkpoints": profile["n_checkpoints"], **size}
+        options = {"kind": kind, **size}
         labels = {"variant": kind, "network": network}
         cases.append(Case(function="loop", labels=labels, options=options))
     for storage in STORAGES:
@@ -242,7 +272,8 @@ def main() -> None:
     cases = []
     for network, n_epochs in zip(NETWORKS, epochs, strict=True):
         options = {"problem": network, "n_objects": n_objects, "n_epochs": n_epochs}
-        run = Case(function="run", labels={}, options={"storage": "memory", **options})
+        options |= {"storage": "memory", "n_checkpoints": 0}
+        run = Case(function="run", labels={}, options=options)
         profiles[network] = benchmark.measure(run, quick=args.quick)
         cases += cases_of(network, n_objects, n_epochs, profiles[network])
     write_json(args.out / "profile.json", profiles)

@@ -1,9 +1,9 @@
 """What worker processes gain: the same run with one and with several of them.
 
 Two plans: the default one, whose trunk trains alone for much of the time, and ``branches``, which
-is nearly all population. Of each the whole run with ``n_jobs``, and its race and populations alone
-with workers that were started before, so that their start-up counts in the whole run only. The
-models must be equal, bit for bit.
+is nearly all population. Of each the whole run with ``n_jobs``, which the start of the workers is
+part of, and its race, from the first step of training on, and populations alone. The models must
+be equal, bit for bit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +27,25 @@ _QUICK_EPOCHS = 40
 _QUICK_OBJECTS = 250
 
 
-def measure_run(n_jobs: int, warm: bool, plan: str, n_objects: int | None, n_epochs: int) -> Row:
+def measure_run(n_jobs: int, plan: str, n_objects: int | None, n_epochs: int) -> Row:
     """A run on SQLite.
 
     Args:
         n_jobs: Worker processes; 1: none.
-        warm: Whether they are there before the run begins.
         plan: A key of ``PLANS``.
         n_objects: Objects in all, if fewer than the problem has.
         n_epochs: Epochs to train.
 
     Returns:
         Besides the seconds of the whole run (of CPU time those of all processes, their start-up
-        included), ``race_s`` and ``branches_s`` of its phases, and ``first_step_s`` from its
-        start to the first step of training.
+        included), ``race_s`` from the first step of training to the end of the race,
+        ``branches_s`` of the populations, and ``first_step_s`` from the start of the run to the
+        first step.
     """
     import torch
     from _loops import train_by_hand
     from _problems import PROBLEMS, problem_of
-    from _runs import digest, open_storage, open_study, read_marks, train, warm_executor
+    from _runs import digest, open_storage, open_study, read_marks, train
 
     import optuna_miha as miha
 
@@ -56,20 +55,16 @@ def measure_run(n_jobs: int, warm: bool, plan: str, n_objects: int | None, n_epo
     train_by_hand(tiny, *tiny.data(), n_epochs=1)
     before = _cpu_of_children()
     chosen_plan = miha.Plan(n_epochs, **PLANS[plan])
-    settings: dict[str, Any] = {"plan": chosen_plan}
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        if warm:
-            settings["executor"] = stack.enter_context(warm_executor(n_jobs))
-        else:
-            settings["n_jobs"] = n_jobs
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         marks = folder / "marks"
         marks.mkdir()
         study = open_study(open_storage("sqlite-wal", folder))
         begun = time.time()
         with stopwatch() as row:
+            settings: dict[str, Any] = {"plan": chosen_plan, "n_jobs": n_jobs}
             result = train(study, problem, data, folder, marks=marks, **settings)
-        first_step_s = min(read_marks(marks).values()) - begun
+        first_step = min(read_marks(marks).values())
         trials = study.get_trials(deepcopy=False)
     row["cpu_s"] += _cpu_of_children() - before  # All of them have ended now.
     return {
@@ -81,9 +76,10 @@ def measure_run(n_jobs: int, warm: bool, plan: str, n_objects: int | None, n_epo
         "epochs": _epochs_by_role(trials),
         "race_epochs": sorted(t.user_attrs["miha:trained"] for t in _of_role(trials, "startup")),
         "n_cycles": max(t.user_attrs["miha:cycle"] for t in trials),
-        "race_s": _seconds(_of_role(trials, "startup")),
+        "race_s": max((_end(trial) for trial in _of_role(trials, "startup")), default=first_step)
+        - first_step,
         "branches_s": _seconds(_of_role(trials, "branch")),
-        "first_step_s": first_step_s,
+        "first_step_s": first_step - begun,
         "model": digest(result.model),
     }
 
@@ -104,10 +100,14 @@ def _epochs_by_role(trials: Sequence[Any]) -> dict[str, int]:
     }
 
 
+def _end(trial: Any) -> float:
+    return float(trial.datetime_complete.timestamp())
+
+
 def _seconds(trials: Sequence[Any]) -> float:
     """Seconds during which any of the trials was running."""
     total, end = 0.0, float("-inf")
-    spans = ((t.datetime_start.timestamp(), t.datetime_complete.timestamp()) for t in trials)
+    spans = ((trial.datetime_start.timestamp(), _end(trial)) for trial in trials)
     for first, last in sorted(spans):
         total += max(0.0, last - max(first, end))
         end = max(end, last)
@@ -133,19 +133,16 @@ def main() -> None:
     cases = [
         Case(
             function="run",
-            labels={"plan": plan, "n_jobs": n_jobs, "warm": warm},
+            labels={"plan": plan, "n_jobs": n_jobs},
             options={
                 "plan": plan,
                 "n_jobs": n_jobs,
-                "warm": warm,
                 "n_objects": n_objects,
                 "n_epochs": n_epochs[plan],
             },
         )
         for plan in PLANS
         for n_jobs in args.jobs
-        for warm in (False, True)
-        if n_jobs > 1 or not warm
     ]
     print("\n".join(report(benchmark.run(cases, args))))
 
@@ -161,20 +158,18 @@ def report(rows: list[Row]) -> list[str]:
     for plan, what in words.items():
         one = chosen(rows, plan=plan, n_jobs=1)
         for n_jobs in numbers[1:]:
-            cold, warm = (
-                chosen(rows, plan=plan, n_jobs=n_jobs, warm=warm) for warm in (False, True)
-            )
-            whole = ratios(one, cold, lambda row: row["wall_s"])
-            phases = ratios(one, warm, lambda row: row["race_s"] + row["branches_s"])
+            more = chosen(rows, plan=plan, n_jobs=n_jobs)
+            whole = ratios(one, more, lambda row: row["wall_s"])
+            phases = ratios(one, more, lambda row: row["race_s"] + row["branches_s"])
             lines.append(
-                f"- `n_jobs={n_jobs}` against 1, {what}: the whole run {whole.text(2)} times as "
-                "fast; race and populations alone, by workers that are there already, "
-                f"{phases.text(2)} times."
+                f"- `n_jobs={n_jobs}` against 1, {what}: the whole run, the start of the workers "
+                f"included, {whole.text(2)} times as fast; race and populations, from the first "
+                f"step of training on, {phases.text(2)} times."
             )
     first = [
         f"{figures(own, lambda row: row['first_step_s']).text(1)} s with `n_jobs={n_jobs}`"
         for n_jobs in numbers
-        for own in [chosen(rows, n_jobs=n_jobs, warm=False)]
+        for own in [chosen(rows, n_jobs=n_jobs)]
     ]
     lines.append(f"- From the call to the first training step: {', '.join(first)}.")
     models = {(row["plan"], row["model"]) for row in rows}

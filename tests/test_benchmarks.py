@@ -84,7 +84,7 @@ def test_workers_get_the_same_model(results: Path) -> None:
     measured = rows(results, "parallel")
     for plan in ("default", "branches"):
         own = [row for row in measured if row["plan"] == plan]
-        assert [(row["n_jobs"], row["warm"]) for row in own] == [(1, False), (2, False), (2, True)]
+        assert [row["n_jobs"] for row in own] == [1, 2]
         assert len({row["model"] for row in own}) == 1
 
 

@@ -1,0 +1,203 @@
+"""Population based training as Syne Tune implements it, on our training code.
+
+Every decision (which member is replaced, by whom, and with which hyperparameters) is Syne Tune's
+`PopulationBasedTraining`. Its members train here one epoch each in turn, as workers of equal speed
+would, in place of its backend, so that epochs are counted as for every other method.
+
+Reference:
+    M. Jaderberg et al., *Population Based Training of Neural Networks*, 2017.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import torch
+from _selection import Selected, tested
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from optuna_miha._checkpoint import State
+from optuna_miha._comparison import Run
+from optuna_miha._model_fn import ModelFn, build_initial
+from optuna_miha._rng import preserved_rng, seed_all
+from optuna_miha._segment import Context, Job, run_job
+
+POPULATION = 4
+"""Syne Tune's default; small budgets allow no more."""
+
+_STEPS = 10
+"""How often a member is considered for replacement, as nearly as intervals of 2 epochs or more
+allow. Syne Tune considers a member that was just replaced again after its first epoch."""
+
+
+@dataclass(kw_only=True)
+class _Member:
+    """A place in the population.
+
+    Args:
+        trial: Syne Tune's trial that has it now.
+        state: Where the trial's training is; :obj:`None`: at the initial weights.
+        age: Epochs of the trial, those of the one that it was cloned from included.
+        diverged: Whether its last value was no number, so that it waits for replacement.
+    """
+
+    trial: Any
+    state: State | None = None
+    age: int = 0
+    diverged: bool = False
+
+
+def run_pbt(
+    model_fn: ModelFn, *, n_epochs: int, seed: int, numbers_only: bool = False, method: str = "pbt"
+) -> Run:
+    """Train a population; the best validated weights of any member are returned.
+
+    The initial configuration is one member; the others are drawn from the search space. Weights
+    and optimizer state pass at replacement.
+
+    Args:
+        model_fn: The task.
+        n_epochs: The budget, all members together.
+        seed: Seed of the initial weights, of the data order, and of Syne Tune.
+        numbers_only: Whether to search only numerical hyperparameters, as the paper does.
+            Syne Tune draws categorical ones anew at every replacement.
+        method: What the record says.
+    """
+    started = time.perf_counter()
+    with preserved_rng():
+        # Its random search draws from numpy's global generator.
+        seed_all(seed)
+        selected = _search(model_fn, n_epochs, seed, numbers_only)
+    return Run(
+        method=method,
+        seed=seed,
+        n_epochs=n_epochs,
+        epochs=n_epochs,
+        seconds=time.perf_counter() - started,
+        value=selected.value,
+        test=tested(model_fn, selected, seed),
+        curve=tuple(selected.curve),
+        trial_epochs=None,
+    )
+
+
+def _search(model_fn: ModelFn, n_epochs: int, seed: int, numbers_only: bool) -> Selected:
+    from syne_tune.backend.trial_status import Trial
+    from syne_tune.optimizer.scheduler import SchedulerDecision
+    from syne_tune.optimizer.schedulers.pbt import PopulationBasedTraining
+
+    initial = build_initial(model_fn, seed)
+    space, start = _space(model_fn, seed)
+    if numbers_only:
+        space = {k: d for k, d in space.items() if not isinstance(d, CategoricalDistribution)}
+    scheduler = PopulationBasedTraining(
+        config_space={name: _domain(distribution) for name, distribution in space.items()},
+        metric="value",
+        time_attr="epoch",
+        max_t=n_epochs + 1,  # The budget ends the run, not the age of a member.
+        do_minimize=True,
+        random_seed=seed,
+        population_size=POPULATION,
+        perturbation_interval=max(2, round(n_epochs / POPULATION / _STEPS)),
+        searcher_kwargs={"points_to_evaluate": [{name: start[name] for name in space}]},
+    )
+    context = Context(
+        model_fn=model_fn,
+        valid_loss_fn=initial.recipe.valid_loss_fn or initial.recipe.loss_fn,
+        trainer=None,
+        sign=1,
+        seed=seed,
+        devices=(torch.device("cpu"),),
+        ema_decay=0.0,
+    )
+    members: list[_Member] = []
+    n_trials = 0
+
+    def join() -> _Member:
+        """Start the trial that Syne Tune suggests, from another's checkpoint if it says so."""
+        nonlocal n_trials
+        suggestion = scheduler.suggest()
+        trial = Trial(n_trials, suggestion.config, datetime.now())
+        n_trials += 1
+        scheduler.on_trial_add(trial)
+        donor = suggestion.checkpoint_trial_id
+        if donor is None:
+            return _Member(trial=trial)
+        source = next(member for member in members if member.trial.trial_id == donor)
+        return _Member(trial=trial, state=source.state, age=source.age)
+
+    members.extend(join() for _ in range(POPULATION))
+    value, params, weights, curve = math.inf, dict(start), None, []
+    for spent in range(n_epochs):
+        place = spent % POPULATION
+        member = members[place]
+        config = {**start, **member.trial.config}
+        member.age += 1
+        score = math.inf
+        if not member.diverged:  # It would train on in vain; the epoch is spent all the same.
+            outcome = run_job(context, Job(params=config, state=member.state, n_epochs=1))
+            if outcome.exception is not None:
+                raise outcome.exception
+            member.diverged = outcome.state is None
+            if outcome.state is not None:
+                member.state, score = outcome.state, outcome.results[-1].value
+        if score < value:
+            value, params = score, config
+            weights = member.state["model"] if member.state is not None else None
+            curve.append((spent + 1, score))
+        decision = scheduler.on_trial_result(member.trial, {"epoch": member.age, "value": score})
+        if decision == SchedulerDecision.STOP:
+            members[place] = join()
+    return Selected(
+        value=value if weights is not None else math.nan,
+        params=params,
+        weights=weights,
+        curve=curve,
+    )
+
+
+def _space(model_fn: ModelFn, seed: int) -> tuple[dict[str, BaseDistribution], dict[str, Any]]:
+    """All that ``model_fn`` may suggest, and the initial values.
+
+    What it suggests only where another parameter has a certain value, as the momentum of SGD, is
+    found by trying every choice.
+    """
+    initial = build_initial(model_fn, seed)
+    space, start = dict(initial.distributions), dict(initial.params)
+    for name, distribution in initial.distributions.items():
+        if not isinstance(distribution, CategoricalDistribution):
+            continue
+        for choice in distribution.choices:
+            other = build_initial(model_fn, seed, {name: choice})
+            for found, its in other.distributions.items():
+                space.setdefault(found, its)
+                start.setdefault(found, other.params[found])
+    return space, start
+
+
+def _domain(distribution: BaseDistribution) -> Any:
+    """The same distribution in Syne Tune's terms.
+
+    Raises:
+        TypeError: If it is of a class of the user's own.
+    """
+    from syne_tune import config_space
+
+    if isinstance(distribution, CategoricalDistribution):
+        return config_space.choice(list(distribution.choices))
+    if isinstance(distribution, FloatDistribution):
+        draw = config_space.loguniform if distribution.log else config_space.uniform
+        return draw(distribution.low, distribution.high)
+    if isinstance(distribution, IntDistribution):
+        draw = config_space.lograndint if distribution.log else config_space.randint
+        return draw(distribution.low, distribution.high)
+    raise TypeError(f"A distribution must be one of Optuna's, got {distribution!r}.")

@@ -1,0 +1,100 @@
+"""The figure of the quality benchmark: every task's loss against training without search."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from _quality import Results
+from _quality_tables import COMPARED, OURS
+from tasks import TASKS
+
+FIXED = "no-search"
+
+# Okabe and Ito's palette, which can be told apart with any colour vision, and a marker each.
+_STYLES = {
+    "miha": ("#D55E00", "o"),
+    "miha-classic": ("#E69F00", "s"),
+    "no-search-cosine": ("#999999", "D"),
+    "tpe-median": ("#0072B2", "^"),
+    "hyperband": ("#56B4E9", "v"),
+    "random": ("#000000", "x"),
+    "tpe-retrain": ("#009E73", "P"),
+    "pbt": ("#CC79A7", "<"),
+    "pbt-numbers": ("#7F5F00", ">"),
+}
+
+
+def points(results: Results) -> dict[str, dict[str, float]]:
+    """What is drawn: by method and task, the ratio of geometric means to no search."""
+    found: dict[str, dict[str, float]] = {}
+    for method in results.methods(COMPARED):
+        for task in results.tasks(TASKS):
+            ratio = results.ratio(method, FIXED, [task])
+            if method != FIXED and ratio is not None:
+                found.setdefault(method, {})[task] = round(ratio.value, 6)
+    return found
+
+
+def digest(results: Results) -> str:
+    """Names what is drawn; the figure holds it, so that a stale one is found out."""
+    content = json.dumps([results.n_epochs, points(results)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def draw(results: Results, path: Path) -> None:
+    """Write the figure as SVG.
+
+    Raises:
+        LookupError: If nothing was run without search.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "quality"  # Ids that are the same in every call.
+    matplotlib.rcParams["svg.fonttype"] = "none"
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    drawn = points(results)
+    if not drawn:
+        raise LookupError(f"The figure is drawn in ratios to {FIXED}, which was not run.")
+    tasks = [task for task in TASKS if any(task in of_task for of_task in drawn.values())]
+    figure, axes = plt.subplots(figsize=(9, 1.6 + 0.36 * len(tasks)))
+    for place in range(0, len(tasks), 2):
+        axes.axhspan(place - 0.5, place + 0.5, color="#F3F6FA", zorder=0)
+    axes.axvline(1, color="#555555", linewidth=1, zorder=1)
+    # Methods side by side in a row, ours in front and larger.
+    for index, (method, of_task) in enumerate(drawn.items()):
+        colour, marker = _STYLES.get(method, ("#555555", "*"))
+        is_ours = method == OURS
+        offset = 0.0 if len(drawn) == 1 else 0.6 * (index / (len(drawn) - 1) - 0.5)
+        axes.scatter(
+            list(of_task.values()),
+            [tasks.index(task) + offset for task in of_task],
+            s=72 if is_ours else 34,
+            color=colour,
+            marker=marker,
+            label=method,
+            zorder=4 if is_ours else 3,
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="x", color="#D5DAE1", linewidth=0.6, zorder=0)
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.set_ylim(len(tasks) - 0.5, -0.5)
+    axes.set_xlabel(
+        f"test loss, ratio to the initial configuration alone; {results.n_epochs} epochs each"
+    )
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="upper center", ncols=5, frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.62 / figure.get_figheight()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    described: dict[str, Any] = {"Date": None, "Description": digest(results)}
+    figure.savefig(path, format="svg", metadata=described)
+    plt.close(figure)

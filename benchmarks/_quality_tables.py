@@ -1,0 +1,185 @@
+"""Tables of the quality benchmark, in Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+
+from _figures import Row
+from _quality import Ratio, Results
+from methods import METHODS, Method
+from tasks import TASKS
+
+OURS = "miha"
+COMPARED = [method.name for method in METHODS.values() if method.role != "variant"]
+VARIANTS = [method.name for method in METHODS.values() if method.role == "variant"]
+
+
+def main_table(results: Results) -> list[str]:
+    """Mean test loss of every task by the methods that were run on most of them, best bold."""
+    tasks = results.tasks(TASKS)
+    methods, _ = results.ranked(results.methods(COMPARED), tasks)
+    return _losses(results, tasks, methods, spread=False)
+
+
+def summary_table(results: Results) -> list[str]:
+    """Ours against each method: ratios over groups of tasks, mean rank, worst task."""
+    tasks = results.tasks(TASKS)
+    methods = results.methods(COMPARED)
+    ranked, common = results.ranked(methods, tasks)
+    ranks = results.mean_ranks(ranked, common)
+    groups = _groups(tasks)
+    heads = [f"miha / it, {name} ({len(members)})" for name, members in groups.items()]
+    lines = _header(["method", *heads, "lower on", "mean rank", "worst task, against the best"])
+    for method in methods:
+        cells = [method]
+        if method == OURS:
+            cells += ["1"] + [""] * len(groups)
+        else:
+            cells += [_ratio(results.ratio(OURS, method, group)) for group in groups.values()]
+            cells.append(_wins(results, method, tasks))
+        if method in ranks and len(ranked) > 1:
+            worst, task = results.worst(method, ranked, common)
+            cells += [f"{ranks[method]:.1f}", f"{worst:.2f} ({task})"]
+        else:
+            cells += ["", ""]
+        lines.append(_row(cells))
+    return lines
+
+
+def spread_table(results: Results) -> list[str]:
+    """Mean ± standard deviation of the test loss, whatever was run; best bold."""
+    return _losses(results, results.tasks(TASKS), results.methods(COMPARED), spread=True)
+
+
+def accuracy_table(results: Results) -> list[str]:
+    """Mean test accuracy of the classification tasks, best bold; nothing without any."""
+    methods = results.methods(COMPARED)
+    lines = _header(["task", *methods])
+    n_lines = len(lines)
+    for task in results.tasks(TASKS):
+        cells = {m: results.cell(task, m, "accuracy") for m in methods}
+        means = {m: round(cell.mean, 4) for m, cell in cells.items() if cell is not None}
+        if means:
+            best = max(means.values())
+            texts = [
+                _bold(f"{means[m]:.4f}", means[m] == best) if m in means else "" for m in cells
+            ]
+            lines.append(_row([task, *texts]))
+    return lines if len(lines) > n_lines else []
+
+
+def paired_table(results: Results) -> list[str]:
+    """Task by task, ours against each other method over equal seeds."""
+    methods = [method for method in results.methods(COMPARED) if method != OURS]
+    lines = _header(["task", *methods])
+    for task in results.tasks(TASKS):
+        lines.append(_row([task, *(_ratio(results.ratio(OURS, m, [task])) for m in methods)]))
+    return lines
+
+
+def ablation_table(budgets: Sequence[Results]) -> list[str]:
+    """Ours against itself with a part changed, by budget; nothing without any."""
+    variants = [v for v in VARIANTS if any(v in results.methods(VARIANTS) for results in budgets)]
+    if not variants:
+        return []
+    heads = [
+        f"miha / it at {results.n_epochs}{end}"
+        for results in budgets
+        for end in (", all", ", without poor starts")
+    ]
+    lines = _header(["variant", "what is changed", *heads])
+    for variant in variants:
+        cells = []
+        for results in budgets:
+            tasks = results.tasks(TASKS)
+            for group in (tasks, _ordinary(tasks)):
+                cells.append(_ratio(results.ratio(OURS, variant, group), count=True))
+        lines.append(_row([variant, METHODS[variant].description, *cells]))
+    return lines
+
+
+def tasks_table(names: Iterable[str]) -> list[str]:
+    """What the tasks are."""
+    lines = _header(["task", "kind", "data and network", "half"])
+    for task in (TASKS[name] for name in names):
+        lines.append(_row([task.name, task.kind, task.description, task.half]))
+    return lines
+
+
+def methods_table(rows: Sequence[Row]) -> list[str]:
+    """What the methods are, how many runs there are, and how many came to nothing."""
+    lines = _header(["method", "what it is", "runs", "failed", "CPU ms per epoch"])
+    for method in METHODS.values():
+        own = [row for row in rows if row["method"] == method.name]
+        if own:
+            lines.append(_row([method.name, *_record(method, own)]))
+    return lines
+
+
+def _losses(
+    results: Results, tasks: Sequence[str], methods: Sequence[str], *, spread: bool
+) -> list[str]:
+    counts = [len(c.values) for t in tasks for m in methods if (c := results.cell(t, m))]
+    most = max(counts, default=0)
+    lines = _header(["task", *methods])
+    for task in tasks:
+        best = results.best(task, methods)
+        cells = []
+        for method in methods:
+            cell = results.cell(task, method)
+            if cell is None:
+                cells.append("")
+                continue
+            text = _bold(_figure(cell.mean), method == best)
+            text += f" ± {cell.sd:.2g}" if spread and cell.sd is not None else ""
+            cells.append(text + ("" if len(cell.values) == most else f" (n={len(cell.values)})"))
+        lines.append(_row([task, *cells]))
+    return [*lines, "", f"n = {most} where nothing else is said."]
+
+
+def _record(method: Method, rows: Sequence[Row]) -> list[str]:
+    failed = sum((row["test"] or {}).get("loss") is None for row in rows)
+    costs = [1000 * row["cpu_seconds"] / row["epochs"] for row in rows if row["epochs"]]
+    told = f"{statistics.median(costs):.1f}" if costs else ""
+    return [method.description, str(len(rows)), str(failed), told]
+
+
+def _groups(tasks: Sequence[str]) -> dict[str, list[str]]:
+    """Groups of tasks over which ratios are averaged, without the empty ones."""
+    groups = {"all": list(tasks), "without poor starts": _ordinary(tasks)}
+    for half in ("development", "confirmation"):
+        groups[half] = [name for name in tasks if TASKS[name].half == half]
+    return {name: members for name, members in groups.items() if members}
+
+
+def _ordinary(tasks: Iterable[str]) -> list[str]:
+    return [name for name in tasks if not TASKS[name].deliberately_poor]
+
+
+def _wins(results: Results, method: str, tasks: Sequence[str]) -> str:
+    """On how many tasks ours has the lower geometric mean."""
+    ratios = [ratio for task in tasks if (ratio := results.ratio(OURS, method, [task]))]
+    return f"{sum(ratio.log < 0 for ratio in ratios)} of {len(ratios)}"
+
+
+def _ratio(ratio: Ratio | None, *, count: bool = False) -> str:
+    if ratio is None:
+        return ""
+    return ratio.text() + (f" ({ratio.n_tasks})" if count else "")
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _bold(text: str, is_bold: bool) -> str:
+    return f"**{text}**" if is_bold else text
+
+
+def _header(names: Sequence[str]) -> list[str]:
+    return [_row(names), "|---" * len(names) + "|"]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,52 @@
+"""What a method chose by validation, and how that does on test data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from optuna.trial import FixedTrial
+from torch import Tensor
+
+from optuna_miha._engine import intra_op_threads
+from optuna_miha._model_fn import ModelFn, build_initial, build_recipe
+from optuna_miha._trainer import evaluate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selected:
+    """What a method chose by validation.
+
+    Args:
+        value: Its validation value; NaN if there never was a finite one.
+        params: The hyperparameters that its network is built with.
+        weights: Its weights; :obj:`None` if there never was a finite value.
+        curve: Pairs of epochs spent and the best validation value so far, where it improved.
+    """
+
+    value: float
+    params: dict[str, Any]
+    weights: dict[str, Tensor] | None
+    curve: list[tuple[int, float]]
+
+
+def tested(model_fn: ModelFn, selected: Selected, seed: int) -> dict[str, float] | None:
+    """Loss and metrics on the test data, as :func:`optuna_miha.compare` computes them.
+
+    Args:
+        model_fn: The task; its recipe has test data.
+        selected: What to test.
+        seed: Seed of the run.
+    """
+    if selected.weights is None or math.isnan(selected.value):
+        return None
+    initial = build_initial(model_fn, seed).recipe
+    recipe = build_recipe(model_fn, FixedTrial(selected.params), seed)
+    assert recipe.test_data is not None
+    recipe.model.load_state_dict(selected.weights)
+    # Neither a mutated loss nor label smoothing changes the scale.
+    loss_fn = initial.valid_loss_fn or initial.loss_fn
+    exam = replace(recipe, valid_data=recipe.test_data, test_data=None, valid_loss_fn=loss_fn)
+    with intra_op_threads(1):
+        return evaluate(exam, exam.model)

@@ -1,0 +1,183 @@
+"""The methods of the quality benchmark: ways to spend the same number of epochs.
+
+A variant of the package's own method is one line at the end of this file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import optuna
+from _pbt import run_pbt
+from _selection import Selected, tested
+
+import optuna_miha as miha
+from optuna_miha._comparison import Run
+from optuna_miha._model_fn import ModelFn
+
+Role: TypeAlias = Literal["ours", "other", "variant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One run to do.
+
+    Args:
+        task: Name of the task; with the other figures it names the study, which Hyperband
+            assigns trials to brackets by.
+        model_fn: The task of this seed.
+        n_epochs: The budget.
+        seed: Of data, initial weights and proposals.
+    """
+
+    task: str
+    model_fn: ModelFn
+    n_epochs: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way to spend the epochs.
+
+    Args:
+        name: How it is called on the command line and in tables.
+        role: ``"ours"``; ``"other"``, what it is compared with; or ``"variant"``, ours with a
+            part changed.
+        description: In a line.
+        run: Does a run.
+    """
+
+    name: str
+    role: Role
+    description: str
+    run: Callable[[Setting], Run]
+
+
+def _compare(setting: Setting, *, method: str) -> Run:
+    """A method of :func:`optuna_miha.compare`."""
+    comparison = miha.compare(
+        setting.model_fn,
+        n_epochs=setting.n_epochs,
+        methods=[method],
+        seeds=[setting.seed],
+        name=f"{setting.task}-{setting.n_epochs}",
+        device="cpu",
+        show_progress_bar=False,
+    )
+    return comparison.runs[0]
+
+
+def _optimize(
+    setting: Setting, *, method: str, plan: Mapping[str, Any], options: Mapping[str, Any]
+) -> Run:
+    """A run of :func:`optuna_miha.optimize` with arguments of its own, recorded alike."""
+    started = time.perf_counter()
+    study = optuna.create_study(
+        study_name=f"{setting.task}-{setting.n_epochs}-{method}-{setting.seed}",
+        sampler=miha.MihaSampler(seed=setting.seed),
+        pruner=miha.SlopePruner(),
+    )
+    result = miha.optimize(
+        study,
+        setting.model_fn,
+        plan=miha.Plan(setting.n_epochs, **plan),
+        keep="final",
+        device="cpu",
+        show_progress_bar=False,
+        **options,
+    )
+    selected = Selected(
+        value=result.value,
+        params=result.params,
+        weights=dict(result.model.state_dict()),
+        curve=[],
+    )
+    return Run(
+        method=method,
+        seed=setting.seed,
+        n_epochs=setting.n_epochs,
+        epochs=result.n_epochs_trained,
+        seconds=time.perf_counter() - started,
+        value=selected.value,
+        test=tested(setting.model_fn, selected, setting.seed),
+        curve=(),
+        trial_epochs=None,
+    )
+
+
+def _pbt(setting: Setting, *, method: str, numbers_only: bool) -> Run:
+    return run_pbt(
+        setting.model_fn,
+        n_epochs=setting.n_epochs,
+        seed=setting.seed,
+        numbers_only=numbers_only,
+        method=method,
+    )
+
+
+def _of_compare(name: str, description: str, role: Role = "other") -> Method:
+    run = partial(_compare, method=name)
+    return Method(name=name, role=role, description=description, run=run)
+
+
+def _of_pbt(name: str, description: str, *, numbers_only: bool = False) -> Method:
+    run = partial(_pbt, method=name, numbers_only=numbers_only)
+    return Method(name=name, role="other", description=description, run=run)
+
+
+def _variant(
+    name: str, description: str, plan: Mapping[str, Any] | None = None, **options: Any
+) -> Method:
+    """Ours with other arguments.
+
+    Args:
+        name: Its name, ``miha-...``.
+        description: In a line.
+        plan: Arguments of :class:`optuna_miha.Plan` besides the budget.
+        **options: Arguments of :func:`optuna_miha.optimize`.
+    """
+    run = partial(_optimize, method=name, plan=plan or {}, options=options)
+    return Method(name=name, role="variant", description=description, run=run)
+
+
+_METHODS = [
+    _of_compare("miha", "this package with its default plan", role="ours"),
+    _of_compare("miha-classic", "the published loop, validated without its errors"),
+    _of_compare("no-search", "the initial configuration alone"),
+    _of_compare("no-search-cosine", "the same, its learning rate falling to zero"),
+    _of_compare("tpe-median", "Optuna: TPE and the median pruner"),
+    _of_compare("hyperband", "Optuna: TPE and Hyperband"),
+    _of_compare("random", "Optuna: random search, no pruning"),
+    _of_compare("tpe-retrain", "TPE on half of the epochs, its best configuration on the rest"),
+    _of_pbt("pbt", "Syne Tune: population based training, 4 members"),
+    _of_pbt("pbt-numbers", "the same on the numerical parameters alone", numbers_only=True),
+    _variant("miha-no-cycles", "race, run-up and final phase only", {"n_cycles": 0}),
+    _variant("miha-no-race", "from the initial configuration", {"startup": 1}),
+    _variant("miha-no-ema", "weights are not averaged", {"ema_decay": 0.0}),
+    _variant("miha-no-anneal", "the final phase at a constant learning rate", {"anneal": None}),
+    _variant("miha-no-control", "every branch is mutated", {"control": False}),
+    _variant("miha-no-restarts", "no new trainings where networks overfit", {"restarts": False}),
+    _variant("miha-no-prune", "branches are not cut half-way", {"prune": False}),
+    _variant("miha-population-5", "5 branches in place of 3", {"population_size": 5}),
+    _variant(
+        "miha-crossover",
+        "5 branches, one of them a child of two",
+        {"population_size": 5},
+        crossover=miha.UniformCrossover(),
+    ),
+    _variant(
+        "miha-average",
+        "5 branches, the best two averaged",
+        {"population_size": 5},
+        crossover=miha.AverageWeights(),
+    ),
+    _variant("miha-slope-fitness", "branches by their slope", fitness=miha.fitness.slope),
+]
+
+METHODS = {method.name: method for method in _METHODS}
+"""All methods by name, in the order of tables."""

@@ -1,0 +1,165 @@
+"""Run tasks by methods, and write one line per run; an interrupted call goes on where it was.
+
+Runs are independent, and in an order in which an unfinished benchmark is balanced: all tasks and
+methods with one seed, then with the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# Before anything imports torch, and so that worker processes inherit it.
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
+import optuna
+import torch
+from _figures import RESULTS
+from _harness import environment, write_json
+from _quality import Key, key_of, read_runs
+from _workers import results
+from methods import METHODS, Setting
+from tasks import TASKS
+
+import optuna_miha
+
+_DECIDING = ("_datasets", "_networks", "_pbt", "_selection", "methods", "tasks")
+"""Files of this folder that figures depend on."""
+_FIGURES = ("epochs", "value", "test", "seconds", "cpu_seconds")
+
+
+def main() -> None:
+    """Read the command line, and run what is missing."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="default: all")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="default: all")
+    parser.add_argument("--budgets", nargs="+", type=int, default=[50, 200, 600], metavar="EPOCHS")
+    parser.add_argument("--seeds", type=int, default=10, help="how many, default %(default)s")
+    parser.add_argument("--first-seed", type=int, default=0, help="default %(default)s")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, default %(default)s")
+    parser.add_argument("--out", type=Path, help=f"results; default {_default_folder()}")
+    args = parser.parse_args()
+    for what, names, known in (("task", args.tasks, TASKS), ("method", args.methods, METHODS)):
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            parser.error(f"{unknown[0]!r} is no {what}; there are {', '.join(known)}.")
+
+    folder = args.out or _default_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    version = _note_versions(folder)
+    file = folder / "runs.jsonl"
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    keys = [
+        (task, method, n_epochs, seed)
+        for seed in seeds
+        for n_epochs in args.budgets
+        for task in args.tasks
+        for method in args.methods
+    ]
+    done = {key_of(row) for row in read_runs(file) if row["error"] is None}
+    missing = [key for key in keys if key not in done]
+    print(f"{len(keys) - len(missing)} of {len(keys)} runs are there.", file=sys.stderr)
+    started = time.perf_counter()
+    if file.exists() and not file.read_bytes().endswith(b"\n"):
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write("\n")  # After a line that an interruption cut short.
+    with file.open("a", encoding="utf-8") as lines:
+        for index, row in enumerate(_rows(missing, args.jobs), start=1):
+            lines.write(json.dumps({**row, "version": version}) + "\n")
+            lines.flush()
+            minutes = (time.perf_counter() - started) / 60 * (len(missing) / index - 1)
+            progress = f"{index}/{len(missing)} {_line(row)}, {minutes:.0f} min left"
+            print(progress, file=sys.stderr)
+
+
+def _rows(keys: list[Key], n_jobs: int) -> Iterator[dict[str, Any]]:
+    for key, figures, error in results(run_one, keys, n_jobs):
+        task, method, n_epochs, seed = key
+        row = {"task": task, "method": method, "n_epochs": n_epochs, "seed": seed, "error": error}
+        yield row | (figures or dict.fromkeys(_FIGURES))
+
+
+def run_one(task: str, method: str, n_epochs: int, seed: int) -> dict[str, Any]:
+    """Do one run, in a worker process.
+
+    Args:
+        task: Its name.
+        method: Its name.
+        n_epochs: The budget.
+        seed: The seed.
+
+    Returns:
+        Epochs trained, validation value, test figures, seconds, and CPU seconds.
+    """
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    model_fn = TASKS[task].make(seed)
+    setting = Setting(task=task, model_fn=model_fn, n_epochs=n_epochs, seed=seed)
+    before = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder  # Studies in memory leave their checkpoints there.
+        try:
+            run = METHODS[method].run(setting).asdict()
+        finally:
+            tempfile.tempdir = None
+    figures = {name: run[name] for name in _FIGURES if name in run}
+    # Unlike the other, it means something when `--jobs` share the machine.
+    return figures | {"cpu_seconds": time.process_time() - before}
+
+
+def _line(row: dict[str, Any]) -> str:
+    run = f"{row['task']}, {row['method']}, {row['n_epochs']} epochs, seed {row['seed']}"
+    if row["error"] is not None:
+        return f"{run}: FAILED, {row['error']}"
+    loss = (row["test"] or {}).get("loss")
+    told = "no finite loss" if loss is None else f"test loss {loss:.4g}"
+    return f"{run}: {told}, {row['seconds']:.1f} s"
+
+
+def _note_versions(folder: Path) -> str:
+    """Add the machine and the versions to ``env.json``, and return the hash that names them."""
+    sources = [*sorted(Path(optuna_miha.__file__).parent.glob("*.py"))]
+    sources += [Path(__file__).with_name(f"{name}.py") for name in _DECIDING]
+    code = hashlib.sha256(b"".join(source.read_bytes() for source in sources))
+    found = environment() | {
+        package: _version(package) for package in ("scikit-learn", "syne-tune")
+    }
+    found["code"] = code.hexdigest()[:12]
+    name = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
+    path = folder / "env.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if known and name not in known:
+        print(
+            f"{folder} holds runs of other versions, or of another machine: their lines tell "
+            "which by `version`.",
+            file=sys.stderr,
+        )
+    write_json(path, {**known, name: found})
+    return name
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _default_folder() -> Path:
+    return RESULTS / f"{date.today().isoformat()}_quality_{os.cpu_count()}-core-cpu"
+
+
+if __name__ == "__main__":
+    main()
