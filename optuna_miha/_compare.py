@@ -15,10 +15,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from optuna_miha._baselines import BASELINES
 from optuna_miha._comparison import Comparison
 from optuna_miha._contest import Contest
+from optuna_miha._engine import settled_device
 from optuna_miha._model_fn import ModelFn, build_initial, build_recipe
 from optuna_miha._plan import Plan
-from optuna_miha._preflight import check_fresh, check_training
-from optuna_miha._recipe import Recipe
+from optuna_miha._preflight import check_fresh, check_training, settle_direction
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
@@ -35,8 +35,6 @@ METHODS = (
 
 _CLASSIC_ENDS = 0.25
 """Share of the budget for run-up and final training, as nearly as it can be."""
-
-_DIRECTIONS = {"loss": "minimize", "accuracy": "maximize"}
 
 
 def compare(
@@ -63,9 +61,9 @@ def compare(
       branches of 2 epochs, and fixing of 3. Run-up ``m`` and cycles ``c`` are chosen so that
       ``2 m + 11 c`` is ``n_epochs``, or one epoch less where that is not possible, and ``2 m``
       is about a quarter of it: 23 and 14 at 200 epochs. It is logged.
-    - ``"tpe-median"``: :class:`~optuna.samplers.TPESampler` with
-      :class:`~optuna.pruners.MedianPruner`, from the sixth trial on and after a quarter of a
-      trial.
+    - ``"tpe-median"``: :class:`~optuna.samplers.TPESampler` from the sixth trial on, with
+      :class:`~optuna.pruners.MedianPruner`, from the sixth trial on as well and after a quarter
+      of a trial.
     - ``"hyperband"``: TPE with :class:`~optuna.pruners.HyperbandPruner`, reduction factor 3.
     - ``"random"``: :class:`~optuna.samplers.RandomSampler`, no pruning.
     - ``"tpe-retrain"``: ``tpe-median`` on half of the budget, then the best configuration from
@@ -124,8 +122,9 @@ def compare(
         plans=plans,
         storage=get_storage(storage),
         name=name,
-        direction=_checked_direction(initial.recipe, direction),
-        device=_checked_device(device),
+        direction=settle_direction(initial.recipe, direction),
+        device=settled_device(device),
+        monitor=initial.recipe.monitor,
         is_tested=initial.recipe.test_data is not None,
     )
     tasks = [(method, seed) for seed in numbers for method in chosen]
@@ -188,30 +187,6 @@ def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:
             f"{seeds!r}: write for instance seeds=5, or seeds=[0, 1, 2, 3, 4]."
         )
     return numbers
-
-
-def _checked_direction(recipe: Recipe, direction: str | None) -> str:
-    known = _DIRECTIONS.get(recipe.monitor)
-    if direction not in (None, "minimize", "maximize"):
-        raise ValueError(f'`direction` must be "minimize" or "maximize", got {direction!r}.')
-    if known is None and direction is None:
-        raise ValueError(
-            "`direction` must be given for a metric of your own, got None for the monitored "
-            f'{recipe.monitor!r}: pass "minimize" or "maximize".'
-        )
-    if known is not None and direction not in (None, known):
-        raise ValueError(
-            f'`direction` must be "{known}" for the monitored {recipe.monitor!r}, got '
-            f"{direction!r}: leave it out."
-        )
-    return str(direction or known)
-
-
-def _checked_device(device: torch.device | str | None) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if accelerator is None else accelerator
 
 
 def _plan_of(method: str, n_epochs: int) -> Plan:

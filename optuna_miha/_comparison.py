@@ -12,7 +12,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from optuna_miha._figure import make_figure
 from optuna_miha._statistics import mean, sign_flip_p, standard_deviation, standard_error
 
 REFERENCE = "miha"
@@ -145,21 +144,6 @@ class Comparison:
                 "method selected by: they do not tell which model is better."
             )
         return "\n".join(text)
-
-    def plot(self) -> Any:
-        """Best validation value so far over the epochs spent.
-
-        A line is the mean over seeds of one method, its band one standard error up and down.
-
-        Returns:
-            A plotly ``Figure``.
-
-        Raises:
-            ImportError: If plotly is not installed.
-        """
-        courses = {m: [run.curve for run in runs] for m, runs in self._by_method().items()}
-        end = max((run.epochs for run in self.runs), default=0)
-        return make_figure(courses, end, self.monitor)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write one row per run as CSV."""

@@ -18,7 +18,7 @@ from optuna.trial import FixedTrial, FrozenTrial
 
 from optuna_miha import _lineage
 from optuna_miha._baselines import BASELINES, BEST, BaselineRun, trial_epochs_of, trials_of
-from optuna_miha._comparison import Run
+from optuna_miha._comparison import Comparison, Run
 from optuna_miha._engine import intra_op_threads
 from optuna_miha._lineage import Lineage, Role, Segment
 from optuna_miha._model_fn import Initial, ModelFn, build_initial, build_recipe
@@ -35,7 +35,7 @@ SETTINGS = "compare:settings"
 RUN = "compare:run"
 SECONDS = "compare:seconds"  # Of all attempts so far.
 
-_ROLES: tuple[Role, ...] = ("startup", "branch", "trunk", "final")
+_ROLES: tuple[Role, ...] = ("startup", "branch", "trunk", "restart", "final")
 """In the order of a cycle."""
 
 
@@ -62,6 +62,7 @@ class Contest:
         name: Beginning of the studies' names.
         direction: ``"minimize"`` or ``"maximize"``.
         device: Where to train.
+        monitor: What decides on validation data.
         is_tested: Whether there are test data.
     """
 
@@ -72,6 +73,7 @@ class Contest:
     name: str
     direction: str
     device: torch.device
+    monitor: str
     is_tested: bool
 
     def study_name(self, method: str, seed: int) -> str:
@@ -172,6 +174,7 @@ class Contest:
         )
         if SETTINGS not in study.user_attrs:
             settings = {"method": method, "seed": seed, "n_epochs": self.n_epochs}
+            settings["monitor"] = self.monitor
             study.set_user_attr(SETTINGS, settings)
         return study
 
@@ -232,6 +235,34 @@ class Contest:
             epochs=len(values),
             curve=list(enumerate(values, start=1)),
         )
+
+
+def find_comparison(study: optuna.Study, storage: BaseStorage) -> Comparison | None:
+    """The comparison that a study is a run of; :obj:`None` if it is not, or no run is over.
+
+    Args:
+        study: The study.
+        storage: Where it and the other runs are.
+    """
+    settings = study.user_attrs.get(SETTINGS)
+    if settings is None:
+        return None
+    name = study.study_name.removesuffix(f"-{settings['method']}-{settings['seed']}")
+    runs = []
+    for summary in optuna.get_all_study_summaries(storage, include_best_trial=False):
+        theirs, record = summary.user_attrs.get(SETTINGS), summary.user_attrs.get(RUN)
+        if theirs is None or record is None:
+            continue
+        if summary.study_name == f"{name}-{theirs['method']}-{theirs['seed']}":
+            runs.append(Run.from_dict(record))
+    if not runs:
+        return None
+    order = {run.method: place for place, run in reversed(list(enumerate(runs)))}
+    return Comparison(
+        runs=tuple(sorted(runs, key=lambda run: (order[run.method], run.seed))),
+        monitor=settings.get("monitor", "loss"),
+        direction=study.direction.name.lower(),
+    )
 
 
 def _place(segment: Segment) -> tuple[int, int, int]:

@@ -54,6 +54,14 @@ class Engine:
         return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def settled_device(device: torch.device | str | None) -> torch.device:
+    """A device; for :obj:`None` the accelerator, if there is one, else the CPU."""
+    if device is not None:
+        return torch.device(device)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if accelerator is None else accelerator
+
+
 @contextmanager
 def intra_op_threads(number: int) -> Iterator[None]:
     """Intra-op threads: sums have one order for each number, on any machine with any load."""

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import optuna
 
 from optuna_miha import _lineage
+from optuna_miha._averaging import average_fittest
+from optuna_miha._crossover import AverageWeights, Child, Crossover, cross_fittest
 from optuna_miha._curve import EpochResult
 from optuna_miha._entry import Entry
 from optuna_miha._keeper import Keeper
 from optuna_miha._ledger import Ledger, Sibling
-from optuna_miha._lineage import fittest, make_curve
+from optuna_miha._lineage import make_curve, ranking
 from optuna_miha._model_fn import build_recipe, offline_trial
 from optuna_miha._mutation import Params, describe
 from optuna_miha._optuna import is_stopped
-from optuna_miha._phases import Phase, Stretch, next_phase
+from optuna_miha._phases import Phase, Stretch, calmed, n_divergences, next_phase
 from optuna_miha._plan import Plan, race_rungs
 from optuna_miha._progress import Progress
 from optuna_miha._pruner import SlopePruner
 from optuna_miha._sampler import MihaSampler, Run
-from optuna_miha._segment import Context, Job
+from optuna_miha._segment import Context, Job, Outcome
 from optuna_miha._workers import Workers
 from optuna_miha.fitness import Fitness, last_value, power_law
 
@@ -46,8 +49,11 @@ class Coordinator:
         workers: Where jobs run.
         progress: Told of every epoch.
         fitness: Scores branches.
+        crossover: What becomes of the two fittest branches together.
         catch: Exceptions of the user's code that fail one trial instead of the run.
         deadline: When to stop, on the clock of :func:`time.monotonic`.
+        before_phase: Called before every phase; what it raises ends the run.
+        after_cycle: Called when the branches of a cycle are over.
     """
 
     def __init__(
@@ -62,8 +68,11 @@ class Coordinator:
         workers: Workers,
         progress: Progress,
         fitness: Fitness,
+        crossover: Crossover | AverageWeights | None,
         catch: tuple[type[Exception], ...],
         deadline: float,
+        before_phase: Callable[[], None],
+        after_cycle: Callable[[], None],
     ) -> None:
         self._study = study
         self._ledger = ledger
@@ -75,8 +84,11 @@ class Coordinator:
         self._workers = workers
         self._progress = progress
         self._fitness = fitness
+        self._crossover = crossover
         self._catch = catch
         self._deadline = deadline
+        self._before_phase = before_phase
+        self._after_cycle = after_cycle
         self._epoch_seconds: float | None = None
 
     def run(self, stretch: Stretch) -> None:
@@ -85,9 +97,12 @@ class Coordinator:
             while (phase := next_phase(self._plan, stretch, self._lineage)) is not None:
                 if is_stopped(self._study) or time.monotonic() >= self._deadline:
                     break
+                self._before_phase()
                 self._progress.phase(f"cycle {phase.cycle} {phase.role}")
                 self._see_through(phase, stretch)
                 self._study.set_user_attr(_lineage.SPENT, self._lineage.spent)
+                if phase.role == "branch":
+                    self._after_cycle()
             else:
                 self._keeper.clean(self._lineage.best())
         finally:
@@ -105,7 +120,7 @@ class Coordinator:
             alive = [s for s in alive if s.survives(age)]
             if rung < len(rungs):
                 for sibling in self._hopeless(phase, siblings, alive, age, rung):
-                    self._ledger.prune(sibling)
+                    self._prune(phase, sibling)
                 alive = [s for s in alive if s.survives(age + 1)]
         self._select(phase, alive)
 
@@ -142,18 +157,50 @@ class Coordinator:
                 return sampler.propose_startup(self._run, branch)
             return None
         params, distributions = self._run.initial_params, self._run.distributions
+        if phase.role == "restart":
+            return self._restarted(phase)
         if parent is not None:
             params, distributions = parent.params, parent.distributions
+        if phase.role in ("trunk", "final"):
+            calmer = calmed(params, distributions, n_divergences(self._lineage, parent))
+            if calmer != params:
+                whence = "the start" if parent is None else f"the end of trial {parent.number}"
+                _logger.warning(
+                    f"Training diverged; it goes on from {whence} with {describe(params, calmer)}."
+                )
+            return calmer
         if phase.role != "branch" or (plan.control and branch == 0):
             return params
         if isinstance(sampler, MihaSampler):
             return sampler.propose_branch(self._run, phase.cycle, branch, params, distributions)
         return None
 
+    def _restarted(self, phase: Phase) -> Params | None:
+        """The parameters of a new training: the best so far, and changes from the second on."""
+        best, sampler = self._lineage.best(), self._study.sampler
+        assert best is not None
+        if not any(s.role == "restart" for s in self._lineage):
+            return best.params
+        if isinstance(sampler, MihaSampler):
+            return sampler.propose_restart(self._run, phase.cycle, best.params, best.distributions)
+        return None
+
+    def _child(self, phase: Phase, branch: int) -> Child | None:
+        """The child of the two fittest of the cycle before, if this is its place."""
+        crossover, trunk, is_last = self._crossover, phase.parent, branch == phase.size - 1
+        if phase.role != "branch" or trunk is None or not is_last:
+            return None
+        if crossover is None or isinstance(crossover, AverageWeights):
+            return None
+        return cross_fittest(
+            crossover, self._lineage, trunk, run=self._run, cycle=phase.cycle, branch=branch
+        )
+
     def _born(self, phase: Phase, branch: int) -> Sibling:
         """A new sibling: let ``model_fn`` make its suggestions, and start the trial."""
         sibling = Sibling(branch, phase.parent)
-        proposed = self._proposed(phase, branch)
+        child = self._child(phase, branch)
+        proposed = self._proposed(phase, branch) if child is None else child.params
         if proposed is None:
             return self._admitted(phase, branch, self._ledger.start_undecided(phase, branch))
         offline = offline_trial(proposed)
@@ -163,6 +210,9 @@ class Coordinator:
         except BaseException as error:
             failure = error
         mutation = describe(self._before(phase), offline.params)
+        if child is not None:
+            mutation = f"{mutation} by crossover"
+            offline.set_user_attr(_lineage.CROSSOVER, list(child.parents))
         # An error that ends the run leaves its trace.
         brief = failure is None and self._is_brief(phase)
         sibling.entry = self._ledger.start(phase, branch, offline, mutation, brief=brief)
@@ -192,7 +242,9 @@ class Coordinator:
         return n_epochs * self._epoch_seconds < _BRIEF
 
     def _before(self, phase: Phase) -> Params:
-        return self._run.initial_params if phase.parent is None else phase.parent.params
+        """The parameters that a change is told against."""
+        before = self._lineage.best() if phase.role == "restart" else phase.parent
+        return self._run.initial_params if before is None else before.params
 
     def _inheriting(self, sibling: Sibling) -> Sibling:
         """The same with the state of its parent."""
@@ -246,9 +298,9 @@ class Coordinator:
             params=params,
             state=sibling.state,
             n_epochs=n_epochs,
-            anneal=phase.role == "final" and self._plan.anneal is not None,
+            anneal=phase.role in ("restart", "final") and self._plan.anneal is not None,
             patience=self._plan.patience if phase.role == "trunk" else None,
-            birth_cost=math.inf if parent is None else self._lineage.sign * parent.scores[-1],
+            birth_cost=math.inf if parent is None else self._lineage.sign * parent.last_score,
             place=place,
         )
 
@@ -262,6 +314,13 @@ class Coordinator:
         self._ledger.fail(sibling, unfinished)
         assert sibling.record is not None
         _logger.warning(f"Trial {sibling.record.number} failed. {sibling.error}")
+
+    def _prune(self, phase: Phase, sibling: Sibling) -> None:
+        """Record a sibling that is cut; one that is recorded already stays as it is."""
+        if sibling.entry is not None:
+            assert sibling.state is not None
+            member = self._keeper.write_member(sibling.state, _label(phase, sibling))
+            self._keeper.add_member(self._ledger.prune(sibling, member))
 
     def _hopeless(
         self, phase: Phase, siblings: list[Sibling], alive: list[Sibling], age: int, rung: int
@@ -306,25 +365,40 @@ class Coordinator:
                 continue
             curve = make_curve(sibling.scores, self._lineage.sign, sibling.birth, sibling.parent)
             sibling.fitness = fitness(curve)
-        winner = fittest({s.branch: s.fitness for s in alive})
+        by_branch = {s.branch: s for s in alive}
+        ranked = [by_branch[b] for b in ranking({b: s.fitness for b, s in by_branch.items()})]
+        winner = ranked[0] if ranked else None
+        if phase.role == "branch" and isinstance(self._crossover, AverageWeights):
+            average_fittest(ranked, self._validate, sign=self._lineage.sign, catch=self._catch)
         best = self._lineage.best()
         least = math.inf if best is None else self._lineage.cost(best)
         # The winner first: were the run killed in between, the siblings on record alone would
         # decide, and only the winner is sure to have a checkpoint.
-        for sibling in sorted(alive, key=lambda s: s.branch != winner):
+        for sibling in sorted(alive, key=lambda s: s is not winner):
             state = sibling.state
             if sibling.entry is None or state is None:
                 continue
             cost = self._lineage.sign * state["best"]["value"]
             checkpoint = None
-            if self._keeper.is_wanted(winner=sibling.branch == winner, new_best=cost < least):
-                label = f"{phase.role}-{phase.cycle:03d}-{sibling.branch}"
-                checkpoint = self._keeper.write(state, label)
+            if self._keeper.is_wanted(winner=sibling is winner, new_best=cost < least):
+                checkpoint = self._keeper.write(state, _label(phase, sibling))
+            member = self._keeper.write_member(state, _label(phase, sibling))
             least = min(least, cost)
-            segment = self._ledger.complete(sibling, checkpoint)
+            segment = self._ledger.complete(sibling, checkpoint, member)
+            self._keeper.add_member(segment)
             if checkpoint is not None:
                 self._keeper.add(segment.number, checkpoint, state)
         chosen = self._lineage.winner(phase.role, phase.cycle)
         self._keeper.clean(chosen or phase.parent)
         if phase.role == "branch" and chosen is not None:
             _logger.info(f"Cycle {phase.cycle}: {chosen.mutation} (trial {chosen.number}).")
+
+    def _validate(self, job: Job) -> Outcome:
+        """Run a job of no epochs."""
+        [outcome] = self._workers.run([job], lambda place, result: None)
+        return outcome
+
+
+def _label(phase: Phase, sibling: Sibling) -> str:
+    """The place of a sibling in the run, for the names of its files."""
+    return f"{phase.role}-{phase.cycle:03d}-{sibling.branch}"

@@ -19,12 +19,12 @@ from optuna_miha._recipe import Recipe
 from optuna_miha._rng import preserved_rng, seed_all
 from optuna_miha._space import DEFAULT_LR, contains, declare_initial, value_or_initial
 from optuna_miha._suggest import (
-    suggest_activations,
     suggest_batch_size,
     suggest_dropout,
     suggest_label_smoothing,
     suggest_optimizer,
 )
+from optuna_miha._suggest_activations import suggest_activations
 
 ModelFn: TypeAlias = Callable[[Any], Recipe]
 

@@ -15,17 +15,23 @@ import torch
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial
 
-from optuna_miha._engine import Engine, Precision
+from optuna_miha import _lineage
+from optuna_miha._crossover import AverageWeights, Crossover, check_crossover
+from optuna_miha._dashboard import Dashboard
+from optuna_miha._engine import Engine, Precision, settled_device
 from optuna_miha._keeper import Keep, Keeper
+from optuna_miha._lease import held
 from optuna_miha._ledger import Callback, Ledger
 from optuna_miha._lineage import Lineage
 from optuna_miha._loop import Coordinator
 from optuna_miha._model_fn import ModelFn, build_initial, build_recipe
-from optuna_miha._optuna import heartbeats, stoppable
+from optuna_miha._optuna import heartbeats, patience, stoppable
 from optuna_miha._phases import Stretch
 from optuna_miha._plan import Plan
 from optuna_miha._preflight import check_direction, check_fresh, check_training
 from optuna_miha._progress import Progress
+from optuna_miha._record import check_study, read_lineage
+from optuna_miha._recovery import record_lost, recover
 from optuna_miha._result import Result, make_result
 from optuna_miha._sampler import read_run
 from optuna_miha._segment import Context
@@ -39,12 +45,16 @@ from optuna_miha._study import (
     settle_seed,
     settle_stretches,
 )
+from optuna_miha._termination import terminable
 from optuna_miha._trainer import Trainer
 from optuna_miha._workers import make_workers
-from optuna_miha.exceptions import MihaError
+from optuna_miha.exceptions import MihaError, StudyLockedError
 from optuna_miha.fitness import Fitness, last_value
 
 _logger = optuna.logging.get_logger("optuna.miha")
+
+_BUSY_TIMEOUT = 60.0
+"""Seconds to wait for another process that writes to the same SQLite file."""
 
 
 def optimize(
@@ -56,6 +66,7 @@ def optimize(
     n_jobs: int = 1,
     executor: Executor | None = None,
     fitness: Fitness | None = None,
+    crossover: Crossover | AverageWeights | None = None,
     trainer: Trainer | None = None,
     initial_params: Mapping[str, Any] | None = None,
     artifact_store: Any = None,
@@ -103,6 +114,11 @@ def optimize(
             as Dask's ``client.get_executor()``. It is not shut down.
         fitness:
             Scores a branch by its curve; default :func:`optuna_miha.fitness.last_value`.
+        crossover:
+            What becomes of the two fittest branches of a population together:
+            :class:`UniformCrossover`, or a function of your own, fills the last place of the
+            next population with a branch that has the changes of both; :class:`AverageWeights`
+            averages their weights. :obj:`None`: nothing.
         trainer:
             A training loop of the user's own; the weights are then not averaged.
         initial_params:
@@ -117,7 +133,8 @@ def optimize(
         keep:
             Which checkpoints remain in the end: ``"final"``, that of the best segment;
             ``"trunk"``, also those that it descends from; ``"all"``, one for every segment that
-            trained to its end.
+            trained to its end. Unless it is ``"final"``, the best weights of the 60 best
+            segments remain as well, for :meth:`Result.ensemble`.
         device:
             Where to train; default the accelerator, if there is one, else the CPU. Siblings
             take turns on several, such as ``["cuda:0", "cuda:1"]``: use as many ``n_jobs``.
@@ -148,7 +165,10 @@ def optimize(
         PlanMismatchError: If the study was started with another plan.
         SearchSpaceChangedError: If the study was started with another search space.
         InheritanceError: If a mutation changed the network's parameters.
-        CheckpointError: If a checkpoint is missing or damaged.
+        StudyLockedError: If another process or thread runs the study.
+        FormatError: If a later version wrote the study.
+        RecordError: If an attribute of the study or of a trial is not what a run writes there.
+        CheckpointError: If checkpoints cannot be written, or not one of them is to be found.
         WorkerError: If worker processes or the executor could not see a job through.
     """
     if not isinstance(study, optuna.Study):
@@ -182,8 +202,10 @@ def optimize(
         )
     devices = _settled(device)
 
+    check_study(study)
     total = n_epochs if plan is None else plan.n_epochs
     plan = settle_plan(study, n_epochs, plan)
+    check_crossover(crossover, plan, own_trainer=trainer is not None)
     settle_components(study)
     seed = settle_seed(study)
     initial = build_initial(model_fn, seed, initial_params)
@@ -199,9 +221,16 @@ def optimize(
         ema_decay=plan.ema_decay,
         engine=engine,
     )
-    lineage = Lineage.from_trials(study.direction, study.get_trials(deepcopy=False))
+    lineage = read_lineage(study)
+    recovery = None
+    if len(lineage) > 0:
+        present = open_store(study, artifact_store, checkpoint_dir, read_only=True)
+        recovery = recover(study, plan, total, present)
+        lineage = recovery.lineage
     stretches = settle_stretches(study, plan, total, lineage)
+    is_new = _lineage.PLAN not in study.user_attrs
     with ExitStack() as stack:
+        stack.enter_context(patience(study, _BUSY_TIMEOUT))
         if stretches is not None:
             workers = stack.enter_context(make_workers(context, n_jobs, executor))
         check_direction(study, recipe)
@@ -211,8 +240,22 @@ def optimize(
             workers.check()
 
         # Nothing was written until here.
+        if stretches is not None:
+            stack.enter_context(terminable())
+            lease = stack.enter_context(held(study))
+            if is_new and _lineage.PLAN in study.user_attrs:
+                raise StudyLockedError(
+                    f"The study {study.study_name!r} was started by another process at the same "
+                    "time: run the same script again to go on with it."
+                )
+        if recovery is not None:
+            record_lost(study, recovery)
         store = open_store(study, artifact_store, checkpoint_dir)
         record_run(study, plan, seed, initial, engine)
+        # Read again: what held the study before may have gone on after the first look.
+        if stretches is not None:
+            lineage = read_lineage(study)
+            stretches = settle_stretches(study, plan, total, lineage)
         if stretches is not None:
             record_stretches(study, stretches)
             stack.enter_context(stoppable(study))
@@ -221,6 +264,7 @@ def optimize(
             lineage, stretch = ledger.lineage, stretches[-1]
             _announce(plan, stretch, lineage)
             progress = Progress(stretch.end, lineage, show=show_progress_bar)
+            dashboard = Dashboard(study)
             coordinator = Coordinator(
                 study,
                 ledger=ledger,
@@ -231,8 +275,11 @@ def optimize(
                 workers=workers,
                 progress=stack.enter_context(progress),
                 fitness=fitness or last_value,
+                crossover=crossover,
                 catch=tuple(catch) if isinstance(catch, Iterable) else (catch,),
                 deadline=math.inf if timeout is None else time.monotonic() + timeout,
+                before_phase=lease.check,
+                after_cycle=dashboard.refresh,
             )
             try:
                 coordinator.run(stretch)
@@ -244,7 +291,10 @@ def optimize(
                     + _remedy(error)
                 )
                 raise
-    return make_result(study, lineage, model_fn, store, devices[0])
+    result = make_result(study, lineage, model_fn, store, devices[0])
+    if stretches is not None and settle_stretches(study, plan, None, lineage) is None:
+        dashboard.finish(result, store.artifact_store)
+    return result
 
 
 def load_result(
@@ -270,9 +320,11 @@ def load_result(
 
     Raises:
         CheckpointError: If the checkpoint is missing or damaged.
+        FormatError: If a later version wrote the study.
+        RecordError: If an attribute of the study or of a trial is not what a run writes there.
         MihaError: If nothing was trained to its end yet.
     """
-    lineage = Lineage.from_trials(study.direction, study.get_trials(deepcopy=False))
+    lineage = read_lineage(study)
     if lineage.best() is None:
         raise MihaError(
             f"The study {study.study_name!r} holds no finished segment of a run, so there is no "
@@ -287,8 +339,7 @@ def _settled(
 ) -> tuple[torch.device, ...]:
     """The devices to train on, one at least."""
     if device is None:
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return (torch.device("cpu") if accelerator is None else accelerator,)
+        return (settled_device(None),)
     several = [device] if isinstance(device, (torch.device, str)) else list(device)
     if not several:
         raise ValueError("`device` must name at least one device, got an empty sequence.")

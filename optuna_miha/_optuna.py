@@ -47,6 +47,38 @@ def is_in_memory(study: Study) -> bool:
     return isinstance(study._storage, InMemoryStorage)
 
 
+def study_key(study: Study) -> tuple[int, int]:
+    """Tells a study from all others that this process has open."""
+    return id(study._storage), study._study_id
+
+
+@contextmanager
+def patience(study: Study, seconds: float) -> Iterator[None]:
+    """Let an SQLite storage wait for other processes that write, five seconds being its default.
+
+    Args:
+        study: The study; nothing is done unless it lies in a file of SQLite.
+        seconds: How long. A storage that waits longer already keeps to that.
+    """
+    storage = getattr(study._storage, "_backend", study._storage)
+    if not isinstance(storage, RDBStorage) or storage.engine.dialect.name != "sqlite":
+        yield
+        return
+    from sqlalchemy import event
+
+    def prepare(connection: Any, *_: object) -> None:
+        cursor = connection.cursor()
+        [present] = cursor.execute("PRAGMA busy_timeout").fetchone()
+        cursor.execute(f"PRAGMA busy_timeout={max(present, int(1000 * seconds))}")
+        cursor.close()
+
+    event.listen(storage.engine, "checkout", prepare)
+    try:
+        yield
+    finally:
+        event.remove(storage.engine, "checkout", prepare)
+
+
 def sqlite_file(study: Study) -> Path | None:
     """The SQLite file that holds the study; :obj:`None` for any other storage."""
     storage = getattr(study._storage, "_backend", study._storage)

@@ -33,6 +33,36 @@ def check_direction(study: optuna.Study, recipe: Recipe) -> None:
         )
 
 
+def settle_direction(recipe: Recipe, direction: str | None) -> str:
+    """The direction of what a recipe monitors, where there is no study to say it.
+
+    Args:
+        recipe: The recipe.
+        direction: What the user says; :obj:`None`: nothing.
+
+    Returns:
+        ``"minimize"`` or ``"maximize"``.
+
+    Raises:
+        ValueError: If it is neither, not known, or against the sense of what is monitored.
+    """
+    sense = _SENSES.get(recipe.monitor)
+    known = None if sense is None else sense.name.lower()
+    if direction not in (None, "minimize", "maximize"):
+        raise ValueError(f'`direction` must be "minimize" or "maximize", got {direction!r}.')
+    if known is None and direction is None:
+        raise ValueError(
+            "`direction` must be given for a metric of your own, got None for the monitored "
+            f'{recipe.monitor!r}: pass "minimize" or "maximize".'
+        )
+    if known is not None and direction not in (None, known):
+        raise ValueError(
+            f'`direction` must be "{known}" for the monitored {recipe.monitor!r}, got '
+            f"{direction!r}: leave it out."
+        )
+    return str(direction or known)
+
+
 def check_fresh(first: Recipe, second: Recipe) -> None:
     """Refuse a ``model_fn`` that returns the same network twice.
 

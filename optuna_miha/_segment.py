@@ -54,7 +54,7 @@ class Job:
     Args:
         params: The hyperparameters.
         state: Where to continue; :obj:`None`: from the initial weights.
-        n_epochs: Epochs to train.
+        n_epochs: Epochs to train; 0: the state is validated as it is.
         anneal: Whether the learning rate falls to zero over these epochs.
         patience: Ends after this many epochs without improvement; :obj:`None`: never.
         birth_cost: The cost that counts as the first to improve on, when patience is given.
@@ -153,6 +153,8 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
     else:
         inherit(recipe, ema, job.state)
         epoch, best = job.state["epoch"], job.state.get("best")
+    if job.n_epochs == 0:
+        return capture(recipe, ema, epoch) | {"best": _validated(context, recipe, ema, epoch)}
     set_lr = _annealing(recipe, job)
     trainer = context.trainer or partial(train, engine=context.engine)
     progress = iter(trainer(recipe, job.n_epochs))
@@ -228,6 +230,15 @@ def _annealing(recipe: Recipe, job: Job) -> Callable[[int], None]:
                 group["lr"] = lr * factor
 
     return set_lr
+
+
+def _validated(
+    context: Context, recipe: Recipe, ema: torch.optim.swa_utils.AveragedModel | None, epoch: int
+) -> dict[str, Any]:
+    """The weights by which a branch is judged, averaged if an average is kept, and their value."""
+    model = recipe.model if ema is None else ema.module
+    value = evaluate(recipe, model, context.engine)[recipe.monitor]
+    return {"value": value, "epoch": epoch, "weights": copy_tensors(model.state_dict())}
 
 
 def _better(

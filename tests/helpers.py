@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 import torch
+from optuna.distributions import CategoricalDistribution
 from torch import Tensor, nn
 
 from optuna_miha import MihaSampler, Recipe
@@ -91,6 +92,13 @@ def memory_of(*values: Any) -> set[int]:
     """Addresses of the storages behind every tensor."""
     tensors = [t for value in values for t in tensors_of(value) if t.numel() > 0]
     return {t.untyped_storage().data_ptr() for t in tensors}
+
+
+def choices_of(trial: Any, name: str) -> tuple[Any, ...]:
+    """What a categorical of the trial offers."""
+    distribution = trial.distributions[name]
+    assert isinstance(distribution, CategoricalDistribution)
+    return distribution.choices
 
 
 def first_trial(params: dict[str, Any] | None = None) -> optuna.Trial:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import optuna_miha as miha
 
-TINY = miha.Plan(90, startup=4, fixing_epochs=3)
-"""Every phase occurs: a race, two cycles, a final phase."""
+TINY = miha.Plan(90, startup=4, fixing_epochs=3, restarts=False)
+"""Every phase occurs but new trainings: a race, two cycles, a final phase."""
 
 
 def blobs(n_objects: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -77,5 +77,5 @@ def history(result: miha.Result) -> list[tuple[Any, ...]]:
     return sorted(rows, key=lambda row: row[:3])
 
 
-ROLES = {"startup": 0, "branch": 1, "trunk": 2, "final": 3}
+ROLES = {"startup": 0, "branch": 1, "trunk": 2, "restart": 3, "final": 4}
 """The order of the roles within a cycle."""

@@ -27,6 +27,7 @@ from optuna_miha._compare import METHODS, _classic_plan, compare
 from optuna_miha._comparison import Comparison, Run
 from optuna_miha._plan import Plan
 from optuna_miha._statistics import sign_flip_p
+from optuna_miha.visualization import plot_comparison
 
 N_EPOCHS = 26
 TRIAL_EPOCHS = 7
@@ -470,7 +471,7 @@ def test_description_is_an_aligned_table() -> None:
 
 
 def test_figure_has_one_line_per_method() -> None:
-    figure = MADE.plot()
+    figure = plot_comparison(MADE)
     lines = {trace.name: trace for trace in figure.data if trace.showlegend is not False}
     assert list(lines) == ["miha", "random"]  # The third never had a value.
     assert list(lines["miha"].x) == [1, 40, 90, 91, 92, 100]
@@ -479,9 +480,9 @@ def test_figure_has_one_line_per_method() -> None:
     upper = next(trace for trace in figure.data if trace.legendgroup == "miha")
     assert upper.y[-1] == pytest.approx(0.6 + 0.1 / math.sqrt(3))
     flat = Comparison(runs=(made("miha", 0, 0.5, None, curve=((1, 0.6), (2, 0.5))),))
-    assert flat.plot().layout.yaxis.type == "linear"
+    assert plot_comparison(flat).layout.yaxis.type == "linear"
     every = Comparison(runs=tuple(made(method, 0, 0.5, None) for method in METHODS))
-    names = [trace for trace in every.plot().data if trace.showlegend is not False]
+    names = [trace for trace in plot_comparison(every).data if trace.showlegend is not False]
     assert [trace.name for trace in names] == list(METHODS)
     assert len({(trace.line.color, trace.line.dash) for trace in names}) == len(METHODS)
 
@@ -489,7 +490,7 @@ def test_figure_has_one_line_per_method() -> None:
 def test_figure_without_plotly_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     with pytest.raises(ImportError, match="pip install plotly"):
-        MADE.plot()
+        plot_comparison(MADE)
 
 
 def test_files_hold_the_runs(tmp_path: Path) -> None:

@@ -13,7 +13,12 @@ import pytest
 import optuna_miha
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-PAGES = ["quickstart.rst", "extending.rst", *(f"howto/{p.name}" for p in DOCS.glob("howto/*.rst"))]
+FOLDERS = ["howto", "migration"]
+PAGES = [
+    "quickstart.rst",
+    "extending.rst",
+    *(f"{folder}/{p.name}" for folder in FOLDERS for p in DOCS.glob(f"{folder}/*.rst")),
+]
 
 SMALLER = {"n_epochs=200": "n_epochs=30", "n_epochs=300": "n_epochs=52"}
 """Budgets of the pages that are too large for a test."""

@@ -27,11 +27,15 @@ MODULES = sorted(TREES.keys() - {""})
 TORCH_MODULES = {
     "_activations",
     "_checkpoint",
+    "_cli_study",
+    "_code",
+    "_combination",
     "_compare",
     "_contest",
     "_data",
     "_demo",
     "_engine",
+    "_ensemble",
     "_losses",
     "_model_fn",
     "_optimize",
@@ -39,11 +43,14 @@ TORCH_MODULES = {
     "_plain",
     "_preflight",
     "_recipe",
+    "_replay",
     "_result",
     "_rng",
     "_segment",
     "_study",
     "_suggest",
+    "_suggest_activations",
+    "_trained",
     "_trainer",
     "_transfer",
     "_workers",
@@ -97,7 +104,7 @@ def siblings(name: str) -> set[str]:
 
 def test_the_modules_are_found() -> None:
     assert {"_phases", "_loop", "_sampler", "exceptions", "fitness"} <= set(MODULES)
-    assert siblings("_phases") == {"_lineage", "_plan"}
+    assert siblings("_phases") == {"_lineage", "_plan", "_space"}
 
 
 def test_imports_have_no_cycle() -> None:
@@ -124,7 +131,17 @@ def test_torch_is_imported_only_where_tensors_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["_phases", "_lineage", "_plan", "_space", "_mutation", "_portfolio", "_sampler"]
+    "name",
+    [
+        "_phases",
+        "_lineage",
+        "_plan",
+        "_space",
+        "_mutation",
+        "_crossover",
+        "_portfolio",
+        "_sampler",
+    ],
 )
 def test_what_decides_does_not_reach_torch_by_a_detour(name: str) -> None:
     reached, pending = set(), {name}

@@ -13,15 +13,20 @@ import optuna_miha
 from optuna_miha import exceptions, fitness
 
 PUBLIC = [
+    "AverageWeights",
     "Comparison",
+    "Crossover",
     "EpochResult",
     "Fitness",
     "MihaSampler",
     "Plan",
     "Recipe",
+    "Replay",
     "Result",
+    "Schedule",
     "SlopePruner",
     "Trainer",
+    "UniformCrossover",
     "compare",
     "create_storage",
     "exceptions",
@@ -29,12 +34,14 @@ PUBLIC = [
     "load_result",
     "optimize",
     "plain_objective",
+    "replay",
     "suggest_activations",
     "suggest_batch_size",
     "suggest_dropout",
     "suggest_label_smoothing",
     "suggest_loss",
     "suggest_optimizer",
+    "visualization",
 ]
 
 
