@@ -25,7 +25,11 @@ napoleon_use_ivar = True
 
 # References to other packages are not resolved, so that the documentation builds offline.
 nitpicky = True
-nitpick_ignore = [("py:class", "ValueMutation")]
+nitpick_ignore = [
+    ("py:class", "ValueMutation"),
+    ("py:class", "Combine"),
+    ("py:class", "optuna_miha._ensemble.Library"),
+]
 nitpick_ignore_regex = [
     ("py:.*", r"(optuna|torch|nn|numpy|np|concurrent|collections|os|pathlib|typing|time)\..*"),
 ]
