@@ -40,7 +40,10 @@ _SECONDS = 5.0
 """Nobody looks more often than that."""
 
 _SHARE = 20
-"""Times as long as a refresh took must pass before the next: it costs the run 5 % at most."""
+"""Times as long as a refresh takes must pass before it: it costs the run 5 % at most."""
+
+_FIRST_SECONDS = 2.0
+"""What the first refresh takes, about: it imports optuna-dashboard, and scikit-learn with it."""
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+.!|~$&-])")
 
@@ -59,7 +62,7 @@ class Dashboard:
         self._study = study
         self._is_on = not is_in_memory(study) and _is_installed()
         self._last = time.monotonic()
-        self._seconds = 0.0
+        self._seconds = _FIRST_SECONDS
         self._has_warned = False
 
     def refresh(self) -> None:

@@ -32,8 +32,9 @@ from optuna_miha.fitness import Fitness, last_value, power_law
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
-_BRIEF = 5.0
-"""Seconds. The trials of a phase that takes less are written when they are over."""
+_BRIEF = 10.0
+"""Seconds. The trials of a phase that takes less are written when they are over; optuna-dashboard
+looks for news as often."""
 
 
 class Coordinator:

@@ -245,7 +245,7 @@ def test_short_cycles_are_not_shown_one_by_one(run: Path, monkeypatch: pytest.Mo
     dashboard.refresh()
     assert optuna_dashboard.get_note(study) == ""
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + 6)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 60)
     dashboard.refresh()
     assert optuna_dashboard.get_note(study) != ""
 
