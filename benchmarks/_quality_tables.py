@@ -15,11 +15,22 @@ COMPARED = [method.name for method in METHODS.values() if method.role != "varian
 VARIANTS = [method.name for method in METHODS.values() if method.role == "variant"]
 
 
-def main_table(results: Results) -> list[str]:
-    """Mean test loss of every task by the methods that were run on most of them, best bold."""
+def short_table(results: Results) -> list[str]:
+    """What every method is, and ours against it: for a reader who has a minute."""
     tasks = results.tasks(TASKS)
-    methods, _ = results.ranked(results.methods(COMPARED), tasks)
-    return _losses(results, tasks, methods, spread=False)
+    methods = results.methods(COMPARED)
+    groups = {"all": tasks, "without poor starts": _ordinary(tasks)}
+    heads = [f"miha / it, {name} ({len(members)})" for name, members in groups.items()]
+    lines = _header(["method", "what it is", *heads, "lower on"])
+    for method in methods:
+        cells = [method, METHODS[method].description]
+        if method == OURS:
+            cells += ["1"] * len(groups) + [""]
+        else:
+            cells += [_ratio(results.ratio(OURS, method, group)) for group in groups.values()]
+            cells.append(_wins(results, method, tasks))
+        lines.append(_row(cells))
+    return lines
 
 
 def summary_table(results: Results) -> list[str]:

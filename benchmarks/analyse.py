@@ -77,16 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def summary(results: Results, folder: Path) -> str:
     """The block of the README."""
     lines = [
-        f"Test loss after {results.n_epochs} epochs in all, mean over seeds, best bold:",
+        f"Ratios of test losses after {results.n_epochs} epochs in all; below 1, `miha` is better. "
+        "Geometric means over tasks ± standard errors over seeds.",
         "",
-        *tables.main_table(results),
+        *tables.short_table(results),
         "",
-        f"{_READING} A worst task of 1.00 or less: nowhere beaten.",
-        "",
-        *tables.summary_table(results),
-        "",
-        f"[All budgets, ablations and standard deviations](docs/benchmark.md); [raw runs]"
-        f"({_link(folder)}).",
+        f"[Every task, all budgets, ablations](docs/benchmark.md); [raw runs]({_link(folder)}).",
     ]
     return "\n".join(lines)
 
