@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def summary(results: Results, folder: Path) -> str:
     """The block of the README."""
     lines = [
-        f"Ratios of test losses after {results.n_epochs} epochs in all; below 1, `miha` is better. "
+        f"Ratios of test losses after {results.n_epochs} epochs in all: below 1, `miha` wins. "
         "Geometric means over tasks ± standard errors over seeds.",
         "",
         *tables.short_table(results),
