@@ -32,9 +32,8 @@ from optuna_miha.fitness import Fitness, last_value, power_law
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
-_BRIEF = 10.0
-"""Seconds. The trials of a phase that takes less are written when they are over; optuna-dashboard
-looks for news as often."""
+_BRIEF = 30.0
+"""Seconds. The trials of a phase that takes less are written when they are over."""
 
 
 class Coordinator:
