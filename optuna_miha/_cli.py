@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import optuna
+
 from optuna_miha import _cli_study, _cli_train
 from optuna_miha.exceptions import MihaError
 
@@ -21,6 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong argument, 130 if it was interrupted.
     """
     args = _parser().parse_args(argv)
+    verbosity = optuna.logging.get_verbosity()
+    if args.quiet or args.verbose:
+        level = optuna.logging.WARNING if args.quiet else optuna.logging.DEBUG
+        optuna.logging.set_verbosity(level)
     try:
         code: int = args.run(args)
         return code
@@ -32,15 +38,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, MihaError) as error:
         print(f"optuna-miha: {error}", file=sys.stderr)
         return 2
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="optuna-miha",
         description="Train one PyTorch network and find its hyperparameters on the way.",
-        epilog="optuna-miha COMMAND --help shows the arguments of a command, and an example.",
+        epilog=(
+            "optuna-miha COMMAND --help shows the arguments of a command, and an example. "
+            "Exit codes: 0 if all went well, 1 if something is not installed or cannot be "
+            "written, 2 for a wrong argument, 130 after Ctrl-C."
+        ),
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _cli_train.add_commands(commands)
     _cli_study.add_commands(commands)
+    for command in commands.choices.values():
+        loudness = command.add_mutually_exclusive_group()
+        loudness.add_argument(
+            "-q", "--quiet", action="store_true", help="no progress bar, and warnings alone"
+        )
+        loudness.add_argument(
+            "-v", "--verbose", action="store_true", help="all that Optuna's log has to tell"
+        )
     return parser

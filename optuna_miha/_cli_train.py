@@ -30,7 +30,13 @@ def add_commands(commands: Any) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    return demo(args.folder, n_epochs=args.n_epochs, n_jobs=args.n_jobs, seed=args.seed)
+    return demo(
+        args.folder,
+        n_epochs=args.n_epochs,
+        n_jobs=args.n_jobs,
+        seed=args.seed,
+        show_progress_bar=not args.quiet,
+    )
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -46,6 +52,7 @@ def _compare(args: argparse.Namespace) -> int:
         name=args.name,
         direction=args.direction,
         device=args.device,
+        show_progress_bar=not args.quiet,
     )
     print(comparison.describe())
     if args.plot is not None:
@@ -70,6 +77,7 @@ def _resume(args: argparse.Namespace) -> int:
         n_jobs=args.n_jobs,
         checkpoint_dir=args.checkpoint_dir,
         device=args.device,
+        show_progress_bar=not args.quiet,
     )
     print(result.describe())
     return 0

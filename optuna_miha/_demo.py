@@ -30,7 +30,9 @@ class _Digits:
     test: tuple[Tensor, Tensor]
 
 
-def demo(folder: Path, *, n_epochs: int, n_jobs: int, seed: int) -> int:
+def demo(
+    folder: Path, *, n_epochs: int, n_jobs: int, seed: int, show_progress_bar: bool = True
+) -> int:
     """Train on digits, and print what came of it.
 
     Args:
@@ -38,6 +40,7 @@ def demo(folder: Path, *, n_epochs: int, n_jobs: int, seed: int) -> int:
         n_epochs: The whole budget, in epochs.
         n_jobs: Worker processes.
         seed: Seed of the run, and of which digits it trains on.
+        show_progress_bar: Whether to show them, over the epochs.
 
     Returns:
         The exit code.
@@ -63,13 +66,24 @@ def demo(folder: Path, *, n_epochs: int, n_jobs: int, seed: int) -> int:
             pruner=SlopePruner(),
         )
 
-    result = optimize(study("digits"), model_fn, n_epochs=n_epochs, n_jobs=n_jobs)
+    result = optimize(
+        study("digits"),
+        model_fn,
+        n_epochs=n_epochs,
+        n_jobs=n_jobs,
+        show_progress_bar=show_progress_bar,
+    )
     model_file, schedule_file = folder / "model.pt", folder / "schedule.csv"
     result.save(model_file)
     result.schedule.to_csv(schedule_file)
 
     plan = Plan.no_search(result.n_epochs_trained)
-    baseline = optimize(study(f"initial configuration, {plan.n_epochs}"), model_fn, plan=plan)
+    baseline = optimize(
+        study(f"initial configuration, {plan.n_epochs}"),
+        model_fn,
+        plan=plan,
+        show_progress_bar=show_progress_bar,
+    )
     ours, theirs = (_test_accuracy(r.model, digits) for r in (result, baseline))
     print(f"\n{result.describe()}\n")
     print(f"test accuracy          {ours:.4f}  ({result.n_epochs_trained} epochs in all)")

@@ -87,7 +87,7 @@ def restarts_line(lineage: Lineage) -> str | None:
     line = f"{len(restarts)} new trainings from the initial weights"
     able = [s for s in restarts if s.value is not None]
     if able:
-        best = max(able, key=lambda s: (s.fitness, -s.number))
+        best = min(able, key=lambda s: (lineage.cost(s), s.number))  # As the model is chosen.
         line += f", the best: {best.mutation} ({best.value:.4g}, trial {best.number})"
     return line
 

@@ -186,3 +186,21 @@ def test_wrong_arguments_exit_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
+
+
+def test_quiet_command_says_its_result_alone(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = optuna.logging.get_verbosity()
+    resume = ["resume", "tiny", "net:classifier", "--storage", "run.db", "--n-epochs", "5"]
+    assert main([*resume, "--quiet"]) == 0
+    captured = capfd.readouterr()
+    assert "5 epochs trained in all" in captured.out
+    assert captured.err == ""
+    assert optuna.logging.get_verbosity() == before
+
+
+def test_bar_writes_a_line_now_and_then_where_no_terminal_reads_it(tmp_path: Path) -> None:
+    done = demo(tmp_path / "demo", "--n-epochs", "24")
+    lines = [line for line in done.stderr.splitlines() if "epoch/s" in line]
+    assert 1 <= len(lines) < 12
+    assert "24/24" in done.stderr
+    assert "\r" not in done.stderr

@@ -163,13 +163,14 @@ def test_plain_optuna_dashboard_shows_the_same_and_deletes_the_study(run: Path) 
 
 
 @needs_chromium
-def test_browser_draws_the_figures(run: Path) -> None:
+def test_browser_draws_the_figures_and_its_console_has_no_error(run: Path) -> None:
     assert CHROMIUM is not None
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    console = ["--enable-logging=stderr", "--v=0"]
     with our_server(run) as address:
         url = f"{address}/dashboard/studies/{page_of(address)['id']}"
         done = subprocess.run(
-            [CHROMIUM, *flags, "--virtual-time-budget=8000", "--dump-dom", url],
+            [CHROMIUM, *flags, *console, "--virtual-time-budget=8000", "--dump-dom", url],
             capture_output=True,
             text=True,
             timeout=120,
@@ -177,6 +178,8 @@ def test_browser_draws_the_figures(run: Path) -> None:
         )
     titles = re.findall(r'class="gtitle"[^>]*>(?:<[^>]*>)*([^<]+)', done.stdout)
     assert {"Lineage", "Schedule"} <= set(titles)
+    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert not [line for line in said if "rror" in line], said
 
 
 def test_run_that_goes_on_adds_files_and_leaves_the_former_ones(run: Path) -> None:
