@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 import hashlib
+import os
 import shutil
 import signal
 import tempfile
@@ -22,7 +23,7 @@ from concurrent.futures import (
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TypeAlias
 
@@ -180,7 +181,9 @@ class WorkerProcesses(Workers):
     def _new_pool(self) -> ProcessPoolExecutor:
         # "spawn", because a fork after OpenMP has run deadlocks.
         context = get_context("spawn")
-        pool = ProcessPoolExecutor(self._number, context, initializer=_end_at_interrupt)
+        pool = ProcessPoolExecutor(
+            self._number, context, initializer=_start_worker, initargs=(str(self._folder),)
+        )
         # They start now, not with the first job.
         self._first, *_ = [pool.submit(_warm_up) for _ in range(self._number)]
         return pool
@@ -341,9 +344,24 @@ def _answer(future: Future[bytes | None]) -> bytes | None:
         ) from error
 
 
-def _end_at_interrupt() -> None:
-    """Ctrl-C reaches workers too, and is the coordinator's to report: they end in silence."""
+def _start_worker(folder: str) -> None:
+    """Settle how a worker process ends.
+
+    Args:
+        folder: What the coordinator would remove.
+    """
+    # Ctrl-C reaches workers too, and is the coordinator's to report: they end in silence.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_coordinator, args=(folder,), daemon=True).start()
+
+
+def _end_with_coordinator(folder: str) -> None:
+    """End when the coordinator was killed: the pool's own pipes would be waited at for ever."""
+    coordinator = parent_process()
+    assert coordinator is not None
+    coordinator.join()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
 
 
 _one_at_a_time = threading.Lock()

@@ -1,0 +1,92 @@
+"""A run that is killed at any moment, again and again, ends as if it had not been."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import services
+from helpers import same as states_are_equal
+from kills import Counted, Epochs, record, states, survive
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+from problems import new_study, run, same, weights
+
+import optuna_miha as miha
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[services.PostgreSQL]:
+    with services.postgresql() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[miha.Result, Path]:
+    """The run that was never killed, and its checkpoints."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(new_study(), Counted(Epochs(folder / "epochs")), checkpoint_dir=folder), folder
+
+
+def new_database(kind: str, folder: Path, request: pytest.FixtureRequest) -> str:
+    if kind == "sqlite":
+        return f"sqlite:///{folder}/study.db"
+    cluster: services.PostgreSQL = request.getfixturevalue("postgresql")
+    return cluster.new_database()
+
+
+def check(url: str, folder: Path, whole: tuple[miha.Result, Path]) -> None:
+    """What the killed run left is what the other one did."""
+    undisturbed, their_folder = whole
+    with services.rdb_storage(url) as storage:
+        study = new_study(storage)
+        counted = Counted(Epochs(folder / "epochs"))
+        result = miha.load_result(study, counted, checkpoint_dir=folder / "checkpoints")
+        assert not study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
+    assert record(result) == record(undisturbed)
+    assert same(weights(result), weights(undisturbed))
+    assert result.value == undisturbed.value
+    ours, theirs = states(result, folder / "checkpoints"), states(undisturbed, their_folder)
+    assert ours.keys() == theirs.keys()
+    for place, state in ours.items():
+        assert states_are_equal(state["best"]["weights"], theirs[place]["best"]["weights"])
+        assert states_are_equal(state["model"], theirs[place]["model"])
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_run_that_is_killed_at_random_moments_ends_bit_identically(
+    kind: str,
+    n_jobs: int,
+    whole: tuple[miha.Result, Path],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    url = new_database(kind, tmp_path, request)
+    rng = random.Random(f"{kind} {n_jobs}")
+    assert survive(url, tmp_path, n_jobs=n_jobs, n_kills=4 // n_jobs, rng=rng)
+    check(url, tmp_path, whole)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_fifty_kills_change_nothing(
+    kind: str,
+    n_jobs: int,
+    whole: tuple[miha.Result, Path],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    rng = random.Random(f"{kind} {n_jobs} long")
+    n_kills = n_runs = 0
+    while n_kills < 50:
+        folder = tmp_path / str(n_runs)
+        folder.mkdir()
+        url = new_database(kind, folder, request)
+        n_kills += survive(url, folder, n_jobs=n_jobs, n_kills=8, rng=rng)
+        check(url, folder, whole)
+        n_runs += 1
+    print(f"{n_kills} kills in {n_runs} runs")
