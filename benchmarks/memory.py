@@ -36,6 +36,7 @@ class Aging(nn.Module):
         self.register_buffer("age", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Classify."""
         if self.training:
             self.age += 1
         return self.layers(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,11 @@ _MOST = 10**9
 
 _LONGEST = 100_000
 """Characters of a text. A change of every layer of a deep network stays far below."""
+
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}-[0-9a-f]{12}\.pt")
+"""The name of a file that a run writes. It leads out of no folder, and is nobody else's."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _SHOWN = 60
 """Characters of a bad value that an error repeats."""
@@ -81,9 +87,11 @@ class Attributes:
         if value is None:
             return None
         parts = Attributes(f"{self.owner}, {key!r}", value)
-        for name in ("id", "sha256"):
-            if not parts.text(name, ""):
-                raise self.error(key, f"an object with a text {name!r}", value)
+        name, sha256 = parts.text("id", ""), parts.text("sha256", "")
+        if not is_file_name(name):
+            raise parts.error("id", "the name of a file of a run", name)
+        if not _SHA256.fullmatch(sha256):
+            raise parts.error("sha256", "64 hexadecimal digits", sha256)
         return value
 
     def figure(self, key: str, name: str) -> float | None:
@@ -118,6 +126,11 @@ class Attributes:
             return float(value)
         except OverflowError:
             raise self.error(key, "a number that a float can hold", value) from None
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a run gives its files such names."""
+    return _FILE.fullmatch(text) is not None
 
 
 def _shown(value: Any) -> str:

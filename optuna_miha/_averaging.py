@@ -10,6 +10,7 @@ import optuna
 from optuna_miha import _lineage
 from optuna_miha._checkpoint import averaged_state
 from optuna_miha._ledger import Sibling
+from optuna_miha._memory import is_out_of_memory
 from optuna_miha._segment import Job, Outcome
 
 _logger = optuna.logging.get_logger("optuna.miha")
@@ -42,9 +43,10 @@ def average_fittest(
     job = Job(params=fitter.entry.params, state=state, n_epochs=0)
     outcome = run(job)
     if outcome.state is None:
-        if outcome.exception is not None and not isinstance(outcome.exception, catch):
+        error = outcome.exception
+        if error is not None and not isinstance(error, catch) and not is_out_of_memory(error):
             fitter.entry.publish()  # An error that ends the run leaves its trace.
-            raise outcome.exception
+            raise error
         _logger.warning(f"The average of two branches could not be validated. {outcome.error}")
         return
     average, best = outcome.state["best"], fitter.state["best"]

@@ -16,6 +16,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from optuna_miha._attributes import is_file_name
 from optuna_miha._optimizers import capture_optimizer, inherit_optimizer
 from optuna_miha._optuna import artifact_folder
 from optuna_miha._recipe import Recipe
@@ -26,7 +27,7 @@ _logger = optuna.logging.get_logger("optuna.miha")
 
 _T = TypeVar("_T")
 
-PAUSES = (0.5, 1.0, 2.0)
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds before a store that failed is tried again. Somebody may be making room, and a network
 may come back; what lasts longer is better told than waited for."""
 
@@ -215,7 +216,7 @@ class CheckpointStore:
             CheckpointLostError: If it is missing, or is not what was written.
             CheckpointError: If the store cannot be read.
         """
-        name = reference["id"]
+        name = _name(reference)
 
         def read() -> bytes:
             with self._artifact_store.open_reader(name) as reader:
@@ -244,12 +245,13 @@ class CheckpointStore:
         Raises:
             CheckpointError: If the store cannot be read.
         """
+        name = _name(reference)
 
         def open_and_close() -> None:
-            self._artifact_store.open_reader(reference["id"]).close()
+            self._artifact_store.open_reader(name).close()
 
         try:
-            self._persistently(open_and_close, f"look for checkpoint {reference['id']} in")
+            self._persistently(open_and_close, f"look for checkpoint {name} in")
         except ArtifactNotFound:
             return False
         return True
@@ -278,18 +280,39 @@ class CheckpointStore:
                 time.sleep(pause)
         raise AssertionError("The last try returns or raises.")
 
+    def files(self) -> dict[str, int]:
+        """The files of all runs in a folder, bytes by name; empty for any other store."""
+        folder = artifact_folder(self._artifact_store)
+        if folder is None or not folder.is_dir():
+            return {}
+        found = [path for path in folder.iterdir() if is_file_name(path.name)]
+        return {path.name: path.stat().st_size for path in found if path.is_file()}
+
     def remove(self, reference: Mapping[str, str]) -> None:
         """Delete a checkpoint, if that is possible: failing to tidy up must not end a run.
 
         Raises:
-            ValueError: If the id leads out of the store.
+            CheckpointError: If the name is not that of a checkpoint.
         """
+        name = _name(reference)
         try:
-            self._artifact_store.remove(reference["id"])
-        except ValueError:
-            raise
+            self._artifact_store.remove(name)
         except Exception as error:
-            _logger.debug(f"Checkpoint {reference['id']} was not removed: {error!r}.")
+            _logger.debug(f"Checkpoint {name} was not removed: {error!r}.")
+
+
+def _name(reference: Mapping[str, str]) -> str:
+    """The name of a file, refused unless a run could have given it.
+
+    Names come from the database, where anybody can write: none must lead out of the store.
+    """
+    name = reference["id"]
+    if not isinstance(name, str) or not is_file_name(name):
+        raise CheckpointError(
+            f"A checkpoint must have a name that a run gives its files, got {str(name)[:60]!r}: "
+            "something other than a run wrote it."
+        )
+    return name
 
 
 def _describe(artifact_store: Any) -> str:

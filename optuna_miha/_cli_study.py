@@ -1,18 +1,21 @@
-"""The commands that read a study: ``report``, ``dashboard``, ``export``."""
+"""The commands for a study that is there: ``report``, ``dashboard``, ``export``, ``clean``."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from optuna_miha._cleaning import clean
 from optuna_miha._cli_common import add_checkpoint_dir, add_study, check_outputs, load_function
 from optuna_miha._contest import find_comparison
+from optuna_miha._keeper import Keep
 from optuna_miha._optimize import load_result
 from optuna_miha._report import write_report
 from optuna_miha._server import find_storage, load_study, serve
+from optuna_miha._study import open_store
 
 
 def add_commands(commands: Any) -> None:
@@ -20,6 +23,7 @@ def add_commands(commands: Any) -> None:
     _add_report(commands)
     _add_dashboard(commands)
     _add_export(commands)
+    _add_clean(commands)
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -52,6 +56,24 @@ def _export(args: argparse.Namespace) -> int:
     result.export(args.output, example)
     print(args.output)
     return 0
+
+
+def _clean(args: argparse.Namespace) -> int:
+    study = load_study(args.study, find_storage(args.storage))
+    store = open_store(study, None, args.checkpoint_dir, read_only=True)
+    files = clean(study, store, keep=args.keep, dry_run=args.dry_run)
+    if args.dry_run:
+        for name in sorted(files.unneeded):
+            print(name)
+    freed = "would be freed" if args.dry_run else "freed"
+    print(f"{_amount(files.unneeded)} {freed}, {_amount(files.needed)} needed")
+    return 0
+
+
+def _amount(files: dict[str, int]) -> str:
+    """How many files of which size, such as ``3 files (1.5 MB)``."""
+    plural = "" if len(files) == 1 else "s"
+    return f"{len(files)} file{plural} ({sum(files.values()) / 1e6:.1f} MB)"
 
 
 def _example(text: str) -> torch.Tensor:
@@ -151,3 +173,29 @@ def _add_export(commands: Any) -> None:
     )
     add_checkpoint_dir(command)
     command.set_defaults(run=_export)
+
+
+def _add_clean(commands: Any) -> None:
+    command = commands.add_parser(
+        "clean",
+        help="remove the checkpoints of a run that nothing needs",
+        description=(
+            "Removes what a run that was killed left behind, and checkpoints beyond those to be "
+            "kept, and says how much that freed. What a run that is not over goes on from stays, "
+            "and so does the best network. Refused while the study is run. Checkpoints in a "
+            "bucket are not looked at."
+        ),
+        epilog="example: optuna-miha clean digits --storage sqlite:///digits.db --keep final",
+    )
+    add_study(command, model=False)
+    command.add_argument(
+        "--keep",
+        choices=get_args(Keep),
+        help="what stays, as in optimize: of the best segment alone, also of those that it "
+        "descends from, or of all (default: as the run was last told)",
+    )
+    command.add_argument(
+        "--dry-run", action="store_true", help="name the files instead of removing them"
+    )
+    add_checkpoint_dir(command)
+    command.set_defaults(run=_clean)

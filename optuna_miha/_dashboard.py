@@ -71,7 +71,7 @@ class Dashboard:
         if self._is_on and time.monotonic() - self._last >= pause:
             self._refresh()
 
-    def finish(self, result: Result, artifact_store: Any) -> None:
+    def finish(self, result: Result, artifact_store: Any, *, model: bool = True) -> None:
         """Do so for the last time, and register the model and its schedule as artifacts.
 
         Only what stays for good is registered, because the dashboard cannot delete a study
@@ -81,10 +81,12 @@ class Dashboard:
         Args:
             result: What the run found.
             artifact_store: Where its checkpoints lie.
+            model: Whether the model is registered too; its checkpoint takes up room already.
         """
         if self._is_on:
             self._refresh()
-            self._attempt("The files", partial(_register, self._study, result, artifact_store))
+            register = partial(_register, self._study, result, artifact_store, model)
+            self._attempt("The files", register)
 
     def _refresh(self) -> None:
         start = time.monotonic()
@@ -163,13 +165,14 @@ def _plain(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", " ".join(text.replace("->", "→").split()))
 
 
-def _register(study: optuna.Study, result: Result, artifact_store: Any) -> None:
+def _register(study: optuna.Study, result: Result, artifact_store: Any, model: bool) -> None:
     known = {meta.filename for meta in get_all_artifact_meta(study)}
     epochs = result.n_epochs_trained
     files: dict[str, Callable[[Path], None]] = {
-        f"model-{epochs}-epochs.pt": result.save,
         f"schedule-{epochs}-epochs.csv": result.schedule.to_csv,
     }
+    if model:
+        files[f"model-{epochs}-epochs.pt"] = result.save
     with tempfile.TemporaryDirectory() as folder:
         for name, write in files.items():
             if name not in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 from optuna_miha._checkpoint import CheckpointStore, State
@@ -17,12 +18,14 @@ class Keeper:
         store: Where they lie.
         keep: Which of them outlive their use.
         lineage: The record of the run.
+        run: A part of the names of the run's files.
     """
 
-    def __init__(self, store: CheckpointStore, keep: Keep, lineage: Lineage) -> None:
+    def __init__(self, store: CheckpointStore, keep: Keep, lineage: Lineage, run: str) -> None:
         self._store = store
         self._keep = keep
         self._lineage = lineage
+        self._run = run
         self._references = {s.number: s.checkpoint for s in lineage if s.checkpoint is not None}
         self._members = {s.number: s.member for s in lineage if s.member is not None}
         self._states: dict[int, State] = {}
@@ -34,7 +37,8 @@ class Keeper:
             state: What to write.
             label: Beginning of its file's name.
         """
-        return {**self._store.save(state, label), "best_epoch": state["best"]["epoch"]}
+        reference = self._store.save(state, f"{label}-{self._run}")
+        return {**reference, "best_epoch": state["best"]["epoch"]}
 
     def write_member(self, state: State, label: str) -> dict[str, Any] | None:
         """Write the best weights of a segment, if an ensemble may come to want them.
@@ -57,7 +61,7 @@ class Keeper:
             assert worst is not None
             if self._lineage.sign * (best["value"] - worst["value"]) > 0:
                 return None
-        reference = self._store.save({"weights": best["weights"]}, f"member-{label}")
+        reference = self._store.save({"weights": best["weights"]}, f"member-{label}-{self._run}")
         return {**reference, "value": best["value"]}
 
     def add_member(self, segment: Segment) -> None:
@@ -80,21 +84,39 @@ class Keeper:
         """Whether a segment that just ended needs a checkpoint."""
         return winner or new_best or self._keep == "all"
 
+    def sweep(self) -> None:
+        """Remove what a run that was killed wrote and did not come to record."""
+        recorded = {file["id"] for file in (*self._references.values(), *self._members.values())}
+        for name in self._store.files().keys() - recorded:
+            if f"-{self._run}-" in name:
+                self._store.remove({"id": name})
+
     def clean(self, head: Segment | None) -> None:
         """Remove what neither the run nor the user needs.
 
         Args:
             head: The segment that the next phase continues.
         """
-        needed = [s for s in (head, self._lineage.best()) if s is not None]
-        numbers = {s.number for s in needed}
+        heads = [s for s in (head, self._lineage.best()) if s is not None]
+        numbers = {s.number for s in heads}
         self._states = {n: state for n, state in self._states.items() if n in numbers}
-        members = {s.number for s in self._lineage.library()} if self._keep != "final" else set()
-        for number in [n for n in self._members if n not in members]:
+        checkpoints, members = wanted(self._lineage, self._keep, heads)
+        for number in self._members.keys() - members:
             self._store.remove(self._members.pop(number))
-        if self._keep == "all":
-            return
-        if self._keep == "trunk":
-            numbers |= {a.number for s in needed for a in self._lineage.ancestry(s)}
-        for number in [n for n in self._references if n not in numbers]:
+        for number in self._references.keys() - checkpoints:
             self._store.remove(self._references.pop(number))
+
+
+def wanted(lineage: Lineage, keep: Keep, heads: Sequence[Segment]) -> tuple[set[int], set[int]]:
+    """The trials whose checkpoints, and those whose best weights, are to be kept.
+
+    Args:
+        lineage: The record of the run.
+        keep: What outlives its use.
+        heads: The segments that the run goes on from, and the best.
+    """
+    members = {s.number for s in lineage.library()} if keep != "final" else set()
+    if keep == "all":
+        return {s.number for s in lineage}, members
+    kept = heads if keep == "final" else [a for s in heads for a in lineage.ancestry(s)]
+    return {s.number for s in kept}, members

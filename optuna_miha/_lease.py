@@ -103,6 +103,16 @@ class Lease:
         if self._usurper is not None:
             raise _locked(self._study, self._usurper, "It took over from this process.")
 
+    def confirm(self) -> None:
+        """Look whether it is still there, after the storage was away, and renew it.
+
+        Raises:
+            StudyLockedError: If somebody else took over.
+        """
+        if not self.is_mine():
+            self.check()
+        self.write()
+
     def write(self) -> None:
         """Tell that its holder is alive. What counts is that the number changes."""
         self._beats += 1

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_miha._attributes import Attributes
 from optuna_miha._curve import Curve
+from optuna_miha.exceptions import RecordError
 
 Role: TypeAlias = Literal["startup", "trunk", "branch", "restart", "final"]
 
@@ -54,6 +55,8 @@ SPENT = "miha:spent"  # For whoever looks at the study; the run itself counts it
 CHECKPOINT_DIR = "miha:checkpoint_dir"
 FORMAT = "miha:format"
 LEASE = "miha:lease"
+KEEP = "miha:keep"  # Which checkpoints the last call was told to keep.
+RUN = "miha:run"  # A part of the names of the run's files, which tells them from another run's.
 LOST = "miha:lost"  # Numbers of trials whose checkpoints are lost, and of all that came of them.
 
 LIBRARY_SIZE = 60
@@ -155,8 +158,16 @@ def segment_of(trial: FrozenTrial) -> Segment | None:
         raise read.error(ROLE, f"one of {', '.join(_ORDER)}", role)
     birth, trained = read.integer(BIRTH), read.integer(TRAINED)
     scores = tuple(v for step, v in sorted(trial.intermediate_values.items()) if step > birth)
-    if trial.state == TrialState.COMPLETE and not (trained and scores):
+    # Of a segment that failed, the last epoch may have been begun and not reported.
+    most = len(scores) + (trial.state == TrialState.FAIL)
+    if not len(scores) <= trained <= most or (trial.state == TrialState.COMPLETE and not scores):
         raise read.error(TRAINED, "as many epochs as were reported, one at least", trained)
+    if trial.state == TrialState.COMPLETE and not _is_finite(trial.value):
+        raise RecordError(
+            f"The value of trial {trial.number} must be a finite number, got {trial.value!r}: "
+            "something other than a run wrote it. Put back what was there, or start a study of "
+            "another name."
+        )
     checkpoint, member = read.file(CHECKPOINT), read.file(MEMBER)
     if checkpoint is not None:
         Attributes(f"trial {trial.number}, {CHECKPOINT!r}", checkpoint).integer("best_epoch")
@@ -184,6 +195,10 @@ def segment_of(trial: FrozenTrial) -> Segment | None:
         averaged_score=read.figure(AVERAGED, "value"),
         member=member,
     )
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 class Lineage:
@@ -286,16 +301,22 @@ class Lineage:
         earlier = [s for s in self if s.cycle < cycle and s.value is not None]
         return min(earlier, key=self._rank, default=None)
 
+    def would_lead(self, cost: float, role: Role, cycle: int, branch: int) -> bool:
+        """Whether a segment of this cost and place would be the best."""
+        rank = cost, *_place(role, cycle, branch)
+        return self._best is None or rank < self._rank(self._best)
+
     def _rank(self, segment: Segment) -> tuple[float, int, int, int]:
         """The earlier segment where values tie.
 
         Not by trial numbers: the order in which siblings are written may depend on the clock.
         """
-        return self.cost(segment), *_place(segment)
+        return self.cost(segment), *_place(segment.role, segment.cycle, segment.branch)
 
     def _member_rank(self, segment: Segment) -> tuple[float, int, int, int]:
         assert segment.member is not None
-        return self.sign * segment.member["value"], *_place(segment)
+        cost = self.sign * segment.member["value"]
+        return cost, *_place(segment.role, segment.cycle, segment.branch)
 
     def library(self) -> list[Segment]:
         """The segments with the best weights that were kept, pruned ones included, best first."""
@@ -319,6 +340,9 @@ def _check_parent(lineage: Lineage, segment: Segment) -> None:
     Every complete segment trained an epoch at least, so that ends grow from parent to child.
     """
     if segment.parent is None:
+        if segment.birth != 0:
+            attributes = Attributes(f"trial {segment.number}", {})
+            raise attributes.error(BIRTH, "0 where there is no parent", segment.birth)
         return
     parent = lineage.get(segment.parent)
     if parent is None or parent.value is None or parent.end != segment.birth:
@@ -329,9 +353,9 @@ def _check_parent(lineage: Lineage, segment: Segment) -> None:
         raise Attributes(f"trial {segment.number}", {}).error(PARENT, requirement, segment.parent)
 
 
-def _place(segment: Segment) -> tuple[int, int, int]:
+def _place(role: Role, cycle: int, branch: int) -> tuple[int, int, int]:
     """Orders segments by their place in the run."""
-    return segment.cycle, _ORDER.index(segment.role), segment.branch
+    return cycle, _ORDER.index(role), branch
 
 
 def ranking(fitness: Mapping[int, float]) -> list[int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -18,6 +19,7 @@ from optuna_miha._entry import Entry
 from optuna_miha._keeper import Keeper
 from optuna_miha._ledger import Ledger, Sibling
 from optuna_miha._lineage import make_curve, ranking
+from optuna_miha._memory import is_out_of_memory
 from optuna_miha._model_fn import build_recipe, offline_trial
 from optuna_miha._mutation import Params, describe
 from optuna_miha._optuna import is_stopped
@@ -31,6 +33,8 @@ from optuna_miha._workers import Workers
 from optuna_miha.fitness import Fitness, last_value, power_law
 
 _logger = optuna.logging.get_logger("optuna.miha")
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 _BRIEF = 30.0
 """Seconds. The trials of a phase that takes less are written when they are over."""
@@ -217,7 +221,7 @@ class Coordinator:
         brief = failure is None and self._is_brief(phase)
         sibling.entry = self._ledger.start(phase, branch, offline, mutation, brief=brief)
         if failure is not None:
-            if not isinstance(failure, self._catch):
+            if not self._fails_alone(failure, phase):
                 raise failure
             sibling.error = f"{type(failure).__name__}: {failure}"
         return self._inheriting(sibling)
@@ -227,7 +231,9 @@ class Coordinator:
         sibling = Sibling(branch, phase.parent, self._ledger.entry(trial))
         try:
             build_recipe(self._context.model_fn, trial, self._context.seed)
-        except self._caught(trial.user_attrs) as error:
+        except Exception as error:
+            if not self._fails_alone(error, phase, trial.user_attrs):
+                raise
             sibling.error = f"{type(error).__name__}: {error}"
         trial.set_user_attr(_lineage.MUTATION, describe(self._before(phase), trial.params))
         return self._inheriting(sibling)
@@ -277,18 +283,26 @@ class Coordinator:
             sibling.state, sibling.error = outcome.state, outcome.error
         for (sibling, entry), outcome in zip(pending, outcomes, strict=True):
             error = outcome.exception
-            if error is not None and not isinstance(error, self._caught(entry.user_attrs)):
+            if error is not None and not self._fails_alone(error, phase, entry.user_attrs):
                 entry.publish()  # An error that ends the run leaves its trace.
                 raise error
             if outcome.error is not None:
                 self._fail(sibling, unfinished=outcome.begun - len(outcome.results))
 
-    def _caught(self, user_attrs: dict[str, Any]) -> tuple[type[Exception], ...]:
-        """The exceptions that fail a trial alone.
+    def _fails_alone(
+        self, error: BaseException, phase: Phase, user_attrs: Mapping[str, Any] = _NOTHING
+    ) -> bool:
+        """Whether an exception fails a trial alone, instead of ending the run.
 
-        A guest that cannot be is the user's slip, and must not end every attempt to resume.
+        A guest that cannot be is the user's slip, and must not end every attempt to resume. A
+        change may ask for too much memory, a larger batch above all; where nothing was changed,
+        something else takes up the room, and the run had better be resumed without it.
         """
-        return (Exception,) if _lineage.GUEST in user_attrs else self._catch
+        if isinstance(error, self._catch):
+            return True
+        if is_out_of_memory(error):
+            return phase.role not in ("trunk", "final")
+        return isinstance(error, Exception) and _lineage.GUEST in user_attrs
 
     def _job(
         self, phase: Phase, place: int, sibling: Sibling, params: Params, n_epochs: int
@@ -370,20 +384,20 @@ class Coordinator:
         winner = ranked[0] if ranked else None
         if phase.role == "branch" and isinstance(self._crossover, AverageWeights):
             average_fittest(ranked, self._validate, sign=self._lineage.sign, catch=self._catch)
-        best = self._lineage.best()
-        least = math.inf if best is None else self._lineage.cost(best)
-        # The winner first: were the run killed in between, the siblings on record alone would
-        # decide, and only the winner is sure to have a checkpoint.
-        for sibling in sorted(alive, key=lambda s: s is not winner):
+        pending = [s for s in alive if s.entry is not None and s.state is not None]
+        # The winner first, then those of the lowest cost: were the run killed in between, what is
+        # on record alone would decide, and all that it could choose has a checkpoint. Two are
+        # written at most.
+        for sibling in sorted(pending, key=lambda s: (s is not winner, self._cost(s), s.branch)):
             state = sibling.state
-            if sibling.entry is None or state is None:
-                continue
-            cost = self._lineage.sign * state["best"]["value"]
+            assert state is not None
+            leads = self._lineage.would_lead(
+                self._cost(sibling), phase.role, phase.cycle, sibling.branch
+            )
             checkpoint = None
-            if self._keeper.is_wanted(winner=sibling is winner, new_best=cost < least):
+            if self._keeper.is_wanted(winner=sibling is winner, new_best=leads):
                 checkpoint = self._keeper.write(state, _label(phase, sibling))
             member = self._keeper.write_member(state, _label(phase, sibling))
-            least = min(least, cost)
             segment = self._ledger.complete(sibling, checkpoint, member)
             self._keeper.add_member(segment)
             if checkpoint is not None:
@@ -392,6 +406,11 @@ class Coordinator:
         self._keeper.clean(chosen or phase.parent)
         if phase.role == "branch" and chosen is not None:
             _logger.info(f"Cycle {phase.cycle}: {chosen.mutation} (trial {chosen.number}).")
+
+    def _cost(self, sibling: Sibling) -> float:
+        """The best value of one that trained to its end, oriented so that lower is better."""
+        assert sibling.state is not None
+        return float(self._lineage.sign * sibling.state["best"]["value"])
 
     def _validate(self, job: Job) -> Outcome:
         """Run a job of no epochs."""

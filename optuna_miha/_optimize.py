@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import optuna
 import torch
+from optuna.exceptions import OptunaError
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial
 
@@ -24,8 +25,10 @@ from optuna_miha._lease import held
 from optuna_miha._ledger import Callback, Ledger
 from optuna_miha._lineage import Lineage
 from optuna_miha._loop import Coordinator
+from optuna_miha._memory import is_out_of_memory
 from optuna_miha._model_fn import ModelFn, build_initial, build_recipe
 from optuna_miha._optuna import heartbeats, patience, stoppable
+from optuna_miha._outage import Mender, storage_named
 from optuna_miha._phases import Stretch
 from optuna_miha._plan import Plan
 from optuna_miha._preflight import check_direction, check_fresh, check_training
@@ -37,6 +40,7 @@ from optuna_miha._sampler import read_run
 from optuna_miha._segment import Context
 from optuna_miha._study import (
     open_store,
+    record_keep,
     record_run,
     record_stretches,
     settle_components,
@@ -169,6 +173,7 @@ def optimize(
         FormatError: If a later version wrote the study.
         RecordError: If an attribute of the study or of a trial is not what a run writes there.
         CheckpointError: If checkpoints cannot be written, or not one of them is to be found.
+        StorageError: If a database fails for more than two minutes.
         WorkerError: If worker processes or the executor could not see a job through.
     """
     if not isinstance(study, optuna.Study):
@@ -230,6 +235,7 @@ def optimize(
     stretches = settle_stretches(study, plan, total, lineage)
     is_new = _lineage.PLAN not in study.user_attrs
     with ExitStack() as stack:
+        stack.enter_context(storage_named())
         stack.enter_context(patience(study, _BUSY_TIMEOUT))
         if stretches is not None:
             workers = stack.enter_context(make_workers(context, n_jobs, executor))
@@ -248,10 +254,12 @@ def optimize(
                     f"The study {study.study_name!r} was started by another process at the same "
                     "time: run the same script again to go on with it."
                 )
-        if recovery is not None:
-            record_lost(study, recovery)
+        if recovery is not None and recovery.lost:
+            # Looked at again: another process may have gone on, and tidied up, before it ended.
+            record_lost(study, recover(study, plan, total, present))
         store = open_store(study, artifact_store, checkpoint_dir)
         record_run(study, plan, seed, initial, engine)
+        record_keep(study, keep)
         # Read again: what held the study before may have gone on after the first look.
         if stretches is not None:
             lineage = read_lineage(study)
@@ -260,29 +268,42 @@ def optimize(
             record_stretches(study, stretches)
             stack.enter_context(stoppable(study))
             running = stack.enter_context(heartbeats(study))
-            ledger = Ledger(study, seed=seed, callbacks=list(callbacks or ()), running=running)
-            lineage, stretch = ledger.lineage, stretches[-1]
+            stretch, dashboard = stretches[-1], Dashboard(study)
             _announce(plan, stretch, lineage)
-            progress = Progress(stretch.end, lineage, show=show_progress_bar)
-            dashboard = Dashboard(study)
-            coordinator = Coordinator(
-                study,
-                ledger=ledger,
-                keeper=Keeper(store, keep, lineage),
-                plan=plan,
-                run=read_run(study),
-                context=context,
-                workers=workers,
-                progress=stack.enter_context(progress),
-                fitness=fitness or last_value,
-                crossover=crossover,
-                catch=tuple(catch) if isinstance(catch, Iterable) else (catch,),
-                deadline=math.inf if timeout is None else time.monotonic() + timeout,
-                before_phase=lease.check,
-                after_cycle=dashboard.refresh,
-            )
+            deadline = math.inf if timeout is None else time.monotonic() + timeout
+
+            def train() -> None:
+                """Go on from the record: in the beginning, and after each mishap."""
+                nonlocal lineage
+                running.clear()
+                ledger = Ledger(study, seed=seed, callbacks=list(callbacks or ()), running=running)
+                lineage = ledger.lineage
+                keeper = Keeper(store, keep, lineage, study.user_attrs[_lineage.RUN])
+                keeper.sweep()
+                with Progress(stretch.end, lineage, show=show_progress_bar) as progress:
+                    Coordinator(
+                        study,
+                        ledger=ledger,
+                        keeper=keeper,
+                        plan=plan,
+                        run=read_run(study),
+                        context=context,
+                        workers=workers,
+                        progress=progress,
+                        fitness=fitness or last_value,
+                        crossover=crossover,
+                        catch=tuple(catch) if isinstance(catch, Iterable) else (catch,),
+                        deadline=deadline,
+                        before_phase=lease.check,
+                        after_cycle=dashboard.refresh,
+                    ).run(stretch)
+
+            def recover_again() -> None:
+                record_lost(study, recover(study, plan, total, store))
+
+            mender = Mender(study, lease, recover_again)
             try:
-                coordinator.run(stretch)
+                mender.see_through(train, lambda: lineage.spent)
             except BaseException as error:
                 _logger.warning(
                     f"Stopped by {type(error).__name__} after {lineage.spent} of {stretch.end} "
@@ -293,7 +314,7 @@ def optimize(
                 raise
     result = make_result(study, lineage, model_fn, store, devices[0])
     if stretches is not None and settle_stretches(study, plan, None, lineage) is None:
-        dashboard.finish(result, store.artifact_store)
+        dashboard.finish(result, store.artifact_store, model=keep != "final")
     return result
 
 
@@ -348,7 +369,12 @@ def _settled(
 
 def _remedy(error: BaseException) -> str:
     """What else to say of an error of the user's code, which would come again."""
-    if not isinstance(error, Exception) or isinstance(error, MihaError):
+    if is_out_of_memory(error):
+        return (
+            " There was too little memory for training that had enough before: make room, or use "
+            "fewer `n_jobs` or a smaller batch size."
+        )
+    if not isinstance(error, Exception) or isinstance(error, OptunaError):
         return ""
     return (
         " If the error belongs to the hyperparameters of one branch, "

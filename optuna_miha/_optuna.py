@@ -15,6 +15,7 @@ from typing import Any
 import optuna
 from optuna import Study, Trial
 from optuna.artifacts import FileSystemArtifactStore
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner, MedianPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import InMemoryStorage, RDBStorage
@@ -84,8 +85,29 @@ def sqlite_file(study: Study) -> Path | None:
     storage = getattr(study._storage, "_backend", study._storage)
     if not isinstance(storage, RDBStorage) or storage.engine.dialect.name != "sqlite":
         return None
-    database = storage.engine.url.database
+    database = (storage.engine.url.database or "").removeprefix("file:")
     return Path(database).absolute() if database and database != ":memory:" else None
+
+
+def reconnect(study: Study) -> None:
+    """Drop all connections to a database that failed; the next call makes new ones.
+
+    Raises:
+        StorageInternalError: If it is an SQLite file that is not there. To connect would create
+            an empty one in its place.
+    """
+    file = sqlite_file(study)
+    if file is not None and not file.is_file():
+        raise StorageInternalError(f"There is no file {file}.")
+    storage = getattr(study._storage, "_backend", study._storage)
+    if isinstance(storage, RDBStorage):
+        storage.engine.dispose()
+
+
+def reason_of(error: StorageInternalError) -> str:
+    """What a database said; Optuna's own words hold for any failure of it."""
+    cause = getattr(error.__cause__, "orig", None) or error.__cause__ or error
+    return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
 
 
 def start_trial(study: Study, *, start: datetime.datetime, **content: Any) -> Trial:

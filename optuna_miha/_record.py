@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import optuna
 from optuna.distributions import json_to_distribution
 
 from optuna_miha import _lineage
 from optuna_miha._attributes import Attributes
+from optuna_miha._keeper import Keep
 from optuna_miha._lineage import Lineage
 from optuna_miha._plan import Plan
+from optuna_miha._space import contains
 from optuna_miha.exceptions import FormatError
 
 FORMAT = 1
 """Of what is written into a study. It grows when an older version would misread a newer record;
 a study without a number is of format 1."""
+
+_RUN = re.compile(r"[0-9a-f]{8}")
+
+_NO_RUN = "0" * 8
+
+_LONGEST_PATH = 4096
 
 
 def read_lineage(study: optuna.Study) -> Lineage:
@@ -52,10 +62,19 @@ def check_study(study: optuna.Study) -> None:
         )
     if _lineage.RUN_SEED in attrs:
         read.integer(_lineage.RUN_SEED, most=2**64)
-    read.mapping(_lineage.INITIAL)
     read.mapping(_lineage.VERSIONS)
+    if not _RUN.fullmatch(read.text(_lineage.RUN, _NO_RUN)):
+        raise read.error(_lineage.RUN, "eight hexadecimal digits", attrs[_lineage.RUN])
+    if read.text(_lineage.KEEP, "trunk") not in get_args(Keep):
+        raise read.error(_lineage.KEEP, f"one of {get_args(Keep)}", attrs[_lineage.KEEP])
+    folder = read.text(_lineage.CHECKPOINT_DIR, "")
+    if len(folder) > _LONGEST_PATH or "\0" in folder:
+        raise read.error(_lineage.CHECKPOINT_DIR, "the path of a folder", folder)
     _check(read, _lineage.PLAN, "a plan", read.mapping(_lineage.PLAN), lambda v: Plan(**v))
-    _check(read, _lineage.SPACE, "a search space", read.mapping(_lineage.SPACE), _parse_space)
+    space, initial = read.mapping(_lineage.SPACE), read.mapping(_lineage.INITIAL)
+    _check(read, _lineage.SPACE, "a search space", space, _parse_space)
+    values = "values of all parameters in the search space"
+    _check(read, _lineage.INITIAL, values, initial, partial(_parse_initial, space))
     stretches = attrs.get(_lineage.STRETCHES)
     _check(read, _lineage.STRETCHES, "a list of stretches", stretches, _parse_stretches)
 
@@ -73,6 +92,12 @@ def _check(
 def _parse_space(space: dict[str, str]) -> None:
     for distribution in space.values():
         json_to_distribution(distribution)
+
+
+def _parse_initial(space: dict[str, str] | None, values: dict[str, Any]) -> None:
+    for name, distribution in (space or {}).items():
+        if not contains(json_to_distribution(distribution), values[name]):
+            raise ValueError(f"{name!r} is {str(values[name])[:60]!r}")
 
 
 def _parse_stretches(stretches: list[dict[str, int]]) -> None:

@@ -15,6 +15,7 @@ from optuna_miha._checkpoint import State, averaged, capture, copy_tensors, inhe
 from optuna_miha._curve import EpochResult
 from optuna_miha._data import tensors_to
 from optuna_miha._engine import Engine, intra_op_threads
+from optuna_miha._memory import give_back, is_out_of_memory
 from optuna_miha._model_fn import ModelFn, build_recipe
 from optuna_miha._recipe import LossFn, Recipe
 from optuna_miha._rng import preserved_rng, seed_all
@@ -124,6 +125,8 @@ def run_job(
                 return Outcome(tuple(log.results), log.begun, None, error=str(error))
             except Exception as error:
                 text = f"{type(error).__name__}: {error}"
+                if is_out_of_memory(error):
+                    give_back(error)
                 return Outcome(tuple(log.results), log.begun, None, error=text, exception=error)
             if on_epoch is not None:
                 on_epoch(result)

@@ -21,6 +21,7 @@ from optuna.pruners import HyperbandPruner
 from optuna_miha import _lineage
 from optuna_miha._checkpoint import CheckpointStore
 from optuna_miha._engine import Engine
+from optuna_miha._keeper import Keep
 from optuna_miha._lineage import Lineage
 from optuna_miha._model_fn import Initial
 from optuna_miha._optuna import (
@@ -169,6 +170,8 @@ def record_run(
         "channels_last": engine.channels_last,
     }
     if _lineage.PLAN in study.user_attrs:
+        if _lineage.RUN not in study.user_attrs:  # It was started before runs had names.
+            study.set_user_attr(_lineage.RUN, _new_run())
         known = study.user_attrs[_lineage.VERSIONS]
         for name, value in computed.items():
             if known.get(name, value) != value:
@@ -180,6 +183,7 @@ def record_run(
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     attrs = {
         _lineage.FORMAT: FORMAT,
+        _lineage.RUN: _new_run(),
         _lineage.RUN_SEED: seed,
         _lineage.INITIAL: initial.params,
         _lineage.SPACE: _space_of(initial),
@@ -188,6 +192,16 @@ def record_run(
     }
     for key, value in attrs.items():
         study.set_user_attr(key, value)
+
+
+def _new_run() -> str:
+    return secrets.token_hex(4)
+
+
+def record_keep(study: optuna.Study, keep: Keep) -> None:
+    """Write down what to keep, for whoever tidies up afterwards."""
+    if study.user_attrs.get(_lineage.KEEP) != keep:
+        study.set_user_attr(_lineage.KEEP, keep)
 
 
 def open_store(

@@ -37,6 +37,10 @@ class SearchSpaceChangedError(MihaError, ValueError):
     """``model_fn`` suggests other parameters than it did when the study was started."""
 
 
+class StorageError(MihaError):
+    """The storage of the study cannot be read or written."""
+
+
 class StudyLockedError(MihaError):
     """Another process, or another thread, runs the study."""
 

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,7 +16,7 @@ import optuna
 import torch
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
-from problems import TINY, explicit, new_study, run
+from problems import explicit, new_study, run
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -26,7 +27,7 @@ from optuna_miha._plan import race_rungs
 from optuna_miha._record import read_lineage
 
 _processes = get_context("forkserver")
-_processes.set_forkserver_preload(["kills"])
+_processes.set_forkserver_preload(["optuna_miha", "optuna_dashboard", "plotly.express", "psycopg"])
 
 PATIENCE = 60.0
 """Seconds within which what was started has to begin, and what was killed to end."""
@@ -46,15 +47,12 @@ class Blow:
     when: float = 0.0
 
     @classmethod
-    def drawn(cls, rng: random.Random) -> Blow:
+    def drawn(cls, rng: random.Random, kinds: Sequence[str] = ("time", "row", "file")) -> Blow:
         """At a random moment."""
-        return rng.choice(
-            [
-                cls("time", rng.uniform(0.0, 3.0)),
-                cls("row", rng.randint(1, 250)),
-                cls("file", rng.randint(1, 12)),
-            ]
-        )
+        kind = rng.choice(kinds)
+        if kind == "time":
+            return cls("time", rng.uniform(0.0, 3.0))
+        return cls("row", rng.randint(1, 80)) if kind == "row" else cls("file", rng.randint(1, 5))
 
 
 class Epochs:
@@ -132,7 +130,7 @@ def _die_at_statement(fatal: int) -> None:
     event.listen(Engine, "commit", count)
 
 
-def attempt(url: str, folder: Path, n_jobs: int, blow: Blow) -> None:
+def attempt(url: str, folder: Path, plan: miha.Plan, n_jobs: int, blow: Blow) -> None:
     """What the script of a run does; the same every time."""
     os.setsid()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -146,15 +144,16 @@ def attempt(url: str, folder: Path, n_jobs: int, blow: Blow) -> None:
     run(
         study,
         Counted(Epochs(folder / "epochs")),
+        plan=plan,
         n_jobs=n_jobs,
         artifact_store=Dying(checkpoints, fatal),
     )
 
 
-def strike(url: str, folder: Path, n_jobs: int, blow: Blow) -> bool:
+def strike(url: str, folder: Path, plan: miha.Plan, n_jobs: int, blow: Blow) -> bool:
     """Run until it is over or killed; returns whether it was killed."""
     (folder / "begun").unlink(missing_ok=True)
-    process = _processes.Process(target=attempt, args=(url, folder, n_jobs, blow))
+    process = _processes.Process(target=attempt, args=(url, folder, plan, n_jobs, blow))
     process.start()
     if blow.kind == "time":
         wait_until((folder / "begun").exists)
@@ -189,7 +188,9 @@ def session(pid: int) -> list[int]:
     return members
 
 
-def survive(url: str, folder: Path, *, n_jobs: int, n_kills: int, rng: random.Random) -> int:
+def survive(
+    url: str, folder: Path, plan: miha.Plan, *, n_jobs: int, n_kills: int, rng: random.Random
+) -> int:
     """Kill a run at random moments, resume it each time, and at last let it end.
 
     After each kill, what was trained and is not on record is no more than the phase under way.
@@ -200,26 +201,28 @@ def survive(url: str, folder: Path, *, n_jobs: int, n_kills: int, rng: random.Ra
     epochs = Epochs(folder / "epochs")
     counted, recorded = 0.0, 0
     for n in range(n_kills):
-        if not strike(url, folder, n_jobs, Blow.drawn(rng)):
+        # The first one must find it running.
+        blow = Blow.drawn(rng) if n else Blow.drawn(rng, ["row", "file"])
+        if not strike(url, folder, plan, n_jobs, blow):
             return n
-        spent, under_way = progress(url)
+        spent, under_way = progress(url, plan)
         # Before it trains, a run validates once.
         assert epochs.count() - counted <= spent - recorded + under_way + 1
         counted, recorded = epochs.count(), spent
-    assert not strike(url, folder, n_jobs, Blow("none"))
+    assert not strike(url, folder, plan, n_jobs, Blow("none"))
     return n_kills
 
 
-def progress(url: str) -> tuple[int, int]:
+def progress(url: str, plan: miha.Plan) -> tuple[int, int]:
     """Epochs that are on record, and those of the phase that comes next, or is under way."""
     storage = RDBStorage(url)
     try:
         study = new_study(storage)
         lineage = read_lineage(study)
         [stretch] = study.user_attrs.get(_lineage.STRETCHES) or [
-            {"first_cycle": 0, "start": 0, "end": TINY.n_epochs}
+            {"first_cycle": 0, "start": 0, "end": plan.n_epochs}
         ]
-        phase = next_phase(TINY, Stretch(**stretch), lineage)
+        phase = next_phase(plan, Stretch(**stretch), lineage)
         if phase is None:
             return lineage.spent, 0
         if phase.role == "startup":

@@ -432,7 +432,8 @@ class TestBound:
         directions = {1: optuna.study.StudyDirection.MINIMIZE}
         lineage = Lineage(directions.get(sign, optuna.study.StudyDirection.MAXIMIZE))
         folder.mkdir()
-        keeper = Keeper(CheckpointStore(FileSystemArtifactStore(folder)), "trunk", lineage)
+        store = CheckpointStore(FileSystemArtifactStore(folder))
+        keeper = Keeper(store, "trunk", lineage, "0" * 8)
         written: dict[str, Segment] = {}
         for number, cycle in enumerate(order):
             state = {"best": {"value": float(values[cycle]), "weights": {"w": torch.zeros(1)}}}

@@ -53,6 +53,9 @@ HOSTILE = st.recursive(
 """Whatever JSON can hold."""
 
 
+FILE = {"id": f"trunk-000-0-{12 * '0'}.pt", "sha256": 64 * "0"}
+
+
 def attrs(number: int) -> dict[str, Any]:
     """Of a chain of segments of two epochs each."""
     return {
@@ -63,8 +66,8 @@ def attrs(number: int) -> dict[str, Any]:
         _lineage.BIRTH: 2 * number,
         _lineage.TRAINED: 2,
         _lineage.FITNESS: -1.0,
-        _lineage.CHECKPOINT: {"id": "a", "sha256": "b", "best_epoch": 2 * number + 1},
-        _lineage.MEMBER: {"id": "a", "sha256": "b", "value": 1.0},
+        _lineage.CHECKPOINT: FILE | {"best_epoch": 2 * number + 1},
+        _lineage.MEMBER: FILE | {"value": 1.0},
     }
 
 
@@ -141,15 +144,25 @@ BAD: list[tuple[str, Any]] = [
     (_lineage.BIRTH, math.nan),
     (_lineage.BIRTH, None),
     (_lineage.TRAINED, 0),
+    (_lineage.TRAINED, 3),
+    (_lineage.TRAINED, 10**9),
     (_lineage.TRAINED, 1e300),
     (_lineage.FITNESS, "good"),
     (_lineage.FITNESS, 10**400),
     (_lineage.MUTATION, "x" * 10_000_000),
     (_lineage.TRAIN_LOSS, [1.0, "x"]),
     (_lineage.CHECKPOINT, "file.pt"),
-    (_lineage.CHECKPOINT, {"id": "a", "sha256": "b"}),
-    (_lineage.CHECKPOINT, {"id": "x" * 10_000_000, "sha256": "b", "best_epoch": 1}),
-    (_lineage.MEMBER, {"id": "a", "sha256": "b", "value": math.nan}),
+    (_lineage.CHECKPOINT, FILE),
+    (_lineage.CHECKPOINT, FILE | {"id": "x" * 10_000_000, "best_epoch": 1}),
+    (_lineage.CHECKPOINT, FILE | {"id": "../trunk-000-0-000000000000.pt", "best_epoch": 1}),
+    (_lineage.CHECKPOINT, FILE | {"id": "/etc/passwd", "best_epoch": 1}),
+    (_lineage.CHECKPOINT, FILE | {"id": "thesis.pt", "best_epoch": 1}),
+    (_lineage.CHECKPOINT, FILE | {"id": f"a\0-{12 * '0'}.pt", "best_epoch": 1}),
+    (_lineage.CHECKPOINT, FILE | {"id": 7, "best_epoch": 1}),
+    (_lineage.CHECKPOINT, FILE | {"sha256": "", "best_epoch": 1}),
+    (_lineage.CHECKPOINT, {"best_epoch": 1}),
+    (_lineage.MEMBER, FILE | {"value": math.nan}),
+    (_lineage.MEMBER, FILE | {"value": 1.0, "id": "~/.ssh/id_rsa"}),
     (_lineage.AVERAGED, {"value": None}),
     (_lineage.PARENT, 7),  # There is no such trial.
     (_lineage.PARENT, 2),  # Itself.

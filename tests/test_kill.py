@@ -10,9 +10,8 @@ import pytest
 import services
 from helpers import same as states_are_equal
 from kills import Counted, Epochs, record, states, survive
-from optuna.storages import RDBStorage
 from optuna.trial import TrialState
-from problems import new_study, run, same, weights
+from problems import TINY, new_study, run, same, weights
 
 import optuna_miha as miha
 
@@ -23,11 +22,19 @@ def postgresql() -> Iterator[services.PostgreSQL]:
         yield cluster
 
 
+SHORT = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False)
+"""Trunk, population, trunk, final phase."""
+
+
+def undisturbed(plan: miha.Plan, folder: Path) -> tuple[miha.Result, Path]:
+    """A run that is never killed, and its checkpoints."""
+    counted = Counted(Epochs(folder / "epochs"))
+    return run(new_study(), counted, plan=plan, checkpoint_dir=folder), folder
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[miha.Result, Path]:
-    """The run that was never killed, and its checkpoints."""
-    folder = tmp_path_factory.mktemp("whole")
-    return run(new_study(), Counted(Epochs(folder / "epochs")), checkpoint_dir=folder), folder
+def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[miha.Result, Path]:
+    return undisturbed(SHORT, tmp_path_factory.mktemp("short"))
 
 
 def new_database(kind: str, folder: Path, request: pytest.FixtureRequest) -> str:
@@ -39,16 +46,16 @@ def new_database(kind: str, folder: Path, request: pytest.FixtureRequest) -> str
 
 def check(url: str, folder: Path, whole: tuple[miha.Result, Path]) -> None:
     """What the killed run left is what the other one did."""
-    undisturbed, their_folder = whole
+    expected, their_folder = whole
     with services.rdb_storage(url) as storage:
         study = new_study(storage)
         counted = Counted(Epochs(folder / "epochs"))
         result = miha.load_result(study, counted, checkpoint_dir=folder / "checkpoints")
         assert not study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
-    assert record(result) == record(undisturbed)
-    assert same(weights(result), weights(undisturbed))
-    assert result.value == undisturbed.value
-    ours, theirs = states(result, folder / "checkpoints"), states(undisturbed, their_folder)
+    assert record(result) == record(expected)
+    assert same(weights(result), weights(expected))
+    assert result.value == expected.value
+    ours, theirs = states(result, folder / "checkpoints"), states(expected, their_folder)
     assert ours.keys() == theirs.keys()
     for place, state in ours.items():
         assert states_are_equal(state["best"]["weights"], theirs[place]["best"]["weights"])
@@ -60,14 +67,15 @@ def check(url: str, folder: Path, whole: tuple[miha.Result, Path]) -> None:
 def test_a_run_that_is_killed_at_random_moments_ends_bit_identically(
     kind: str,
     n_jobs: int,
-    whole: tuple[miha.Result, Path],
+    short: tuple[miha.Result, Path],
     request: pytest.FixtureRequest,
     tmp_path: Path,
 ) -> None:
     url = new_database(kind, tmp_path, request)
     rng = random.Random(f"{kind} {n_jobs}")
-    assert survive(url, tmp_path, n_jobs=n_jobs, n_kills=4 // n_jobs, rng=rng)
-    check(url, tmp_path, whole)
+    n_kills = 3 if (kind, n_jobs) == ("sqlite", 1) else 1
+    assert survive(url, tmp_path, SHORT, n_jobs=n_jobs, n_kills=n_kills, rng=rng)
+    check(url, tmp_path, short)
 
 
 @pytest.mark.long
@@ -76,17 +84,18 @@ def test_a_run_that_is_killed_at_random_moments_ends_bit_identically(
 def test_fifty_kills_change_nothing(
     kind: str,
     n_jobs: int,
-    whole: tuple[miha.Result, Path],
     request: pytest.FixtureRequest,
     tmp_path: Path,
 ) -> None:
+    (tmp_path / "whole").mkdir()
+    whole = undisturbed(TINY, tmp_path / "whole")
     rng = random.Random(f"{kind} {n_jobs} long")
     n_kills = n_runs = 0
     while n_kills < 50:
         folder = tmp_path / str(n_runs)
         folder.mkdir()
         url = new_database(kind, folder, request)
-        n_kills += survive(url, folder, n_jobs=n_jobs, n_kills=8, rng=rng)
+        n_kills += survive(url, folder, TINY, n_jobs=n_jobs, n_kills=8, rng=rng)
         check(url, folder, whole)
         n_runs += 1
     print(f"{n_kills} kills in {n_runs} runs")

@@ -37,6 +37,7 @@ TORCH_MODULES = {
     "_engine",
     "_ensemble",
     "_losses",
+    "_memory",
     "_model_fn",
     "_optimize",
     "_optimizers",
@@ -71,7 +72,8 @@ OPTUNA_PRIVATE = {
 OTHER_PRIVATE = {
     "_activations": {"_modules"},  # Torch's.
     "_data": {"_fields"},  # Public, in spite of its name, in named tuples.
-    "_workers": {"_processes"},  # Python's; there is no other way before 3.14 to end them.
+    # Python's; there is no other way before 3.14 to end them, nor ever to end at once.
+    "_workers": {"_processes", "_exit"},
 }
 """Names that begin with an underscore and are not Optuna's."""
 

@@ -131,7 +131,7 @@ def trial_of(value: float | None, *, number: int = 0, **attrs: Any) -> FrozenTri
         _lineage.CYCLE: 1,
         _lineage.BRANCH: number,
         _lineage.PARENT: None,
-        _lineage.BIRTH: 4,
+        _lineage.BIRTH: 0,
         _lineage.TRAINED: 2,
         _lineage.MUTATION: "lr 0.1 -> 0.2",
         _lineage.TRAIN_LOSS: [1.5, None],
@@ -141,17 +141,17 @@ def trial_of(value: float | None, *, number: int = 0, **attrs: Any) -> FrozenTri
         value=value,
         params={"lr": 0.2},
         distributions={"lr": FloatDistribution(0, 1)},
-        intermediate_values={4: 3.0, 6: 1.0, 5: 2.0},
+        intermediate_values={0: 3.0, 2: 1.0, 1: 2.0},
         user_attrs=birth | attrs,
     )
 
 
 def test_a_segment_is_read_from_its_trial() -> None:
-    checkpoint = {"id": "a", "sha256": "b", "best_epoch": 6}
+    checkpoint = {"id": f"a-{12 * '0'}.pt", "sha256": 64 * "b", "best_epoch": 2}
     read = segment_of(trial_of(0.5, **{_lineage.FITNESS: -1.0, _lineage.CHECKPOINT: checkpoint}))
     assert read is not None
     assert (read.role, read.cycle, read.branch, read.parent) == ("branch", 1, 0, None)
-    assert (read.birth, read.trained, read.end) == (4, 2, 6)
+    assert (read.birth, read.trained, read.end) == (0, 2, 2)
     assert read.params == {"lr": 0.2}
     assert read.mutation == "lr 0.1 -> 0.2"
     assert read.value == 0.5
@@ -176,7 +176,8 @@ def test_a_pruned_trial_has_no_value_although_optuna_gives_it_its_last_report() 
     study.add_trial(trial_of(None))
     study.enqueue_trial({}, user_attrs=study.trials[0].user_attrs)
     trial = study.ask()
-    trial.report(0.3, step=5)
+    trial.report(0.4, step=1)
+    trial.report(0.3, step=2)
     study.tell(trial, state=TrialState.PRUNED)
     assert study.trials[1].value == 0.3
     read = segment_of(study.trials[1])
@@ -200,13 +201,13 @@ def test_a_trial_that_is_no_segment_is_passed_over() -> None:
 
 def test_a_trial_that_failed_by_an_error_is_a_segment() -> None:
     study = optuna.create_study()
-    attrs = trial_of(0.5).user_attrs | {_lineage.ERROR: "RuntimeError: no"}
+    attrs = trial_of(0.5).user_attrs | {_lineage.ERROR: "RuntimeError: no", _lineage.TRAINED: 1}
     study.enqueue_trial({}, user_attrs=attrs)
     study.tell(study.ask(), state=TrialState.FAIL)
     read = segment_of(study.trials[0])
     assert read is not None
     assert read.state == TrialState.FAIL
-    assert read.trained == 2
+    assert read.trained == 1
     assert read.value is None
 
 

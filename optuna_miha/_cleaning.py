@@ -1,0 +1,101 @@
+"""Checkpoints that nothing needs: what runs that were killed, or kept more, left behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import optuna
+
+from optuna_miha import _lineage
+from optuna_miha._checkpoint import CheckpointStore
+from optuna_miha._keeper import Keep, wanted
+from optuna_miha._lease import held
+from optuna_miha._lineage import Lineage, Segment
+from optuna_miha._phases import next_phase
+from optuna_miha._plan import Plan
+from optuna_miha._record import read_lineage
+from optuna_miha._study import settle_stretches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """The files of a run: bytes by name.
+
+    Args:
+        needed: Those that it goes on from, or that are to be kept.
+        unneeded: The others.
+    """
+
+    needed: dict[str, int]
+    unneeded: dict[str, int]
+
+
+def clean(
+    study: optuna.Study, store: CheckpointStore, *, keep: Keep | None = None, dry_run: bool = False
+) -> Files:
+    """Remove the checkpoints that nothing needs.
+
+    What a run that is not over goes on from stays in any case, and so does the best.
+
+    Args:
+        study: The study of the run.
+        store: Its checkpoints.
+        keep: What else stays, as in :func:`~optuna_miha.optimize`; :obj:`None`: as the run was
+            last told.
+        dry_run: Whether nothing is removed.
+
+    Returns:
+        The files as they were found.
+
+    Raises:
+        StudyLockedError: If somebody runs the study.
+        RecordError: If an attribute is not what a run writes there.
+        ValueError: If the study holds no run.
+    """
+    if _lineage.PLAN not in study.user_attrs:
+        raise ValueError(
+            f"The study must hold a run of `optimize`, got {study.study_name!r}, which holds none."
+        )
+    with held(study):
+        files = _sorted_out(study, store, keep)
+        for name in files.unneeded if not dry_run else ():
+            store.remove({"id": name})
+    return files
+
+
+def _sorted_out(study: optuna.Study, store: CheckpointStore, keep: Keep | None) -> Files:
+    lineage = read_lineage(study)
+    kept: Keep = keep or study.user_attrs.get(_lineage.KEEP, "trunk")
+    checkpoints, members = wanted(lineage, kept, _heads(study, lineage))
+    needed = {s.checkpoint["id"] for s in lineage if s.checkpoint and s.number in checkpoints}
+    needed |= {s.member["id"] for s in lineage if s.member and s.number in members}
+    run, named = study.user_attrs.get(_lineage.RUN), _named(study)
+    ours = {
+        name: size
+        for name, size in store.files().items()
+        if (run is not None and f"-{run}-" in name) or name in named
+    }
+    return Files(
+        needed={name: size for name, size in ours.items() if name in needed},
+        unneeded={name: size for name, size in ours.items() if name not in needed},
+    )
+
+
+def _heads(study: optuna.Study, lineage: Lineage) -> list[Segment]:
+    """The segments that the run goes on from, and the best."""
+    plan = Plan(**study.user_attrs[_lineage.PLAN])
+    stretches = settle_stretches(study, plan, None, lineage)
+    found = [lineage.best()]
+    if stretches is not None:
+        phase = next_phase(plan, stretches[-1], lineage)
+        if phase is not None:
+            # Of a population that was interrupted, the fittest may be on record already.
+            found += [phase.parent, *lineage.group(phase.role, phase.cycle).values()]
+    return [segment for segment in found if segment is not None]
+
+
+def _named(study: optuna.Study) -> set[str]:
+    """The files that any trial names, those that were set aside included."""
+    attrs = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
+    files = [a[key] for a in attrs for key in (_lineage.CHECKPOINT, _lineage.MEMBER) if key in a]
+    return {str(file.get("id")) for file in files if isinstance(file, dict)}
