@@ -27,7 +27,9 @@ from optuna_miha._plan import race_rungs
 from optuna_miha._record import read_lineage
 
 _processes = get_context("forkserver")
-_processes.set_forkserver_preload(["optuna_miha", "optuna_dashboard", "plotly.express", "psycopg"])
+_processes.set_forkserver_preload(
+    ["optuna_miha", "torch._dynamo", "optuna_dashboard", "plotly.express", "psycopg"]
+)
 
 PATIENCE = 60.0
 """Seconds within which what was started has to begin, and what was killed to end."""
