@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,14 @@ class PostgreSQL:
 
     Args:
         port: Where it listens.
+        start: Starts it.
+        stop: Stops it, whoever is connected.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, start: Callable[[], None], stop: Callable[[], None]) -> None:
         self._port = port
+        self.start = start
+        self.stop = stop
 
     def new_database(self) -> str:
         """Make an empty database; returns its URL for SQLAlchemy."""
@@ -75,11 +79,18 @@ def postgresql() -> Iterator[PostgreSQL]:
         port = _free_port()
         settings = {"listen_addresses": LOOPBACK, "unix_socket_directories": "''", "fsync": "off"}
         options = [f"-p {port}", *(f"-c {name}={value}" for name, value in settings.items())]
-        call("pg_ctl", "-w", "-o", " ".join(options), "start")
-        try:
-            yield PostgreSQL(port)
-        finally:
+
+        def start() -> None:
+            call("pg_ctl", "-w", "-o", " ".join(options), "start")
+
+        def stop() -> None:
             call("pg_ctl", "-w", "-m", "immediate", "stop")
+
+        start()
+        try:
+            yield PostgreSQL(port, start=start, stop=stop)
+        finally:
+            stop()
     finally:
         shutil.rmtree(folder)
 
