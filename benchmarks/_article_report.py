@@ -166,6 +166,7 @@ def draw(mnist: Sequence[Row], gaps: Sequence[Row], path: Path) -> None:
             axes.set_ylim(top=8)
         axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
         axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_locator(matplotlib.ticker.LogLocator(subs=(2.0, 5.0)))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, which="both")
         axes.legend(frameon=False, fontsize=8)
