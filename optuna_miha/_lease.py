@@ -38,6 +38,9 @@ then see the later one."""
 _here: set[object] = set()
 _guard = threading.Lock()
 
+_alive: set[str] = set()
+"""Nonces of the coordinators of this process that run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
@@ -77,7 +80,10 @@ class Holder:
         """Whether its process is known to be over. Of another machine nothing is known."""
         if not self.table or not self.started or self.table != _process_table():
             return False
-        return _start_of(self.pid) != self.started
+        if _start_of(self.pid) != self.started:
+            return True
+        # This process lives, but that coordinator may not: its storage was away when it ended.
+        return self.pid == os.getpid() and self.nonce not in _alive
 
 
 class Lease:
@@ -154,8 +160,11 @@ def held(study: optuna.Study) -> Iterator[Lease]:
         if key in _here:
             raise _locked(study, Holder.myself(), "It is this process itself, in another call.")
         _here.add(key)
+    holder = None
     try:
-        lease = Lease(study, Holder.myself())
+        holder = Holder.myself()
+        lease = Lease(study, holder)
+        _alive.add(holder.nonce)
         if is_in_memory(study):  # No other process can see it.
             yield lease
             return
@@ -178,6 +187,8 @@ def held(study: optuna.Study) -> Iterator[Lease]:
     finally:
         with _guard:
             _here.discard(key)
+            if holder is not None:
+                _alive.discard(holder.nonce)
 
 
 def _renew(lease: Lease, over: threading.Event) -> None:

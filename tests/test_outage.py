@@ -58,8 +58,15 @@ class After:
             self.action()
 
 
-def soon(action: Callable[[], None], seconds: float) -> None:
-    threading.Timer(seconds, action).start()
+def when_noticed(log: pytest.LogCaptureFixture, action: Callable[[], object]) -> None:
+    """Do something once the run has noticed that its storage fails."""
+
+    def watch() -> None:
+        while "Next try in" not in log.text:
+            time.sleep(0.05)
+        action()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def test_a_server_that_stops_and_starts_again_is_waited_for(
@@ -70,7 +77,7 @@ def test_a_server_that_stops_and_starts_again_is_waited_for(
 ) -> None:
     def restart() -> None:
         postgresql.stop()
-        soon(postgresql.start, 3.0)
+        when_noticed(log, postgresql.start)
 
     with services.rdb_storage(postgresql.new_database()) as storage:
         study = new_study(storage)
@@ -88,7 +95,7 @@ def test_a_file_that_is_moved_away_and_back_is_waited_for(
 
     def move() -> None:
         path.rename(away)
-        soon(lambda: away.rename(path) and None, 2.5)
+        when_noticed(log, lambda: away.rename(path))
 
     result = run(new_study(f"sqlite:///{path}"), plan=SHORT, callbacks=[After(3, move)])
     assert history(result) == history(whole)
@@ -135,7 +142,8 @@ def test_a_database_that_becomes_read_only_ends_the_run_in_its_own_words(
 def test_an_sqlite_file_opened_for_reading_is_refused_in_its_own_words(tmp_path: Path) -> None:
     path = tmp_path / "study.db"
     new_study(f"sqlite:///{path}")
-    study = new_study(f"sqlite:///file:{path}?mode=ro&uri=true")
+    storage = f"sqlite:///file:{path}?mode=ro&uri=true"
+    study = optuna.load_study(study_name="tiny", storage=storage, sampler=miha.MihaSampler(seed=0))
     with pytest.raises(StorageError, match="attempt to write a readonly database"):
         run(study, plan=SHORT)
 
@@ -247,7 +255,7 @@ def test_a_database_that_is_away_for_thirty_seconds_is_waited_for(
 
     def move() -> None:
         path.rename(away)
-        soon(lambda: away.rename(path) and None, 30.0)
+        threading.Timer(30.0, away.rename, [path]).start()
 
     start = time.monotonic()
     result = run(new_study(f"sqlite:///{path}"), plan=SHORT, callbacks=[After(3, move)])
