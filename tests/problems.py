@@ -37,6 +37,18 @@ def classifier(trial: Any) -> miha.Recipe:
     )
 
 
+def accuracy_classifier(trial: Any) -> miha.Recipe:
+    """The same in batches of 32, judged by its accuracy, which is to be maximized."""
+    recipe = classifier(trial)
+    return miha.Recipe(
+        model=recipe.model,
+        loss_fn=recipe.loss_fn,
+        train_data=recipe.train_data,
+        valid_data=recipe.valid_data,
+        monitor="accuracy",
+    )
+
+
 def explicit(trial: Any) -> miha.Recipe:
     """The same by the ``suggest_*`` functions."""
     recipe = classifier(trial)

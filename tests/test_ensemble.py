@@ -16,7 +16,7 @@ from helpers import train_steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.artifacts import FileSystemArtifactStore
-from problems import blobs, classifier, new_study, run, same
+from problems import accuracy_classifier, blobs, classifier, new_study, run, same
 from segments import segment
 from torch import Tensor, nn
 from torch.nn import functional
@@ -237,17 +237,7 @@ def test_networks_of_different_hyperparameters_are_rebuilt_as_they_were(
 
 
 def test_a_metric_that_is_maximized_is_what_counts() -> None:
-    def model_fn(trial: Any) -> miha.Recipe:
-        recipe = classifier(trial)
-        return miha.Recipe(
-            model=recipe.model,
-            loss_fn=recipe.loss_fn,
-            train_data=recipe.train_data,
-            valid_data=recipe.valid_data,
-            monitor="accuracy",
-        )
-
-    result = run(new_study(direction="maximize"), model_fn)
+    result = run(new_study(direction="maximize"), accuracy_classifier)
     ensemble = result.ensemble()
     assert ensemble.value >= result.value
     assert (ensemble(X).argmax(1) == Y).double().mean().item() == ensemble.value

@@ -14,7 +14,18 @@ import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from problems import TINY, blobs, classifier, explicit, history, new_study, run, same, weights
+from problems import (
+    TINY,
+    accuracy_classifier,
+    blobs,
+    classifier,
+    explicit,
+    history,
+    new_study,
+    run,
+    same,
+    weights,
+)
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -156,18 +167,8 @@ def test_datasets_and_loaders_train_like_tensors(kind: str) -> None:
 
 
 def test_maximizing_accuracy_returns_the_most_accurate_model() -> None:
-    def model_fn(trial: Any) -> miha.Recipe:
-        recipe = classifier(trial)
-        return miha.Recipe(
-            model=recipe.model,
-            loss_fn=recipe.loss_fn,
-            train_data=recipe.train_data,
-            valid_data=recipe.valid_data,
-            monitor="accuracy",
-        )
-
     study = new_study(direction="maximize")
-    result = run(study, model_fn)
+    result = run(study, accuracy_classifier)
     x, y = blobs(30, seed=1)
     with torch.no_grad():
         accuracy = float((result.model(x).argmax(1) == y).double().mean())
