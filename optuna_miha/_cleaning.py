@@ -11,10 +11,9 @@ from optuna_miha._checkpoint import CheckpointStore
 from optuna_miha._keeper import Keep, wanted
 from optuna_miha._lease import held
 from optuna_miha._lineage import Lineage, Segment
-from optuna_miha._phases import next_phase
 from optuna_miha._plan import Plan
-from optuna_miha._record import read_lineage
-from optuna_miha._study import settle_stretches
+from optuna_miha._record import check_run, read_lineage
+from optuna_miha._study import phase_ahead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +51,7 @@ def clean(
         RecordError: If an attribute is not what a run writes there.
         ValueError: If the study holds no run.
     """
-    if _lineage.PLAN not in study.user_attrs:
-        raise ValueError(
-            f"The study must hold a run of `optimize`, got {study.study_name!r}, which holds none."
-        )
+    check_run(study)
     with held(study):
         files = _sorted_out(study, store, keep)
         for name in files.unneeded if not dry_run else ():
@@ -83,14 +79,11 @@ def _sorted_out(study: optuna.Study, store: CheckpointStore, keep: Keep | None) 
 
 def _heads(study: optuna.Study, lineage: Lineage) -> list[Segment]:
     """The segments that the run goes on from, and the best."""
-    plan = Plan(**study.user_attrs[_lineage.PLAN])
-    stretches = settle_stretches(study, plan, None, lineage)
+    phase = phase_ahead(study, Plan(**study.user_attrs[_lineage.PLAN]), None, lineage)
     found = [lineage.best()]
-    if stretches is not None:
-        phase = next_phase(plan, stretches[-1], lineage)
-        if phase is not None:
-            # Of a population that was interrupted, the fittest may be on record already.
-            found += [phase.parent, *lineage.group(phase.role, phase.cycle).values()]
+    if phase is not None:
+        # Of a population that was interrupted, the fittest may be on record already.
+        found += [phase.parent, *lineage.group(phase.role, phase.cycle).values()]
     return [segment for segment in found if segment is not None]
 
 

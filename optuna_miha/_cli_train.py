@@ -15,8 +15,8 @@ from optuna_miha._cli_common import (
 )
 from optuna_miha._compare import METHODS, compare
 from optuna_miha._demo import demo
-from optuna_miha._lineage import PLAN
 from optuna_miha._optimize import optimize
+from optuna_miha._record import check_run
 from optuna_miha._server import find_storage, load_study
 from optuna_miha.visualization import plot_comparison
 from optuna_miha.visualization._style import import_plotly
@@ -66,10 +66,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _resume(args: argparse.Namespace) -> int:
     study = load_study(args.study, find_storage(args.storage))
-    if PLAN not in study.user_attrs:
-        raise ValueError(
-            f"The study must hold a run of `optimize`, got {args.study!r}, which holds none."
-        )
+    check_run(study)
     result = optimize(
         study,
         load_function(args.model_fn),

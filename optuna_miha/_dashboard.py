@@ -22,7 +22,7 @@ from optuna_miha._lineage import Lineage
 from optuna_miha._optuna import is_in_memory
 from optuna_miha._record import read_lineage
 from optuna_miha._result import Result
-from optuna_miha._summary import best_line, cycles_of, race_line, restarts_line
+from optuna_miha._summary import cycles_of, sentences
 from optuna_miha.visualization import plot_lineage, plot_schedule
 from optuna_miha.visualization._style import number
 
@@ -139,10 +139,9 @@ def note(lineage: Lineage) -> str:
     """
     best = lineage.best()
     assert best is not None
-    lines = [HEADING, "", _plain(_sentence(best_line(lineage, best))), ""]
-    for line in (race_line(lineage), restarts_line(lineage)):
-        if line is not None:
-            lines += [_plain(_sentence(line)), ""]
+    lines = [HEADING, ""]
+    for line in sentences(lineage, best):
+        lines += [_plain(line), ""]
     cycles = cycles_of(lineage)
     if cycles:
         lines += ["| cycle | best change | value | trial |", "|---|---|---|---|"]
@@ -154,10 +153,6 @@ def note(lineage: Lineage) -> str:
     lines += [f"| {_plain(name)} | {_plain(number(v))} |" for name, v in best.params.items()]
     lines += ["", "*This part is written anew as the run goes on; write above its heading.*"]
     return "\n".join(lines)
-
-
-def _sentence(line: str) -> str:
-    return f"{line[:1].upper()}{line[1:]}."
 
 
 def _plain(text: str) -> str:

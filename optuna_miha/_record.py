@@ -79,6 +79,18 @@ def check_study(study: optuna.Study) -> None:
     _check(read, _lineage.STRETCHES, "a list of stretches", stretches, _parse_stretches)
 
 
+def check_run(study: optuna.Study) -> None:
+    """Refuse a study in which nothing was begun.
+
+    Raises:
+        ValueError: If the study holds no run.
+    """
+    if _lineage.PLAN not in study.user_attrs:
+        raise ValueError(
+            f"The study must hold a run of `optimize`, got {study.study_name!r}, which holds none."
+        )
+
+
 def _check(
     read: Attributes, key: str, what: str, value: Any, parse: Callable[[Any], object]
 ) -> None:

@@ -10,10 +10,9 @@ import optuna
 from optuna_miha import _lineage
 from optuna_miha._checkpoint import CheckpointStore
 from optuna_miha._lineage import Lineage, Segment
-from optuna_miha._phases import next_phase
 from optuna_miha._plan import Plan
 from optuna_miha._record import read_lineage, read_lost
-from optuna_miha._study import settle_stretches
+from optuna_miha._study import phase_ahead
 from optuna_miha.exceptions import CheckpointLostError
 
 _logger = optuna.logging.get_logger("optuna.miha")
@@ -92,8 +91,7 @@ def _needed(
     study: optuna.Study, plan: Plan, n_epochs: int | None, lineage: Lineage
 ) -> list[Segment]:
     """The segments that the run continues, or ends with."""
-    stretches = settle_stretches(study, plan, n_epochs, lineage)
-    phase = None if stretches is None else next_phase(plan, stretches[-1], lineage)
+    phase = phase_ahead(study, plan, n_epochs, lineage)
     needed = [] if phase is None else [phase.parent]
     # Of a record from which something was left out, the best may have been tidied away long ago.
     # It is needed only if nothing comes any more.

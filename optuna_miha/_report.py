@@ -18,7 +18,7 @@ from optuna_miha import _lineage
 from optuna_miha._comparison import Comparison
 from optuna_miha._lineage import Lineage
 from optuna_miha._report_style import PAGE
-from optuna_miha._summary import best_line, cycles_of, race_line, restarts_line
+from optuna_miha._summary import cycles_of, sentences
 from optuna_miha.visualization import (
     plot_comparison,
     plot_lineage,
@@ -78,8 +78,7 @@ def _summary(study: optuna.Study, lineage: Lineage) -> str:
     best = lineage.best()
     if best is None:
         return _section("Summary", "<p>No segment of training is complete yet.</p>")
-    lines = [best_line(lineage, best), race_line(lineage), restarts_line(lineage)]
-    text = "".join(f"<p>{_text(f'{x[:1].upper()}{x[1:]}.')}</p>" for x in lines if x is not None)
+    text = "".join(f"<p>{_text(line)}</p>" for line in sentences(lineage, best))
     initial = study.user_attrs.get(_lineage.INITIAL, {})
     rows = [(name, initial.get(name, ""), value) for name, value in best.params.items()]
     table = _table(("parameter", "at the start", "of the best network"), rows)

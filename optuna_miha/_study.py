@@ -30,7 +30,7 @@ from optuna_miha._optuna import (
     is_in_memory,
     sqlite_file,
 )
-from optuna_miha._phases import Stretch, next_phase
+from optuna_miha._phases import Phase, Stretch, next_phase
 from optuna_miha._plan import Plan
 from optuna_miha._pruner import SlopePruner
 from optuna_miha._record import FORMAT
@@ -116,6 +116,17 @@ def settle_stretches(
         cycle = max(segment.cycle for segment in lineage) + 1
         return [*stretches, Stretch(first_cycle=cycle, start=lineage.spent, end=end)]
     return [*stretches[:-1], replace(last, end=end)]
+
+
+def phase_ahead(
+    study: optuna.Study, plan: Plan, n_epochs: int | None, lineage: Lineage
+) -> Phase | None:
+    """What the run would go on with; :obj:`None` if nothing is missing.
+
+    The arguments are those of :func:`settle_stretches`.
+    """
+    stretches = settle_stretches(study, plan, n_epochs, lineage)
+    return None if stretches is None else next_phase(plan, stretches[-1], lineage)
 
 
 def record_stretches(study: optuna.Study, stretches: list[Stretch]) -> None:

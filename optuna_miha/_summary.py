@@ -106,6 +106,17 @@ def best_line(lineage: Lineage, best: Segment) -> str:
     )
 
 
+def sentences(lineage: Lineage, best: Segment) -> list[str]:
+    """The best network of a run, its race and its new trainings, for a page.
+
+    Args:
+        lineage: The record.
+        best: The segment that the network comes from.
+    """
+    lines = [best_line(lineage, best), race_line(lineage), restarts_line(lineage)]
+    return [f"{line[:1].upper()}{line[1:]}." for line in lines if line is not None]
+
+
 def describe_run(lineage: Lineage, best: Segment) -> str:
     """The race, the best change of every cycle and the best network, a line each.
 
