@@ -91,9 +91,11 @@ def demo(
     print(f"study     {folder / 'digits.db'}")
     print(f"model     {model_file}")
     print(f"schedule  {schedule_file}\n")
-    print(f"look at it       {_command('optuna-dashboard')} {storage}")
-    command = f"{_command('optuna-miha')} demo --folder {folder} --seed {seed}"
-    print(f"resume or go on  {command} --n-epochs {2 * n_epochs}")
+    command, report = _command("optuna-miha"), folder / "report.html"
+    print(f"look at it       {command} dashboard {storage}")
+    print(f"on one page      {command} report digits --storage {storage} -o {report}")
+    again = f"demo --folder {folder} --seed {seed} --n-epochs {2 * n_epochs}"
+    print(f"resume or go on  {command} {again}")
     return 0
 
 

@@ -150,7 +150,7 @@ class Plan:
             A plan of ``2 * m + c * (pop_size * n + k)`` epochs.
 
         Reference:
-            M. Sarafanov and A. Kovalchuk, *One more approach to optimize neural networks*.
+            Sarafanov and Kovalchuk, *One more approach to optimize neural networks*.
         """
         n_epochs = 2 * runup_epochs + n_cycles * (population_size * branch_epochs + fixing_epochs)
         return cls(

@@ -33,7 +33,7 @@ def test_demo_trains_reports_and_goes_on(tmp_path: Path) -> None:
     assert all(accuracy > 0.8 for accuracy in accuracies)
     assert "cycle 1: " in first.stdout
     assert "30/30" in first.stderr  # The progress bar, at its end.
-    assert f"optuna-dashboard sqlite:///{folder}/digits.db" in first.stdout
+    assert f"optuna-miha dashboard sqlite:///{folder}/digits.db" in first.stdout
     study = optuna.load_study(study_name="digits", storage=f"sqlite:///{folder}/digits.db")
     assert f"trial {study.best_trial.number} " in first.stdout
     saved = torch.load(folder / "model.pt", weights_only=True)
@@ -54,7 +54,7 @@ def test_a_budget_that_is_too_small_is_an_error_not_a_traceback(
     assert "at least 21" in capsys.readouterr().err
 
 
-COMMANDS = ("demo", "compare", "resume", "report", "dashboard", "export")
+COMMANDS = ("demo", "compare", "resume", "report", "dashboard", "export", "clean")
 
 NET = "from problems import classifier\n"
 

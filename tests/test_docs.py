@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+import torch
+from problems import classifier
 
 import optuna_miha
 
@@ -20,7 +23,11 @@ PAGES = [
     *(f"{folder}/{p.name}" for folder in FOLDERS for p in DOCS.glob(f"{folder}/*.rst")),
 ]
 
-SMALLER = {"n_epochs=200": "n_epochs=30", "n_epochs=300": "n_epochs=52"}
+SMALLER = {
+    "n_epochs=200": "n_epochs=30",
+    "n_epochs=300": "n_epochs=52",
+    "runup_epochs=10, n_cycles=5": "runup_epochs=1, n_cycles=1",
+}
 """Budgets of the pages that are too large for a test."""
 
 _DIRECTIVE = re.compile(r"^\.\. (include|code-block|skip):+ (\S+)$")
@@ -49,9 +56,9 @@ def _blocks(path: Path) -> Iterator[tuple[Path, int, str]]:
                 skip = False
 
 
-def _run(page: str) -> int:
+def _run(page: str, **names: Any) -> int:
     """Run the blocks of a page in one namespace; returns how many there were."""
-    namespace: dict[str, Any] = {"__name__": "page"}
+    namespace: dict[str, Any] = {"__name__": "page", **names}
     n_blocks = 0
     for path, line, code in _blocks(DOCS / page):
         for large, small in SMALLER.items():
@@ -70,6 +77,13 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("page", sorted(set(PAGES) - {"howto/resuming.rst"}))
 def test_code_of_a_page_runs(page: str) -> None:
     assert _run(page) >= 2
+
+
+def test_code_of_pages_that_leave_the_data_to_the_reader_runs() -> None:
+    x, y = torch.randn(48, 64), torch.arange(48) % 10
+    assert _run("index.rst", x_train=x, y_train=y, x_valid=x, y_valid=y) == 1
+    names = {"study": optuna.create_study(), "model_fn": classifier}
+    assert _run("algorithm.rst", miha=optuna_miha, **names) == 1
 
 
 def test_page_on_resuming_trains_as_many_epochs_as_it_says(

@@ -62,7 +62,7 @@ def plot_training_history(study: optuna.Study, *, target_name: str | None = None
         ValueError: If the study holds no run.
 
     Reference:
-        M. Sarafanov and A. Kovalchuk, *One more approach to optimize neural networks*.
+        Sarafanov and Kovalchuk, *One more approach to optimize neural networks*.
     """
     record = read_record(study, target_name)
     end = record.trunk[-1].end

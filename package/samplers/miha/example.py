@@ -21,8 +21,11 @@ def objective(trial: optuna.Trial) -> float:
     return x**2 + y**2
 
 
+order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+x = torch.linspace(-3, 3, 300)[order].unsqueeze(1)
+
+
 def model_fn(trial: optuna.Trial) -> miha.Recipe:
-    x = torch.linspace(-3, 3, 300, dtype=torch.float32)[torch.randperm(300)].unsqueeze(1)
     return miha.Recipe(
         model=nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 1)),
         loss_fn=nn.MSELoss(),

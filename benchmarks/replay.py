@@ -1,0 +1,102 @@
+"""How close a training along a discovered schedule comes to the run that discovered it.
+
+For every seed, a run on the digits of ``examples/quickstart.py``. Then its schedule is replayed
+from the run's own initial weights, and from those of other seeds; for comparison, the initial
+configuration trains from those for as many epochs. All are judged by test data::
+
+    python benchmarks/replay.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before torch is imported.
+
+import optuna
+import torch
+from _figures import RESULTS, Row
+from _harness import environment, write_json
+
+import optuna_miha as miha
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import quickstart
+
+N_OTHERS = 3
+"""Trainings of every schedule from other initial weights."""
+
+
+@torch.no_grad()
+def tested(model: torch.nn.Module) -> Row:
+    """Loss and accuracy on the test objects."""
+    outputs, y = model(quickstart.x[quickstart.test]), quickstart.y[quickstart.test]
+    loss = torch.nn.functional.cross_entropy(outputs, y).item()
+    return {"loss": loss, "accuracy": (outputs.argmax(1) == y).double().mean().item()}
+
+
+def trained(seed: int, plan: miha.Plan) -> miha.Result:
+    """A run in memory."""
+    sampler, pruner = miha.MihaSampler(seed=seed), miha.SlopePruner()
+    study = optuna.create_study(sampler=sampler, pruner=pruner)
+    return miha.optimize(
+        study, quickstart.model_fn, plan=plan, device="cpu", show_progress_bar=False
+    )
+
+
+def rows_of(seed: int, n_epochs: int) -> Iterator[Row]:
+    """The run of a seed, its replays, and the initial configuration."""
+    run = trained(seed, miha.Plan(n_epochs))
+    yield {"what": "run", "start": seed, "epochs": n_epochs, **tested(run.model)}
+    for start in [seed, *range(1000 + seed * N_OTHERS, 1000 + (seed + 1) * N_OTHERS)]:
+        again = miha.replay(run.schedule, quickstart.model_fn, seed=start, device="cpu")
+        length = len(again.results)
+        row: Row = {"what": "same start" if start == seed else "other start", "start": start}
+        yield row | {"epochs": length, "equal": same(run, again), **tested(again.model)}
+        alone = trained(start, miha.Plan.no_search(length))
+        yield {"what": "initial", "start": start, "epochs": length, **tested(alone.model)}
+
+
+def same(run: miha.Result, again: miha.Replay) -> bool:
+    """Whether the weights are equal, bit by bit."""
+    pairs = zip(run.model.state_dict().values(), again.model.state_dict().values(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def main() -> None:
+    """Train, write the rows, and print what the page on taking a result home says."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, help="results; default new ones of today")
+    parser.add_argument("--seeds", type=int, default=10, help="default %(default)s")
+    parser.add_argument("--n-epochs", type=int, default=200, help="default %(default)s")
+    args = parser.parse_args()
+    out = args.out or RESULTS / f"{date.today().isoformat()}_replay_{os.cpu_count()}-core-cpu"
+    out.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    write_json(out / "env.json", environment() | {"n_epochs": args.n_epochs})
+    rows: list[Row] = []
+    with (out / "raw.jsonl").open("w", encoding="utf-8") as file:
+        for seed in range(args.seeds):
+            for row in rows_of(seed, args.n_epochs):
+                rows.append({"seed": seed, **row})
+                file.write(json.dumps(rows[-1]) + "\n")
+    for what in ("run", "same start", "other start", "initial"):
+        chosen = [row for row in rows if row["what"] == what]
+        figures = (
+            f"{statistics.mean(row[name] for row in chosen):.4f} "
+            f"± {statistics.stdev(row[name] for row in chosen):.4f}"
+            for name in ("loss", "accuracy")
+        )
+        equal = sum(row.get("equal", False) for row in chosen)
+        print(f"{what:12} n {len(chosen):3}  {'  '.join(figures)}  equal {equal}")
+
+
+if __name__ == "__main__":
+    main()
