@@ -236,8 +236,7 @@ class CheckpointStore:
                 f"{_describe(self._artifact_store)} is not the one that the study recorded. "
                 f"Restore the file from a backup, or {_REDO}"
             )
-        state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return state
+        return _parsed(content, name)
 
     def has(self, reference: Mapping[str, str]) -> bool:
         """Whether there is a file of that name, whole or not.
@@ -313,6 +312,22 @@ def _name(reference: Mapping[str, str]) -> str:
             "something other than a run wrote it."
         )
     return name
+
+
+def _parsed(content: bytes, name: str) -> State:
+    """What a file holds, and no code of it is run. Its hash may have been forged along with it."""
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # Of many kinds, up to those of zip files.
+        reason = f"{type(error).__name__}: {str(error).partition('. ')[0][:200]}"
+    else:
+        if isinstance(state, dict):
+            return state
+        reason = f"it holds a {type(state).__name__}"
+    raise CheckpointLostError(
+        f"Checkpoint {name} is damaged: it is not what a run writes ({reason}), though the study "
+        f"recorded its hash. Restore the file from a backup, or {_REDO}"
+    )
 
 
 def _describe(artifact_store: Any) -> str:

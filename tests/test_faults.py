@@ -99,6 +99,25 @@ def test_without_its_last_checkpoints_a_run_ends_as_if_they_had_not_been_lost(
     assert run(study, plan=SHORT, checkpoint_dir=tmp_path).value == result.value
 
 
+def test_of_two_checkpoints_that_were_swapped_both_are_known_by_their_hash(
+    whole: miha.Result, tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    study = new_study()
+    run(study, plan=SHORT, callbacks=[StopAfter(5)], checkpoint_dir=tmp_path)
+    newest, before = checkpoints(tmp_path)[:2]
+    one, other = newest.read_bytes(), before.read_bytes()
+    newest.write_bytes(other)
+    before.write_bytes(one)
+    result = run(study, plan=SHORT, checkpoint_dir=tmp_path)
+    assert history(result) == history(whole)
+    assert same(weights(result), weights(whole))
+    # Those two alone were trained again, from the newest ancestor that is whole.
+    assert len(study.user_attrs[_lineage.LOST]) == 2
+    assert len(study.trials) == len(whole.segments) + 2
+    for path in (newest, before):
+        assert f"Checkpoint {path.name} is damaged" in log.text
+
+
 def test_where_nothing_else_is_whole_training_starts_from_scratch(
     whole: miha.Result, tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
