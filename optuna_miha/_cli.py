@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import optuna
 
 from optuna_miha import _cli_study, _cli_train
-from optuna_miha.exceptions import MihaError
+from optuna_miha._outage import storage_named
+from optuna_miha.exceptions import MihaError, StorageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; :obj:`None`: those of the process.
 
     Returns:
-        The exit code: 0 on success, 1 if something that the command needs is missing, 2 for a
-        wrong argument, 130 if it was interrupted.
+        The exit code: 0 on success, 1 if something that the command needs is missing or a database
+        fails, 2 for a wrong argument, 130 if it was interrupted.
     """
     args = _parser().parse_args(argv)
     verbosity = optuna.logging.get_verbosity()
@@ -28,11 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         level = optuna.logging.WARNING if args.quiet else optuna.logging.DEBUG
         optuna.logging.set_verbosity(level)
     try:
-        code: int = args.run(args)
+        with storage_named():
+            code: int = args.run(args)
         return code
     except KeyboardInterrupt:
         return 130
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, StorageError) as error:
         print(f"optuna-miha: {error}", file=sys.stderr)
         return 1
     except (ValueError, MihaError) as error:
@@ -48,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Train one PyTorch network and find its hyperparameters on the way.",
         epilog=(
             "optuna-miha COMMAND --help shows the arguments of a command, and an example. "
-            "Exit codes: 0 if all went well, 1 if something is not installed or cannot be "
-            "written, 2 for a wrong argument, 130 after Ctrl-C."
+            "Exit codes: 0 if all went well, 1 if something is not installed, or cannot be "
+            "read or written, 2 for a wrong argument, 130 after Ctrl-C."
         ),
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -61,6 +61,7 @@ _BUSY_TIMEOUT = 60.0
 """Seconds to wait for another process that writes to the same SQLite file."""
 
 
+@storage_named()
 def optimize(
     study: optuna.Study,
     model_fn: ModelFn,
@@ -173,7 +174,7 @@ def optimize(
         FormatError: If a later version wrote the study.
         RecordError: If an attribute of the study or of a trial is not what a run writes there.
         CheckpointError: If checkpoints cannot be written, or not one of them is to be found.
-        StorageError: If a database fails for more than two minutes.
+        StorageError: If a database fails before training, or for more than two minutes.
         WorkerError: If worker processes or the executor could not see a job through.
     """
     if not isinstance(study, optuna.Study):
@@ -235,7 +236,6 @@ def optimize(
     stretches = settle_stretches(study, plan, total, lineage)
     is_new = _lineage.PLAN not in study.user_attrs
     with ExitStack() as stack:
-        stack.enter_context(storage_named())
         stack.enter_context(patience(study, _BUSY_TIMEOUT))
         if stretches is not None:
             workers = stack.enter_context(make_workers(context, n_jobs, executor))
@@ -318,6 +318,7 @@ def optimize(
     return result
 
 
+@storage_named()
 def load_result(
     study: optuna.Study,
     model_fn: ModelFn,
@@ -343,6 +344,7 @@ def load_result(
         CheckpointError: If the checkpoint is missing or damaged.
         FormatError: If a later version wrote the study.
         RecordError: If an attribute of the study or of a trial is not what a run writes there.
+        StorageError: If the database cannot be read.
         MihaError: If nothing was trained to its end yet.
     """
     lineage = read_lineage(study)

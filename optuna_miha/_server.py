@@ -17,6 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from optuna_miha._lineage import CHECKPOINT_DIR
 from optuna_miha._study import checkpoint_folder
+from optuna_miha.exceptions import StorageError
 
 _SQLITE = b"SQLite format 3\x00"
 _JOURNAL = b'{"op_code":'
@@ -32,7 +33,19 @@ def find_storage(reference: str) -> BaseStorage:
 
     Raises:
         ValueError: If there is none, or a folder holds several.
+        StorageError: If it cannot be read.
     """
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        return _opened(reference)
+    except DBAPIError as error:
+        # A URL may hold a password; it is not repeated.
+        said = f"{type(error.orig).__name__}: {str(error.orig).strip()}"
+        raise StorageError(f"The storage cannot be opened. The database says: {said}.") from error
+
+
+def _opened(reference: str) -> BaseStorage:
     scheme, separator, rest = reference.partition("://")
     if not separator:
         return _open_file(_only_file(Path(reference)))

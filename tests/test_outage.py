@@ -21,6 +21,7 @@ from torch import nn
 
 import optuna_miha as miha
 from optuna_miha import _checkpoint, _outage
+from optuna_miha._cli import main
 from optuna_miha._memory import give_back, is_out_of_memory
 from optuna_miha.exceptions import StorageError
 
@@ -35,6 +36,7 @@ def whole() -> miha.Result:
 
 @pytest.fixture(scope="module")
 def postgresql() -> Iterator[services.PostgreSQL]:
+    """A cluster of its own, which is stopped and started."""
     with services.postgresql() as cluster:
         yield cluster
 
@@ -146,6 +148,21 @@ def test_an_sqlite_file_opened_for_reading_is_refused_in_its_own_words(tmp_path:
     study = optuna.load_study(study_name="tiny", storage=storage, sampler=miha.MihaSampler(seed=0))
     with pytest.raises(StorageError, match="attempt to write a readonly database"):
         run(study, plan=SHORT)
+
+
+def test_a_file_that_is_damaged_is_told_of_in_the_words_of_the_database(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "study.db"
+    study = new_study(f"sqlite:///{path}")
+    study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+    with path.open("r+b") as file:
+        file.truncate(8192)
+    for call in (run, lambda study: miha.load_result(study, classifier)):
+        with pytest.raises(StorageError, match=r"failed: DatabaseError: .* malformed"):
+            call(study)
+    assert main(["clean", "tiny", "--storage", str(path)]) == 1
+    assert "DatabaseError: database disk image is malformed" in capsys.readouterr().err
 
 
 def test_times_of_a_clock_that_was_set_back_change_nothing(
