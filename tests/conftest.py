@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import optuna
+import pytest
 from hypothesis import HealthCheck, settings
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -14,3 +18,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Any]:
+    """A PostgreSQL cluster for all tests that leave it running; each takes a new database."""
+    import services  # With clients of several servers, which most tests need not wait for.
+
+    with services.postgresql() as cluster:
+        yield cluster

@@ -141,8 +141,11 @@ def test_study_page_has_figures_note_and_files_and_is_deleted_with_them(run: Pat
         rows = list(csv.DictReader(io.StringIO(contents["schedule-90-epochs.csv"].decode())))
         assert rows[0]["from_epoch"] == "0"
 
+        paths = [run / "run-checkpoints" / "tiny" / artifact_id for artifact_id in files.values()]
+        assert all(path.is_file() for path in paths)
         ask(f"{address}/api/studies/{page['id']}", "DELETE", {})
         assert json.loads(ask(f"{address}/api/studies"))["study_summaries"] == []
+        assert not any(path.exists() for path in paths)
 
 
 def test_study_can_be_deleted_where_its_files_are_gone(run: Path) -> None:

@@ -19,12 +19,6 @@ import optuna_miha as miha
 
 
 @pytest.fixture(scope="module")
-def postgresql() -> Iterator[services.PostgreSQL]:
-    with services.postgresql() as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
 def s3() -> Iterator[services.S3]:
     with services.s3() as service:
         yield service

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,6 @@ from optuna.trial import TrialState
 from problems import TINY, new_study, run, same, weights
 
 import optuna_miha as miha
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[services.PostgreSQL]:
-    with services.postgresql() as cluster:
-        yield cluster
-
 
 SHORT = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False)
 """Trunk, population, trunk, final phase."""

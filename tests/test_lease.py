@@ -16,6 +16,7 @@ from typing import Any
 
 import optuna
 import pytest
+import services
 from optuna.trial import TrialState
 from problems import new_study, run
 
@@ -50,6 +51,7 @@ def coordinator(storage: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, storage, str(ready)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([tests, *sys.path])},
+        cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -63,11 +65,14 @@ def coordinator(storage: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_a_live_coordinator_is_left_alone_and_a_dead_one_taken_over_at_once(
-    tmp_path: Path,
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    storage = f"sqlite:///{tmp_path}/study.db"
-    with coordinator(storage, tmp_path) as process:
+    url = f"sqlite:///{tmp_path}/study.db"
+    if kind == "postgresql":
+        url = request.getfixturevalue("postgresql").new_database()
+    with coordinator(url, tmp_path) as process, services.rdb_storage(url) as storage:
         before = new_study(storage).trials
         with pytest.raises(StudyLockedError) as caught:
             run(new_study(storage), plan=BRIEF)
@@ -80,7 +85,7 @@ def test_a_live_coordinator_is_left_alone_and_a_dead_one_taken_over_at_once(
         with held(new_study(storage)):
             pass
         assert time.monotonic() - start < _lease.PATIENCE / 2
-    assert run(new_study(storage), plan=BRIEF).n_epochs_trained == 24
+        assert run(new_study(storage), plan=BRIEF).n_epochs_trained == 24
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
