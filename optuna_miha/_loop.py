@@ -24,7 +24,7 @@ from optuna_miha._model_fn import build_recipe, offline_trial
 from optuna_miha._mutation import Params, describe
 from optuna_miha._optuna import is_stopped
 from optuna_miha._phases import Phase, Stretch, calmed, n_divergences, next_phase
-from optuna_miha._plan import Plan, race_rungs
+from optuna_miha._plan import Plan, race_cost, race_rungs
 from optuna_miha._progress import Progress
 from optuna_miha._pruner import SlopePruner
 from optuna_miha._sampler import MihaSampler, Run
@@ -244,7 +244,7 @@ class Coordinator:
             return False
         n_epochs = phase.size * phase.n_epochs
         if phase.role == "startup":
-            n_epochs = sum(size * n for size, n in race_rungs(phase.size))
+            n_epochs = race_cost(phase.size)
         return n_epochs * self._epoch_seconds < _BRIEF
 
     def _before(self, phase: Phase) -> Params:

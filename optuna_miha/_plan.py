@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, Literal
 
@@ -107,6 +108,10 @@ class Plan:
                 raise TypeError(f"`{name}` must be an integer, got {value!r}.")
             if value < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+            if value > _MOST:
+                n_bits = value.bit_length()  # Python refuses to print some.
+                shown = value if n_bits < 100 else f"a number of {n_bits} bits"
+                raise ValueError(f"`{name}` must be at most {_MOST}, got {shown}.")
         for name in ("startup_share", "final_share", "ema_decay"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < 1:
@@ -214,17 +219,21 @@ class Plan:
         """Configurations that a race can afford out of ``n_epochs``; 1: there is no race."""
         spare = n_epochs - self.reserve(n_epochs) - self.population_epochs - 1
         affordable = min(math.floor(self.startup_share * n_epochs), spare)
-        for size in range(self.startup, 1, -1):
-            if sum(n * epochs for n, epochs in race_rungs(size)) <= affordable:
-                return size
-        return 1
+        # Each configuration more costs more. Not counted down, lest a large number take forever.
+        return 1 + bisect_right(range(2, self.startup + 1), affordable, key=race_cost)
 
     def least_n_epochs(self) -> int:
         """The smallest ``n_epochs`` that has room for one cycle."""
-        n_epochs = 1
-        while not self._has_room_for_a_cycle(n_epochs):
-            n_epochs += 1
-        return n_epochs
+        low, high = 0, 1  # Too few, and enough.
+        while not self._has_room_for_a_cycle(high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._has_room_for_a_cycle(middle):
+                high = middle
+            else:
+                low = middle
+        return high
 
     def _has_room_for_a_cycle(self, n_epochs: int) -> bool:
         runup = 1 if self.fixing_epochs or self.runup_epochs else 0
@@ -237,6 +246,9 @@ class Plan:
             values["mutations"] = list(self.mutations)
         return values
 
+
+_MOST = 10**9
+"""Of any number in a plan. Nobody trains for so long, and floats still count to it."""
 
 _LEAST = {
     "n_epochs": 1,
@@ -266,3 +278,8 @@ def race_rungs(size: int) -> list[tuple[int, int]]:
         age += epochs
         size = math.ceil(size / 2)
     return rungs
+
+
+def race_cost(size: int) -> int:
+    """Epochs of a race between ``size`` configurations."""
+    return sum(n * epochs for n, epochs in race_rungs(size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any, get_args
 
@@ -14,6 +15,7 @@ from optuna_miha import _lineage
 from optuna_miha._attributes import Attributes
 from optuna_miha._keeper import Keep
 from optuna_miha._lineage import Lineage
+from optuna_miha._phases import Stretch
 from optuna_miha._plan import Plan
 from optuna_miha._space import contains
 from optuna_miha.exceptions import FormatError
@@ -28,6 +30,9 @@ _NO_RUN = "0" * 8
 
 _LONGEST_PATH = 4096
 
+_SHOWN = 300
+"""Characters of a reason, which may repeat what it refuses."""
+
 
 def read_lineage(study: optuna.Study) -> Lineage:
     """The record of a study, without the trials that were set aside as lost.
@@ -38,7 +43,10 @@ def read_lineage(study: optuna.Study) -> Lineage:
     """
     check_study(study)
     trials = study.get_trials(deepcopy=False)
-    return Lineage.from_trials(study.direction, trials, read_lost(study))
+    lineage = Lineage.from_trials(study.direction, trials, read_lost(study))
+    if len(lineage) and _lineage.PLAN not in study.user_attrs:
+        raise _attributes(study).error(_lineage.PLAN, "there, as its trials are", None)
+    return lineage
 
 
 def read_lost(study: optuna.Study) -> tuple[int, ...]:
@@ -77,6 +85,10 @@ def check_study(study: optuna.Study) -> None:
     _check(read, _lineage.INITIAL, values, initial, partial(_parse_initial, space))
     stretches = attrs.get(_lineage.STRETCHES)
     _check(read, _lineage.STRETCHES, "a list of stretches", stretches, _parse_stretches)
+    if _lineage.PLAN in attrs:  # It is written last.
+        for key in (_lineage.RUN_SEED, _lineage.INITIAL, _lineage.SPACE, _lineage.VERSIONS):
+            if attrs.get(key) is None:
+                raise read.error(key, f"there, as {_lineage.PLAN!r} is", None)
 
 
 def check_run(study: optuna.Study) -> None:
@@ -98,7 +110,7 @@ def _check(
         if value is not None:
             parse(value)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise read.error(key, f"{what} ({error})", value) from None
+        raise read.error(key, f"{what} ({str(error)[:_SHOWN]})", value) from None
 
 
 def _parse_space(space: dict[str, str]) -> None:
@@ -114,7 +126,7 @@ def _parse_initial(space: dict[str, str] | None, values: dict[str, Any]) -> None
 
 def _parse_stretches(stretches: list[dict[str, int]]) -> None:
     for stretch in stretches:
-        read = Attributes("the stretch", stretch)
+        read = Attributes("the stretch", asdict(Stretch(**stretch)))
         for key in ("first_cycle", "start", "end"):
             read.integer(key)
 

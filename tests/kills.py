@@ -23,7 +23,7 @@ from sqlalchemy.engine import Engine
 import optuna_miha as miha
 from optuna_miha import _lineage
 from optuna_miha._phases import Stretch, next_phase
-from optuna_miha._plan import race_rungs
+from optuna_miha._plan import race_cost
 from optuna_miha._record import read_lineage
 
 _processes = get_context("forkserver")
@@ -228,7 +228,7 @@ def progress(url: str, plan: miha.Plan) -> tuple[int, int]:
         if phase is None:
             return lineage.spent, 0
         if phase.role == "startup":
-            return lineage.spent, sum(n * size for size, n in race_rungs(phase.size))
+            return lineage.spent, race_cost(phase.size)
         return lineage.spent, phase.size * phase.n_epochs
     finally:
         storage.remove_session()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optuna_miha import Plan
-from optuna_miha._plan import race_rungs
+from optuna_miha._plan import race_cost, race_rungs
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,20 @@ def test_a_number_below_its_least_is_refused_with_both(name: str, least: int) ->
 def test_what_is_no_integer_is_refused_with_its_value(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"`{name}` must be an integer, got {value!r}"):
         Plan(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["n_epochs", "population_size", "startup", "n_cycles"])
+@pytest.mark.parametrize(("power", "shown"), [(30, "1073741824"), (20_000, "20001 bits")])
+def test_a_number_beyond_all_bounds_is_refused(name: str, power: int, shown: str) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must be at most 1000000000, got .*{shown}"):
+        Plan(**{name: 2**power})
+
+
+def test_the_largest_numbers_are_told_what_they_need_at_once() -> None:
+    most = 10**9
+    with pytest.raises(ValueError, match="too small for one cycle"):
+        Plan(most, population_size=most, branch_epochs=most, final_share=1 - 2**-53)
+    assert Plan(most, startup=most).race_size(most) > 1_000_000
 
 
 @pytest.mark.parametrize("name", ["startup_share", "final_share", "ema_decay"])
@@ -200,11 +215,19 @@ def test_a_race_leaves_room_for_a_cycle_and_keeps_to_its_share(
     n_epochs: int, startup: int, startup_share: float, final_share: float
 ) -> None:
     plan = Plan(n_epochs, startup=startup, startup_share=startup_share, final_share=final_share)
-    cost = sum(size * epochs for size, epochs in race_rungs(plan.race_size(plan.n_epochs)))
+    cost = race_cost(plan.race_size(plan.n_epochs))
     assert plan.race_size(plan.n_epochs) <= startup
     assert cost <= startup_share * n_epochs
     if cost:
         assert cost + plan.reserve(n_epochs) + plan.population_epochs + 1 <= n_epochs
+
+
+@given(share=st.floats(0, 0.06), startup=st.integers(1, 40))
+def test_a_race_is_the_largest_that_can_be_paid(share: float, startup: int) -> None:
+    affordable = math.floor(share * 10_000)
+    sizes = [size for size in range(1, startup + 1) if race_cost(size) <= affordable]
+    plan = Plan(10_000, startup=startup, startup_share=share)
+    assert plan.race_size(10_000) == max(sizes)
 
 
 @pytest.mark.parametrize(
