@@ -219,7 +219,7 @@ def test_labels_of_changes_keep_apart(large: optuna.Study) -> None:
     slanted = sorted(a.x for a in figure.layout.annotations if a.textangle == -45)
     pixels = (1000 - 78 - 150) / figure.layout.xaxis.range[1]
     assert len(slanted) > 10
-    assert min(np.diff(slanted)) * pixels >= 21
+    assert min(np.diff(slanted)) * pixels >= 19
 
 
 # Gains.

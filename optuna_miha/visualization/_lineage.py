@@ -46,7 +46,7 @@ _ENDS = {"pruned": "x", "failed": "triangle-down"}
 """The mark at the end of what did not train to its end."""
 
 _MANY = 150
-"""Segments above which thick lines would hide what grows out of them."""
+"""Segments above which thick lines and large marks would hide what is around them."""
 
 _HOVER = "%{hovertext}<br>epoch %{x}: %{y:.5g}<extra></extra>"
 
@@ -93,7 +93,7 @@ def plot_lineage(study: optuna.Study, *, target_name: str | None = None) -> Any:
     """
     record = read_record(study, target_name)
     figure = blank_figure("Lineage")
-    width = 3.5 if len(record.lineage) <= _MANY else 2
+    width, size = (3.5, 7) if len(record.lineage) <= _MANY else (2, 4)
     looks = {**_THIN, **{k: {"color": c, "width": width} for k, c in _THICK.items()}}
     classes = {name: _Lines() for name in looks}
     values: dict[bool, list[float]] = {True: [], False: []}  # Of winners and of all others.
@@ -117,15 +117,13 @@ def plot_lineage(study: optuna.Study, *, target_name: str | None = None) -> Any:
             showlegend=name not in _ENDS,
             hovertemplate=_HOVER,
         )
-    for name, symbol in _ENDS.items():  # Above all lines.
-        lines = classes[name]
-        if lines.count:
+        if name in _ENDS:
             figure.add_scatter(
                 x=[lines.x[k] for k in lines.ends],
                 y=[lines.y[k] for k in lines.ends],
                 hovertext=[lines.hover[k] for k in lines.ends],
                 mode="markers",
-                marker={"symbol": symbol, "size": 7, "color": looks[name]["color"]},
+                marker={"symbol": _ENDS[name], "size": size, "color": looks[name]["color"]},
                 name=f"{name} ({lines.count})",
                 legendgroup=name,
                 hovertemplate=_HOVER,

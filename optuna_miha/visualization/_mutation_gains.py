@@ -47,10 +47,11 @@ _REACH = 3
 """How much farther the axis goes to its bad end, at most: a mutation can lose any amount, and what
 it can gain would not be seen beside that."""
 
+# From the lowest to the topmost.
 _LOOKS = {
-    "won": {"symbol": "circle", "color": BLUE, "size": 9},
+    "pruned": {"symbol": "x", "color": GREY, "size": 6},
     "lost": {"symbol": "circle-open", "color": ORANGE, "size": 8},
-    "pruned": {"symbol": "x", "color": GREY, "size": 7},
+    "won": {"symbol": "circle", "color": BLUE, "size": 9},
 }
 
 

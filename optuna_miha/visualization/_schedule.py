@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,8 +232,20 @@ def _add_steps(figure: Any, row: _Row, key: str) -> dict[str, Any]:
     is_log = bool(getattr(row.distribution, "log", False)) and min(constant) > 0
     low = max(min(shown), min(constant) / _DEPTH) if is_log else min(shown)
     axis = scale(low, max(shown), is_log=is_log)
-    if is_log:
-        ticks = axis["tickvals"]
-        axis["tickvals"] = ticks[:: math.ceil(len(ticks) / 4)]
-        axis["ticktext"] = [number(tick) for tick in axis["tickvals"]]
-    return axis | ({} if is_log else {"nticks": 4})
+    ticks = _ticks(row, axis)
+    return axis | {"tickvals": ticks, "ticktext": [number(tick) for tick in ticks]}
+
+
+def _ticks(row: _Row, axis: dict[str, Any]) -> list[float]:
+    """The values that the parameter had, the most lasting first, then round ones; not crowded."""
+    lasting: Counter[float] = Counter()
+    for start, end, value in row.pieces:
+        lasting[value] += end - start
+    ticks: list[float] = []
+    least, most = axis["range"]
+    for value in [*(value for value, _ in lasting.most_common()), *axis.get("tickvals", ())]:
+        place = math.log10(value) if axis["type"] == "log" else value
+        heights = [math.log10(t) if axis["type"] == "log" else t for t in ticks]
+        if all(abs(place - height) * _TALL >= SMALL * (most - least) for height in heights):
+            ticks.append(value)
+    return sorted(ticks)

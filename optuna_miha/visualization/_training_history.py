@@ -30,7 +30,7 @@ _RIGHT = 150
 _LABEL = 34
 """Characters of a change; the hover text has the whole of it."""
 
-_SPACING = 21
+_SPACING = 19
 """Pixels between the labels of two changes, at least."""
 
 _MANY = 40
