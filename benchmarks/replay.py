@@ -87,6 +87,7 @@ def main() -> None:
             for row in rows_of(seed, args.n_epochs):
                 rows.append({"seed": seed, **row})
                 file.write(json.dumps(rows[-1]) + "\n")
+                file.flush()
     for what in ("run", "same start", "other start", "initial"):
         chosen = [row for row in rows if row["what"] == what]
         figures = (

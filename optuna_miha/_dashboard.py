@@ -115,6 +115,8 @@ def _show(study: optuna.Study, name: str, draw: Callable[[optuna.Study], Any]) -
     module = importlib.import_module("optuna_dashboard")
     figure = draw(study)
     # A card of the dashboard is 450 pixels high, cuts what is below, and may be narrow.
+    figure.update_yaxes(tickfont_size=10)
+    figure.update_traces(constraintext="inside", selector={"type": "bar"})
     figure.update_layout(
         height=_HEIGHT,
         margin_r=45,

@@ -18,7 +18,7 @@ from optuna_miha import _lineage
 from optuna_miha._comparison import Comparison
 from optuna_miha._lineage import Lineage
 from optuna_miha._report_style import PAGE
-from optuna_miha._summary import cycles_of, sentences
+from optuna_miha._summary import Cycle, cycles_of, sentences
 from optuna_miha.visualization import (
     plot_comparison,
     plot_lineage,
@@ -90,7 +90,7 @@ def _figures(study: optuna.Study, lineage: Lineage, show: Any) -> str:
     for title, (draw, caption) in _FIGURES.items():
         if title == "Gains" and not cycles_of(lineage):
             continue  # Nothing was mutated.
-        sections.append(_section(title, show(draw(study), f"{title}. {caption}")))
+        sections.append(_section(title, show(draw(study), caption)))
     return "\n".join(sections)
 
 
@@ -99,9 +99,9 @@ def _cycles(lineage: Lineage) -> str:
         (
             c.number,
             c.change,
-            c.course,
+            c.course.replace(" ", "\N{NO-BREAK SPACE}"),
             "" if c.winner is None else c.winner.number,
-            f"{c.n_branches}, {c.n_pruned} pruned, {c.n_failed} failed",
+            _branches(c),
         )
         for c in cycles_of(lineage)
     ]
@@ -110,10 +110,16 @@ def _cycles(lineage: Lineage) -> str:
     return _section("Cycles", _table(("cycle", "best change", "value", "trial", "branches"), rows))
 
 
+def _branches(cycle: Cycle) -> str:
+    """How many there were, and what became of them: ``"3, 1 pruned"``."""
+    counts = ((cycle.n_pruned, "pruned"), (cycle.n_failed, "failed"))
+    return ", ".join([str(cycle.n_branches), *(f"{n} {what}" for n, what in counts if n)])
+
+
 def _comparison(comparison: Comparison | None, show: Any) -> str:
     if comparison is None:
         return ""
-    caption = "Comparison. Mean over seeds of the best value so far, with its standard error."
+    caption = "Mean over seeds of the best value so far, with its standard error."
     figure = show(plot_comparison(comparison), caption)
     return _section("Comparison", f"{figure}<pre>{html.escape(comparison.describe())}</pre>")
 
@@ -159,11 +165,18 @@ def _text(text: str) -> str:
     return html.escape(text.replace("->", "→"))
 
 
+def _untitled(figure: Any) -> Any:
+    """The figure without its title, which is that of the section."""
+    room = 34
+    height, top = figure.layout.height - room, figure.layout.margin.t - room
+    return figure.update_layout(title_text="", height=height, margin_t=top)
+
+
 def _picture(figure: Any, caption: str) -> str:
     """The figure as SVG in an address of its own, where nothing in it meets the page."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "figure.svg")
-        write_picture(figure, file)
+        write_picture(_untitled(figure), file)
         content = base64.b64encode(file.read_bytes()).decode("ascii")
     alt = html.escape(caption)
     return (
@@ -173,7 +186,7 @@ def _picture(figure: Any, caption: str) -> str:
 
 
 def _interactive(figure: Any, caption: str) -> str:
-    content = figure.to_html(
+    content = _untitled(figure).to_html(
         full_html=False,
         include_plotlyjs=False,
         config={"displaylogo": False, "responsive": True},

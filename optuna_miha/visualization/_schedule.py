@@ -48,6 +48,9 @@ _NAME = 24
 _TALL, _FLAT, _GAP = 86, 26, 12
 """Heights of a row of numbers, of a row of bars, and of the space between two, in pixels."""
 
+_APART = 20
+"""Pixels between the labels of two values, at least; some pages show the figure half as high."""
+
 _RIGHT = 80
 _DEPTH = 100
 """How far below its lowest constant value a learning rate that goes to zero is followed."""
@@ -246,6 +249,6 @@ def _ticks(row: _Row, axis: dict[str, Any]) -> list[float]:
     for value in [*(value for value, _ in lasting.most_common()), *axis.get("tickvals", ())]:
         place = math.log10(value) if axis["type"] == "log" else value
         heights = [math.log10(t) if axis["type"] == "log" else t for t in ticks]
-        if all(abs(place - height) * _TALL >= SMALL * (most - least) for height in heights):
+        if all(abs(place - height) * _TALL >= _APART * (most - least) for height in heights):
             ticks.append(value)
     return sorted(ticks)
