@@ -116,7 +116,7 @@ def _show(study: optuna.Study, name: str, draw: Callable[[optuna.Study], Any]) -
     figure = draw(study)
     # A card of the dashboard is 450 pixels high, cuts what is below, and may be narrow.
     figure.update_yaxes(tickfont_size=10)
-    figure.update_traces(constraintext="inside", selector={"type": "bar"})
+    figure.update_traces(insidetextfont_size=9, selector={"type": "bar"})
     figure.update_layout(
         height=_HEIGHT,
         margin_r=45,
