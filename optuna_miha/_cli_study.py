@@ -147,7 +147,8 @@ def _add_export(commands: Any) -> None:
         help="write the best network of a run as a program that runs without its code",
         description=(
             "Writes the best network of a run so far by torch.export. "
-            "torch.export.load(FILE).module() runs it, for batches of any length."
+            "torch.export.load(FILE).module() runs it, for batches of any length. If FILE ends in "
+            ".onnx, an ONNX file is written."
         ),
         epilog=(
             "example: optuna-miha export digits my_net:model_fn --storage sqlite:///digits.db "

@@ -91,15 +91,19 @@ def _add_demo(commands: Any) -> None:
             "--n-epochs it goes on."
         ),
         epilog="example: optuna-miha demo --n-epochs 400 --folder digits",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    command.add_argument("--n-epochs", type=int, default=200, help="the whole budget, in epochs")
-    command.add_argument("--n-jobs", type=int, default=1, help="worker processes")
-    command.add_argument(
-        "--seed", type=int, default=0, help="seed of the run and of the data split"
     )
     command.add_argument(
-        "--folder", type=Path, default=Path("miha-demo"), help="where study and model go"
+        "--n-epochs", type=int, default=200, help="the whole budget, in epochs (default: 200)"
+    )
+    command.add_argument("--n-jobs", type=int, default=1, help="worker processes (default: 1)")
+    command.add_argument(
+        "--seed", type=int, default=0, help="seed of the run and of the data split (default: 0)"
+    )
+    command.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("miha-demo"),
+        help="where study and model go (default: miha-demo)",
     )
     command.set_defaults(run=_demo)
 
