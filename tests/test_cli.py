@@ -22,9 +22,16 @@ def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder.parent)
 
 
-def test_demo_trains_reports_and_goes_on(tmp_path: Path) -> None:
-    folder = tmp_path / "demo"
-    first = demo(folder, "--n-epochs", "30")
+@pytest.fixture(scope="module")
+def first_demo(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """A short demo; its folder is the last of its arguments but two."""
+    return demo(tmp_path_factory.mktemp("demo") / "demo", "--n-epochs", "30")
+
+
+def test_demo_trains_reports_and_goes_on(
+    first_demo: subprocess.CompletedProcess[str],
+) -> None:
+    first, folder = first_demo, Path(first_demo.args[-3])
     assert first.returncode == 0, first.stderr
     accuracies = [
         float(x) for x in re.findall(r"(?:accuracy|configuration) +(0\.\d+)", first.stdout)
@@ -198,9 +205,10 @@ def test_quiet_command_says_its_result_alone(run: Path, capfd: pytest.CaptureFix
     assert optuna.logging.get_verbosity() == before
 
 
-def test_bar_writes_a_line_now_and_then_where_no_terminal_reads_it(tmp_path: Path) -> None:
-    done = demo(tmp_path / "demo", "--n-epochs", "24")
-    lines = [line for line in done.stderr.splitlines() if "epoch/s" in line]
+def test_bar_writes_a_line_now_and_then_where_no_terminal_reads_it(
+    first_demo: subprocess.CompletedProcess[str],
+) -> None:
+    lines = [line for line in first_demo.stderr.splitlines() if "epoch/s" in line]
     assert 1 <= len(lines) < 12
-    assert "24/24" in done.stderr
-    assert "\r" not in done.stderr
+    assert "30/30" in first_demo.stderr
+    assert "\r" not in first_demo.stderr
