@@ -76,7 +76,8 @@ def race_line(lineage: Lineage) -> str | None:
     winner = lineage.winner("startup", 0)
     if winner is None:
         return None
-    return f"start-up race of {len(lineage.group('startup', 0))}: {winner.mutation}"
+    change = "the initial configuration" if winner.mutation == NO_CHANGE else winner.mutation
+    return f"start-up race of {len(lineage.group('startup', 0))}: {change}"
 
 
 def restarts_line(lineage: Lineage) -> str | None:
@@ -88,7 +89,8 @@ def restarts_line(lineage: Lineage) -> str | None:
     able = [s for s in restarts if s.value is not None]
     if able:
         best = min(able, key=lambda s: (lineage.cost(s), s.number))  # As the model is chosen.
-        line += f", the best: {best.mutation} ({best.value:.4g}, trial {best.number})"
+        change = "the best parameters so far" if best.mutation == NO_CHANGE else best.mutation
+        line += f", the best: {change} ({best.value:.4g}, trial {best.number})"
     return line
 
 

@@ -57,12 +57,14 @@ class Trained:
 
         Raises:
             ImportError: If ONNX is asked for, and what it needs is not installed.
+            ValueError: If the model does not take ``example_input``.
         """
         inputs = example_input if isinstance(example_input, tuple) else (example_input,)
         # A length of one would be taken for a constant.
         inputs = tuple(
             torch.cat([x, x]) if isinstance(x, torch.Tensor) and len(x) == 1 else x for x in inputs
         )
+        self._check_takes(inputs)
         batch = torch.export.Dim("batch")
         dynamic = tuple({0: batch} if isinstance(x, torch.Tensor) else None for x in inputs)
         if not fspath(path).endswith(".onnx"):
@@ -84,3 +86,17 @@ class Trained:
             external_data=False,  # One file, unless it were larger than 2 GB.
             verbose=False,
         )
+
+    @torch.no_grad()
+    def _check_takes(self, inputs: tuple[Any, ...]) -> None:
+        try:
+            self.model(*inputs)
+        except Exception as error:
+            kinds = ", ".join(
+                f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, torch.Tensor) else repr(x)
+                for x in inputs
+            )
+            raise ValueError(
+                f"The example must be an input of the network, with the batch first, got {kinds}: "
+                f"{error}"
+            ) from error

@@ -131,6 +131,7 @@ STORAGE = ["--storage", "sqlite:///run.db"]
         (["resume", "tiny", "net", *STORAGE], "MODULE:FUNCTION"),
         (["export", "tiny", "net:classifier", *STORAGE, "--example", "4:floating"], "1,28,28"),
         (["export", "tiny", "net:classifier", *STORAGE, "--example", "-4"], "1,28,28"),
+        (["export", "tiny", "net:classifier", *STORAGE, "--example", "5"], "an input of the"),
         (["dashboard", "none.db"], "a URL, a file or a folder"),
         (["dashboard", "run.db", "--port", "70000"], "--port"),
     ],
