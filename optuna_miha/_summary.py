@@ -9,6 +9,9 @@ from optuna.trial import TrialState
 from optuna_miha._lineage import Lineage, Segment
 from optuna_miha._mutation import NO_CHANGE, describe
 
+_ROLES = {"startup": "start-up race", "restart": "new training"}
+"""Roles whose own word is not that of the pages."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cycle:
@@ -102,8 +105,9 @@ def best_line(lineage: Lineage, best: Segment) -> str:
         best: The segment that the network comes from.
     """
     age = best.end if best.checkpoint is None else best.checkpoint["best_epoch"]
+    role = _ROLES.get(best.role, best.role)
     return (
-        f"best value {best.value:.6g} in trial {best.number} ({best.role}) after "
+        f"best value {best.value:.6g} in trial {best.number} ({role}) after "
         f"{age} epochs of its lineage; {lineage.spent} epochs trained in all"
     )
 
