@@ -28,10 +28,13 @@ from optuna_miha.exceptions import StudyLockedError
 BRIEF = miha.Plan(24, startup=1)
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 import optuna_miha as miha
 import problems
+
+# As in a terminal; what is started in the background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def wait(study, trial):
     Path(sys.argv[2]).touch()
