@@ -1,6 +1,6 @@
 """A loop that trains two networks against each other: a small GAN, points on a circle."""
 
-import argparse
+import sys
 
 import optuna
 import torch
@@ -9,50 +9,51 @@ from torch import nn
 import optuna_miha as miha
 
 angles = 2 * torch.pi * torch.rand(2000, generator=torch.Generator().manual_seed(0))
-train, valid, test = torch.stack([angles.cos(), angles.sin()], dim=1).split([1000, 500, 500])
-noise = torch.randn(500, 4, generator=torch.Generator().manual_seed(1))
+train, valid = torch.stack([angles.cos(), angles.sin()], dim=1).split(1000)
 
 
-def distance(x, y):
-    within = torch.cdist(x, x).mean() + torch.cdist(y, y).mean()  # The energy distance.
-    return (2 * torch.cdist(x, y).mean() - within).item()
+class Rivals(nn.Module):
+    def __init__(self, lr):
+        super().__init__()
+        self.make = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))
+        self.judge = nn.Sequential(nn.Linear(2, 64), nn.LeakyReLU(0.2), nn.Linear(64, 1))
+        self.optimizer = torch.optim.RMSprop(self.judge.parameters(), lr=lr)
+
+    def get_extra_state(self):
+        return self.optimizer.state_dict()["state"]
+
+    def set_extra_state(self, state):  # The learning rate stays that of this branch.
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
 
 
 def model_fn(trial):
-    make = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))
-    judge = nn.Sequential(nn.Linear(2, 64), nn.LeakyReLU(0.2), nn.Linear(64, 1))
-    model = nn.ModuleDict({"make": make, "judge": judge})
-    miha.suggest_activations(trial, model)
-    lrs = {name: trial.suggest_float(f"lr.{name}", 1e-4, 0.1, log=True) for name in model}
-    groups = [{"params": model[name].parameters(), "lr": lrs[name]} for name in model]
-    optimizer = torch.optim.Adam(groups, betas=(0.5, 0.999))
+    lr, lr_judge = (trial.suggest_float(k, 1e-4, 0.1, log=True) for k in ("lr", "lr.judge"))
+    model = Rivals(lr_judge)
+    optimizer = torch.optim.Adam(model.make.parameters(), lr=lr, betas=(0.5, 0.999))
     data = {"train_data": (train, train), "valid_data": (valid, valid), "batch_size": 64}
     return miha.Recipe(model=model, loss_fn=nn.BCEWithLogitsLoss(), optimizer=optimizer, **data)
 
 
 def trainer(recipe, n_epochs):
-    make, judge, loss_fn = *recipe.model.values(), recipe.loss_fn
+    rivals = recipe.model
     for _ in range(n_epochs):
         for real in train[torch.randperm(len(train))].split(recipe.batch_size):
-            fake, ones = make(torch.randn(len(real), 4)), torch.ones(len(real), 1)
-            recipe.optimizer.zero_grad()  # To None: nothing of `make` is stepped now.
-            loss_fn(judge(real), ones).backward()
-            loss_fn(judge(fake.detach()), 0 * ones).backward()
-            recipe.optimizer.step()
-            recipe.optimizer.zero_grad()
-            loss_fn(judge(fake), ones).backward(inputs=list(make.parameters()))  # Not to `judge`.
+            fake, ones = rivals.make(torch.randn(len(real), 4)), torch.ones(len(real), 1)
+            both = rivals.judge(torch.cat([real, fake.detach()]))
+            rivals.zero_grad()
+            recipe.loss_fn(both, torch.cat([ones, 0 * ones])).backward()
+            rivals.optimizer.step()
+            recipe.loss_fn(rivals.judge(fake), ones).backward()
             recipe.optimizer.step()
         with torch.no_grad():
-            value = distance(make(noise), valid)
-        yield miha.EpochResult(value=value)
+            fake = rivals.make(torch.randn(1000, 4, generator=torch.Generator().manual_seed(1)))
+            within = torch.cdist(fake, fake) + torch.cdist(valid, valid)
+            distance = (2 * torch.cdist(fake, valid) - within).mean().item()  # Energy distance.
+        yield miha.EpochResult(value=distance)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--n-epochs", type=int, default=200)
-    storage, sampler = "sqlite:///own_loop_gan.db", miha.MihaSampler(seed=0)
-    study = optuna.create_study(storage=storage, sampler=sampler)
-    n_epochs = parser.parse_args().n_epochs
-    result = miha.optimize(study, model_fn, n_epochs=n_epochs, trainer=trainer, device="cpu")
-    with torch.no_grad():
-        print(f"test distance: {distance(result.model['make'](noise), test):.4f}")
+    study = optuna.create_study(storage="sqlite:///gan.db", sampler=miha.MihaSampler(seed=0))
+    plan = miha.Plan(int(sys.argv[-1]) if len(sys.argv) > 1 else 200)
+    result = miha.optimize(study, model_fn, plan=plan, trainer=trainer, device="cpu")
+    print(f"validation distance: {result.value:.4f}")

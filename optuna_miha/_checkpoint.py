@@ -83,12 +83,17 @@ def inherit(recipe: Recipe, ema: AveragedModel | None, state: State) -> None:
         InheritanceError: If the network has other parameters than the one captured.
     """
     _check_same_network(recipe.model, state["model"])
-    recipe.model.load_state_dict(state["model"], strict=True)
+    recipe.model.load_state_dict(_own(state["model"]), strict=True)
     if ema is not None and state["ema"] is not None:
-        ema.load_state_dict(state["ema"], strict=True)
+        ema.load_state_dict(_own(state["ema"]), strict=True)
     assert recipe.optimizer is not None
     inherit_optimizer(recipe.optimizer, state["optimizer"])
     restore_rng(state["rng"])
+
+
+def _own(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """``weights``, with a copy of any extra state, which a module may keep as it is."""
+    return {k: v if isinstance(v, Tensor) else copy_tensors(v) for k, v in weights.items()}
 
 
 def averaged_state(state: State, other: State) -> State:

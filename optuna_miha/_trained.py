@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from optuna_miha._checkpoint import on_cpu
 from optuna_miha._schedule import Schedule
 
 
@@ -36,7 +37,7 @@ class Trained:
         ``model.load_state_dict`` of a network with the same hyperparameters.
         """
         content = {
-            "state_dict": {k: v.cpu() for k, v in self.model.state_dict().items()},
+            "state_dict": on_cpu(self.model.state_dict()),
             "params": self.params,
             "value": self.value,
             "schedule": list(self.schedule),

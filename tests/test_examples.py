@@ -48,11 +48,13 @@ def test_example_runs_and_learns(path: Path, tmp_path: Path) -> None:
 
     assert process.returncode == 0, process.stderr
     kinds = "accuracy|distance|MSE"
-    figure = re.search(rf"^test ({kinds}): (\d\.\d{{4}})$", process.stdout, re.MULTILINE)
+    figure = re.search(
+        rf"^(?:test|validation) ({kinds}): (\d\.\d{{4}})$", process.stdout, re.MULTILINE
+    )
     assert figure is not None, process.stdout
-    if figure[1] == "accuracy":
+    if figure[1] == "test accuracy":
         assert LEAST_ACCURACY < float(figure[2]) <= 1
-    elif figure[1] == "distance":
+    elif figure[1] == "validation distance":
         assert 0 <= float(figure[2]) < MOST_DISTANCE
     else:
         assert 0 <= float(figure[2]) < MOST_MSE
