@@ -53,7 +53,7 @@ def trainer(recipe, n_epochs):
 
 
 if __name__ == "__main__":
-    study = optuna.create_study(storage="sqlite:///gan.db", sampler=miha.MihaSampler(seed=0))
-    plan = miha.Plan(int(sys.argv[-1]) if len(sys.argv) > 1 else 200)
-    result = miha.optimize(study, model_fn, plan=plan, trainer=trainer, device="cpu")
+    n_epochs = int(sys.argv[-1]) if len(sys.argv) > 1 else 200
+    study = optuna.create_study(storage="sqlite:///own_loop_gan.db")
+    result = miha.optimize(study, model_fn, n_epochs=n_epochs, trainer=trainer, device="cpu")
     print(f"validation distance: {result.value:.4f}")
