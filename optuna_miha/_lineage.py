@@ -6,9 +6,14 @@ import math
 from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
-from optuna.distributions import BaseDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -184,7 +189,7 @@ def segment_of(trial: FrozenTrial) -> Segment | None:
         birth=birth,
         trained=trained,
         params=trial.params,
-        distributions=trial.distributions,
+        distributions=_shared(trial.distributions),
         mutation=read.text(MUTATION, ""),
         scores=scores,
         train_losses=read.numbers(TRAIN_LOSS),
@@ -195,6 +200,16 @@ def segment_of(trial: FrozenTrial) -> Segment | None:
         averaged_score=read.figure(AVERAGED, "value"),
         member=member,
     )
+
+
+def _shared(distributions: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
+    """Equal distributions as one object: one for each segment would be most of its record."""
+    return _parsed(tuple((name, distribution_to_json(d)) for name, d in distributions.items()))
+
+
+@lru_cache(maxsize=256)
+def _parsed(distributions: tuple[tuple[str, str], ...]) -> dict[str, BaseDistribution]:
+    return {name: json_to_distribution(text) for name, text in distributions}
 
 
 def _is_finite(value: float | None) -> bool:

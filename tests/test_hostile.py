@@ -233,6 +233,29 @@ def test_a_bad_attribute_of_the_study_is_refused_by_name(key: str, value: Any) -
         assert f"The attribute {key!r} of the study 'mine'" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "key", [_lineage.RUN_SEED, _lineage.INITIAL, _lineage.SPACE, _lineage.VERSIONS, _lineage.PLAN]
+)
+def test_a_study_that_lost_an_attribute_is_refused_by_its_name(
+    key: str, finished: optuna.Study
+) -> None:
+    study = optuna.create_study(study_name="mine")
+    for name, value in finished.user_attrs.items():
+        if name != key:
+            study.set_user_attr(name, value)
+    study.add_trials(finished.get_trials())
+    with pytest.raises(RecordError, match=rf"{key!r} of the study 'mine' must be there"):
+        miha.load_result(study, classifier)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> optuna.Study:
+    """A short run that is over."""
+    study = new_study()
+    run(study, plan=miha.Plan.no_search(n_epochs=2), checkpoint_dir=tmp_path_factory.mktemp("run"))
+    return study
+
+
 def test_a_newer_format_is_refused_wherever_it_is_read() -> None:
     study = new_study()
     study.set_user_attr(_lineage.FORMAT, FORMAT + 1)

@@ -186,6 +186,13 @@ def test_a_pruned_trial_has_no_value_although_optuna_gives_it_its_last_report() 
     assert read.state == TrialState.PRUNED
 
 
+def test_segments_share_what_they_can() -> None:
+    one, other = segment_of(trial_of(0.5)), segment_of(trial_of(0.7))
+    assert one is not None and other is not None
+    assert one.distributions == trial_of(0.5).distributions
+    assert one.distributions is other.distributions
+
+
 def test_a_trial_that_is_no_segment_is_passed_over() -> None:
     study = optuna.create_study()
     study.add_trial(create_trial(value=1.0))  # The user's own.
