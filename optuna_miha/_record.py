@@ -24,6 +24,15 @@ FORMAT = 1
 """Of what is written into a study. It grows when an older version would misread a newer record;
 a study without a number is of format 1."""
 
+_ALL = (
+    _lineage.PLAN,
+    _lineage.RUN_SEED,
+    _lineage.INITIAL,
+    _lineage.SPACE,
+    _lineage.VERSIONS,
+)
+"""Attributes that every study of a run has."""
+
 _RUN = re.compile(r"[0-9a-f]{8}")
 
 _NO_RUN = "0" * 8
@@ -86,9 +95,9 @@ def check_study(study: optuna.Study) -> None:
     stretches = attrs.get(_lineage.STRETCHES)
     _check(read, _lineage.STRETCHES, "a list of stretches", stretches, _parse_stretches)
     if _lineage.PLAN in attrs:  # It is written last.
-        for key in (_lineage.RUN_SEED, _lineage.INITIAL, _lineage.SPACE, _lineage.VERSIONS):
+        for key in _ALL:
             if attrs.get(key) is None:
-                raise read.error(key, f"there, as {_lineage.PLAN!r} is", None)
+                raise read.error(key, "there, as in every study of a run", None)
 
 
 def check_run(study: optuna.Study) -> None:

@@ -26,6 +26,9 @@ class Simulation:
     def __init__(self, study: optuna.Study, seed: int = 0) -> None:
         self.study = study
         self._rng = np.random.default_rng(seed)
+        for key in (_lineage.INITIAL, _lineage.SPACE, _lineage.VERSIONS):
+            study.set_user_attr(key, {})
+        study.set_user_attr(_lineage.RUN_SEED, seed)
         study.set_user_attr(_lineage.PLAN, Plan().asdict())
 
     def run(self, n_cycles: int, *, size: int = 3, fixing: int = 6, n_final: int = 40) -> None:

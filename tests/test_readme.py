@@ -40,7 +40,7 @@ def test_first_command_is_the_demo_and_the_second_the_tests() -> None:
         assert command.startswith("python3 -m venv .venv && ")
         assert "-c constraints.txt" in command
     assert demo.endswith("optuna-miha demo")
-    assert tests.endswith("-m pytest -q -n 2 --dist loadfile")
+    assert tests.endswith("-m pytest -q -n 2 --dist loadfile --no-loadscope-reorder")
     # The build script takes the first line that names pytest.
     lines = README.read_text(encoding="utf-8").splitlines()
     assert next(line for line in lines if "pytest" in line) == tests

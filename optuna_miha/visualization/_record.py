@@ -12,7 +12,7 @@ from optuna.study import StudyDirection
 from optuna_miha import _lineage
 from optuna_miha._lineage import Lineage, Segment
 from optuna_miha._mutation import NO_CHANGE
-from optuna_miha._record import read_lost
+from optuna_miha._record import check_study, read_lost
 from optuna_miha.visualization._style import number, sentence
 
 _ROLES = {
@@ -97,9 +97,11 @@ def read_record(study: optuna.Study, target_name: str | None = None) -> Record:
     Raises:
         TypeError: If ``study`` is not a study.
         ValueError: If it holds no run, or none that has finished a segment.
+        RecordError: If an attribute is not what a run writes there.
     """
     if not isinstance(study, optuna.Study):
         raise TypeError(f"`study` must be an optuna.Study, got {type(study).__qualname__}.")
+    check_study(study)
     trials = study.get_trials(deepcopy=False)
     # A run has one objective; of several, Optuna refuses to name the direction.
     lineage = Lineage.from_trials(
