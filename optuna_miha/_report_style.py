@@ -26,6 +26,7 @@ table {{ border-collapse: collapse; font-size: .9375rem; margin: .75rem 0; }}
 th, td {{ border-bottom: 1px solid #ddd; padding: .25rem .75rem .25rem 0; text-align: left;
   vertical-align: top; overflow-wrap: normal; font-variant-numeric: tabular-nums; }}
 pre {{ overflow-x: auto; font-size: .8125rem; }}
+@media (min-width: 48rem) {{ pre {{ white-space: pre-wrap; }} }}
 @media print {{
   @page {{ margin: 15mm; }}
   body {{ font-size: 10.5pt; max-width: none; padding: 0; }}
