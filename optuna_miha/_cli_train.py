@@ -93,17 +93,25 @@ def _add_demo(commands: Any) -> None:
         epilog="example: optuna-miha demo --n-epochs 400 --folder digits",
     )
     command.add_argument(
-        "--n-epochs", type=int, default=200, help="the whole budget, in epochs (default: 200)"
+        "--n-epochs",
+        type=int,
+        default=200,
+        help="the whole budget, in epochs (default: %(default)s)",
     )
-    command.add_argument("--n-jobs", type=int, default=1, help="worker processes (default: 1)")
     command.add_argument(
-        "--seed", type=int, default=0, help="seed of the run and of the data split (default: 0)"
+        "--n-jobs", type=int, default=1, help="worker processes (default: %(default)s)"
+    )
+    command.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the run and of the data split (default: %(default)s)",
     )
     command.add_argument(
         "--folder",
         type=Path,
         default=Path("miha-demo"),
-        help="where study and model go (default: miha-demo)",
+        help="where study and model go (default: %(default)s)",
     )
     command.set_defaults(run=_demo)
 
@@ -174,7 +182,9 @@ def _add_resume(commands: Any) -> None:
         type=int,
         help="the whole budget, what was trained before included (default: as before)",
     )
-    command.add_argument("--n-jobs", type=int, default=1, help="worker processes (default: 1)")
+    command.add_argument(
+        "--n-jobs", type=int, default=1, help="worker processes (default: %(default)s)"
+    )
     command.add_argument("--device", help="where to train, for example cpu or cuda:0")
     add_checkpoint_dir(command)
     command.set_defaults(run=_resume)

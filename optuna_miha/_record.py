@@ -50,12 +50,23 @@ def read_lineage(study: optuna.Study) -> Lineage:
         FormatError: If a later version wrote it.
         RecordError: If an attribute is not what a run writes there.
     """
-    check_study(study)
-    trials = study.get_trials(deepcopy=False)
-    lineage = Lineage.from_trials(study.direction, trials, read_lost(study))
+    lineage = read_segments(study)
     if len(lineage) and _lineage.PLAN not in study.user_attrs:
         raise _attributes(study).error(_lineage.PLAN, "there, as its trials are", None)
     return lineage
+
+
+def read_segments(study: optuna.Study) -> Lineage:
+    """The same of a study that may lack its plan, which only a run needs.
+
+    Raises:
+        FormatError: If a later version wrote it.
+        RecordError: If an attribute is not what a run writes there.
+    """
+    check_study(study)
+    # A run has one objective; of several, Optuna refuses to name the direction.
+    trials = study.get_trials(deepcopy=False) if len(study.directions) == 1 else []
+    return Lineage.from_trials(study.directions[0], trials, read_lost(study))
 
 
 def read_lost(study: optuna.Study) -> tuple[int, ...]:

@@ -20,6 +20,22 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What Optuna and this package log."""
+    optuna.logging.enable_propagation()
+    yield caplog
+    optuna.logging.disable_propagation()
+
+
+@pytest.fixture(scope="session")
+def whole() -> Any:
+    """The result of a run of the plan ``SHORT`` that nothing disturbed."""
+    import problems
+
+    return problems.run(problems.new_study(), plan=problems.SHORT)
+
+
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[Any]:
     """A PostgreSQL cluster for all tests that leave it running; each takes a new database."""

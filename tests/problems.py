@@ -7,12 +7,16 @@ from typing import Any
 
 import optuna
 import torch
+from optuna.trial import FrozenTrial
 from torch import Tensor, nn
 
 import optuna_miha as miha
 
 TINY = miha.Plan(90, startup=4, fixing_epochs=3, restarts=False)
 """Every phase occurs but new trainings: a race, two cycles, a final phase."""
+
+SHORT = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False)
+"""Trunk, population, trunk, final phase."""
 
 
 def blobs(n_objects: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -56,6 +60,18 @@ def explicit(trial: Any) -> miha.Recipe:
     recipe.optimizer = miha.suggest_optimizer(trial, recipe.model.parameters())
     recipe.batch_size = miha.suggest_batch_size(trial, initial=16)
     return recipe
+
+
+class After:
+    """A callback that does something once, when it has seen so many trials."""
+
+    def __init__(self, n: int, action: Callable[[], None]) -> None:
+        self.n, self.action = n, action
+
+    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self.n -= 1
+        if self.n == 0:
+            self.action()
 
 
 def new_study(storage: Any = None, *, seed: int = 0, **settings: Any) -> optuna.Study:

@@ -12,7 +12,7 @@ import torch
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
-from problems import classifier, history, new_study, run, same, weights
+from problems import SHORT, classifier, history, new_study, run, same, weights
 from torch import nn
 from torch.optim import SGD
 
@@ -21,8 +21,6 @@ from optuna_miha import _lineage
 from optuna_miha._cli import main
 from optuna_miha._lease import held
 from optuna_miha.exceptions import StudyLockedError
-
-SHORT = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False)
 
 
 class Watched(FileSystemArtifactStore):

@@ -16,7 +16,7 @@ import pytest
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from problems import classifier, history, new_study, run, same, weights
+from problems import SHORT, classifier, history, new_study, run, same, weights
 from segments import segment
 from torch import nn
 from torch.optim import SGD
@@ -26,22 +26,6 @@ from optuna_miha import _checkpoint, _lineage
 from optuna_miha._lineage import Lineage
 from optuna_miha._phases import Stretch, calmed, next_phase
 from optuna_miha.exceptions import CheckpointError, CheckpointLostError
-
-SHORT = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False)
-"""Trunk, population, trunk, final phase."""
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    optuna.logging.enable_propagation()
-    yield caplog
-    optuna.logging.disable_propagation()
-
-
-@pytest.fixture(scope="module")
-def whole() -> miha.Result:
-    result: miha.Result = run(new_study(), plan=SHORT)
-    return result
 
 
 class StopAfter:

@@ -7,32 +7,16 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import optuna
 import pytest
-from optuna.trial import FrozenTrial
-from problems import history, new_study, run, same, weights
+from problems import SHORT, After, history, new_study, run, same, weights
 
 import optuna_miha as miha
 from optuna_miha import _checkpoint, _lineage, _outage
 from optuna_miha.exceptions import CheckpointError, StorageError
-
-SHORT = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False)
-"""Trunk, population, trunk, final phase."""
-
-
-@pytest.fixture(scope="module")
-def whole() -> miha.Result:
-    result: miha.Result = run(new_study(), plan=SHORT)
-    return result
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    optuna.logging.enable_propagation()
-    yield caplog
-    optuna.logging.disable_propagation()
 
 
 @pytest.fixture(autouse=True)
@@ -59,24 +43,15 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-class Fill:
-    """A callback that fills a disk to its last byte, once it has seen so many trials.
+def fill(disk: Path) -> None:
+    """Write to its last byte."""
+    with (disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(b"x" * 4096):
+            pass
 
-    Args:
-        disk: The disk.
-        n: How many trials.
-    """
 
-    def __init__(self, disk: Path, n: int) -> None:
-        self.file = disk / "filler"
-        self.n = n
-
-    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self.n -= 1
-        if self.n == 0:
-            with self.file.open("wb", buffering=0) as file, suppress(OSError):
-                while file.write(b"x" * 4096):
-                    pass
+def make_room(disk: Path) -> None:
+    (disk / "filler").unlink()
 
 
 def is_full(disk: Path) -> bool:
@@ -100,14 +75,15 @@ def named_files(study: optuna.Study) -> set[str]:
 def test_where_no_checkpoint_can_be_written_the_run_ends_and_can_be_resumed(
     whole: miha.Result, disk: Path
 ) -> None:
-    study, fill = new_study(), Fill(disk, 4)
+    study = new_study()
+    callbacks = [After(4, partial(fill, disk))]
     with pytest.raises(CheckpointError, match=r"No space left on device.*run the same script"):
-        run(study, plan=SHORT, checkpoint_dir=disk, callbacks=[fill])
+        run(study, plan=SHORT, checkpoint_dir=disk, callbacks=callbacks)
     assert is_full(disk)
     there = {path.name: path.stat().st_size for path in disk.glob("*.pt")}
     assert there.keys() <= named_files(study), "what was not written whole is removed"
     assert min(there.values()) > 0
-    fill.file.unlink()
+    make_room(disk)
     result = run(study, plan=SHORT, checkpoint_dir=disk)
     assert history(result) == history(whole)
     assert same(weights(result), weights(whole))
@@ -116,12 +92,12 @@ def test_where_no_checkpoint_can_be_written_the_run_ends_and_can_be_resumed(
 def test_where_the_database_cannot_grow_the_run_ends_and_can_be_resumed(
     whole: miha.Result, disk: Path, tmp_path: Path
 ) -> None:
-    url, fill = f"sqlite:///{disk}/study.db", Fill(disk, 3)
+    url, callbacks = f"sqlite:///{disk}/study.db", [After(3, partial(fill, disk))]
     words = r"database or disk is full.*has it room.*run the same script again"
     with pytest.raises(StorageError, match=words):
-        run(new_study(url), plan=SHORT, checkpoint_dir=tmp_path, callbacks=[fill])
+        run(new_study(url), plan=SHORT, checkpoint_dir=tmp_path, callbacks=callbacks)
     assert is_full(disk)
-    fill.file.unlink()
+    make_room(disk)
     result = run(new_study(url), plan=SHORT, checkpoint_dir=tmp_path)
     assert history(result) == history(whole)
     assert same(weights(result), weights(whole))
@@ -130,16 +106,16 @@ def test_where_the_database_cannot_grow_the_run_ends_and_can_be_resumed(
 def test_a_file_in_write_ahead_mode_and_its_checkpoints_are_whole_after_it_too(
     whole: miha.Result, disk: Path, log: pytest.LogCaptureFixture
 ) -> None:
-    path, fill = disk / "study.db", Fill(disk, 3)
+    path, callbacks = disk / "study.db", [After(3, partial(fill, disk))]
     said = ""
     try:
-        run(new_study(miha.create_storage(path)), plan=SHORT, callbacks=[fill])
+        run(new_study(miha.create_storage(path)), plan=SHORT, callbacks=callbacks)
     except (StorageError, CheckpointError) as error:
         said = str(error)
         assert "run the same script again" in said
     # To connect anew gives room back, the log of changes, so that the run may get through.
     assert "disk is full" in log.text + said or "No space left" in log.text + said
-    fill.file.unlink()
+    make_room(disk)
     result = run(new_study(miha.create_storage(path)), plan=SHORT)
     assert history(result) == history(whole)
     assert same(weights(result), weights(whole))

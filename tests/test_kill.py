@@ -10,12 +10,9 @@ import services
 from helpers import same as states_are_equal
 from kills import Counted, Epochs, record, states, survive
 from optuna.trial import TrialState
-from problems import TINY, new_study, run, same, weights
+from problems import SHORT, TINY, new_study, run, same, weights
 
 import optuna_miha as miha
-
-SHORT = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False)
-"""Trunk, population, trunk, final phase."""
 
 
 def undisturbed(plan: miha.Plan, folder: Path) -> tuple[miha.Result, Path]:

@@ -15,7 +15,7 @@ import pytest
 import services
 import torch
 from optuna.trial import FrozenTrial, TrialState
-from problems import classifier, history, new_study, run, same, weights
+from problems import SHORT, After, classifier, history, new_study, run, same, weights
 from sqlalchemy import create_engine, text
 from torch import nn
 
@@ -25,39 +25,12 @@ from optuna_miha._cli import main
 from optuna_miha._memory import give_back, is_out_of_memory
 from optuna_miha.exceptions import StorageError
 
-SHORT = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False)
-
-
-@pytest.fixture(scope="module")
-def whole() -> miha.Result:
-    result: miha.Result = run(new_study(), plan=SHORT)
-    return result
-
 
 @pytest.fixture(scope="module")
 def postgresql() -> Iterator[services.PostgreSQL]:
     """A cluster of its own, which is stopped and started."""
     with services.postgresql() as cluster:
         yield cluster
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    optuna.logging.enable_propagation()
-    yield caplog
-    optuna.logging.disable_propagation()
-
-
-class After:
-    """A callback that does something once, when it has seen so many trials."""
-
-    def __init__(self, n: int, action: Callable[[], None]) -> None:
-        self.n, self.action = n, action
-
-    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self.n -= 1
-        if self.n == 0:
-            self.action()
 
 
 def when_noticed(log: pytest.LogCaptureFixture, action: Callable[[], object]) -> None:

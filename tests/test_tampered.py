@@ -59,6 +59,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> optuna.Study:
 Changes = dict[int, dict[str, Any]]
 """Attributes by trial; those of the study at -1."""
 
+Check = Callable[..., None]
+
 VALUES = HOSTILE | st.just(GONE)
 
 CHANGES: st.SearchStrategy[Changes] = st.dictionaries(
@@ -124,10 +126,15 @@ def annotate(study: optuna.Study) -> None:
         note(lineage)
 
 
-def check(
-    study: optuna.Study, changes: Changes, scores: dict[int, dict[int, float]], folder: Path
-) -> None:
+@pytest.fixture(scope="module")
+def check(trained: optuna.Study, tmp_path_factory: pytest.TempPathFactory) -> Check:
     """Every door: each takes what it is given, or says in words what it would need."""
+    return partial(try_doors, trained, tmp_path_factory.getbasetemp() / "copy")
+
+
+def try_doors(
+    study: optuna.Study, folder: Path, changes: Changes, scores: dict[int, dict[int, float]]
+) -> None:
     origin = Path(study.user_attrs[_lineage.CHECKPOINT_DIR])
     shutil.copytree(origin, folder)
     doors: list[Callable[[optuna.Study], Any]] = [
@@ -160,22 +167,14 @@ CASES = {"changes": CHANGES, "scores": st.dictionaries(st.integers(0, 4), SCORES
 
 @given(**CASES)
 @settings(max_examples=40)
-def test_every_door_refuses_in_words_what_it_cannot_read(
-    trained: optuna.Study,
-    tmp_path_factory: pytest.TempPathFactory,
-    changes: Changes,
-    scores: dict[int, dict[int, float]],
-) -> None:
-    check(trained, changes, scores, tmp_path_factory.getbasetemp() / "copy")
+def test_every_door_refuses_in_words_what_it_cannot_read(check: Check, **case: Any) -> None:
+    check(**case)
 
 
 @pytest.mark.long
 @given(**CASES)
 @settings(max_examples=1_500)
 def test_every_door_refuses_in_words_what_it_cannot_read_at_length(
-    trained: optuna.Study,
-    tmp_path_factory: pytest.TempPathFactory,
-    changes: Changes,
-    scores: dict[int, dict[int, float]],
+    check: Check, **case: Any
 ) -> None:
-    check(trained, changes, scores, tmp_path_factory.getbasetemp() / "copy")
+    check(**case)

@@ -12,7 +12,7 @@ from optuna.study import StudyDirection
 from optuna_miha import _lineage
 from optuna_miha._lineage import Lineage, Segment
 from optuna_miha._mutation import NO_CHANGE
-from optuna_miha._record import check_study, read_lost
+from optuna_miha._record import read_segments
 from optuna_miha.visualization._style import number, sentence
 
 _ROLES = {
@@ -101,12 +101,8 @@ def read_record(study: optuna.Study, target_name: str | None = None) -> Record:
     """
     if not isinstance(study, optuna.Study):
         raise TypeError(f"`study` must be an optuna.Study, got {type(study).__qualname__}.")
-    check_study(study)
+    lineage = read_segments(study)
     trials = study.get_trials(deepcopy=False)
-    # A run has one objective; of several, Optuna refuses to name the direction.
-    lineage = Lineage.from_trials(
-        study.directions[0], trials if len(study.directions) == 1 else (), read_lost(study)
-    )
     restarts = [s for s in lineage if s.role == "restart"]
     best = lineage.best()
     winners = [s for s in lineage if s.role != "restart" and lineage.winner(s.role, s.cycle) is s]
