@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from optuna.trial import FixedTrial
-from torch import Tensor
+from torch import Tensor, nn
 
 from optuna_miha._engine import intra_op_threads
 from optuna_miha._model_fn import ModelFn, build_initial, build_recipe
@@ -41,12 +41,23 @@ def tested(model_fn: ModelFn, selected: Selected, seed: int) -> dict[str, float]
     """
     if selected.weights is None or math.isnan(selected.value):
         return None
-    initial = build_initial(model_fn, seed).recipe
-    recipe = build_recipe(model_fn, FixedTrial(selected.params), seed)
+    network = build_recipe(model_fn, FixedTrial(selected.params), seed).model
+    network.load_state_dict(selected.weights)
+    return examined(model_fn, network, seed)
+
+
+def examined(model_fn: ModelFn, network: nn.Module, seed: int) -> dict[str, float]:
+    """The same figures of a network.
+
+    Args:
+        model_fn: The task; its recipe has test data.
+        network: What to test.
+        seed: Seed of the run.
+    """
+    recipe = build_initial(model_fn, seed).recipe
     assert recipe.test_data is not None
-    recipe.model.load_state_dict(selected.weights)
     # Neither a mutated loss nor label smoothing changes the scale.
-    loss_fn = initial.valid_loss_fn or initial.loss_fn
+    loss_fn = recipe.valid_loss_fn or recipe.loss_fn
     exam = replace(recipe, valid_data=recipe.test_data, test_data=None, valid_loss_fn=loss_fn)
     with intra_op_threads(1):
-        return evaluate(exam, exam.model)
+        return evaluate(exam, network)

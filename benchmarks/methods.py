@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeAlias
 
 import optuna
 from _pbt import run_pbt
-from _selection import Selected, tested
+from _selection import examined
+from _soup import soup_of
 from torch import nn
 
 import optuna_miha as miha
@@ -91,16 +92,37 @@ def _smoothed(model_fn: ModelFn) -> ModelFn:
     return smoothed
 
 
+def _with_losses(model_fn: ModelFn) -> ModelFn:
+    """Let the training loss mutate, where torch has others that take the same targets."""
+
+    def with_losses(trial: Any) -> miha.Recipe:
+        recipe = model_fn(trial)
+        initial = recipe.loss_fn
+        if initial is nn.functional.mse_loss:
+            initial = nn.MSELoss()
+        if isinstance(initial, nn.Module):
+            recipe.loss_fn = miha.suggest_loss(trial, initial=initial)
+        return recipe
+
+    return with_losses
+
+
+def _per_neuron(model_fn: ModelFn) -> ModelFn:
+    """Let groups of neurons have activations of their own."""
+    return partial(model_fn, per="neuron")
+
+
 def _optimize(
     setting: Setting,
     *,
     method: str,
     plan: Mapping[str, Any],
     options: Mapping[str, Any],
-    validated: Callable[[ModelFn], ModelFn] | None = None,
+    task: Callable[[ModelFn], ModelFn] | None = None,
+    combined: Callable[[miha.Result], tuple[nn.Module, float]] | None = None,
 ) -> Run:
     """A run of :func:`optuna_miha.optimize` with arguments of its own, recorded alike."""
-    model_fn = setting.model_fn if validated is None else validated(setting.model_fn)
+    model_fn = setting.model_fn if task is None else task(setting.model_fn)
     started = time.perf_counter()
     study = optuna.create_study(
         study_name=f"{setting.task}-{setting.n_epochs}-{method}-{setting.seed}",
@@ -111,28 +133,29 @@ def _optimize(
         study,
         model_fn,
         plan=miha.Plan(setting.n_epochs, **plan),
-        keep="final",
+        keep="final" if combined is None else "trunk",
         device="cpu",
         show_progress_bar=False,
         **options,
     )
-    selected = Selected(
-        value=result.value,
-        params=result.params,
-        weights=dict(result.model.state_dict()),
-        curve=[],
-    )
+    network, value = (result.model, result.value) if combined is None else combined(result)
     return Run(
         method=method,
         seed=setting.seed,
         n_epochs=setting.n_epochs,
         epochs=result.n_epochs_trained,
         seconds=time.perf_counter() - started,
-        value=selected.value,
-        test=tested(setting.model_fn, selected, setting.seed),
+        value=value,
+        test=examined(setting.model_fn, network, setting.seed),
         curve=(),
         trial_epochs=None,
     )
+
+
+def _ensemble(result: miha.Result) -> tuple[nn.Module, float]:
+    """The networks of the run that do best together, and their validation value."""
+    ensemble = result.ensemble()
+    return ensemble, ensemble.value
 
 
 def _pbt(setting: Setting, *, method: str, numbers_only: bool) -> Run:
@@ -160,7 +183,8 @@ def _variant(
     description: str,
     plan: Mapping[str, Any] | None = None,
     *,
-    validated: Callable[[ModelFn], ModelFn] | None = None,
+    task: Callable[[ModelFn], ModelFn] | None = None,
+    combined: Callable[[miha.Result], tuple[nn.Module, float]] | None = None,
     **options: Any,
 ) -> Method:
     """Ours with other arguments.
@@ -169,10 +193,13 @@ def _variant(
         name: Its name, ``miha-...``.
         description: In a line.
         plan: Arguments of :class:`optuna_miha.Plan` besides the budget.
-        validated: Changes how a recipe is validated; the test loss stays.
+        task: Changes what may mutate, or how a recipe is validated; the test loss stays.
+        combined: Makes one network of those of the run, with its validation value.
         **options: Arguments of :func:`optuna_miha.optimize`.
     """
-    run = partial(_optimize, method=name, plan=plan or {}, options=options, validated=validated)
+    run = partial(
+        _optimize, method=name, plan=plan or {}, options=options, task=task, combined=combined
+    )
     return Method(name=name, role="variant", description=description, run=run)
 
 
@@ -207,8 +234,14 @@ _METHODS = [
         {"population_size": 5},
         crossover=miha.AverageWeights(),
     ),
-    _variant("miha-smoothed", "validated by a smoothed cross-entropy", validated=_smoothed),
+    _variant("miha-smoothed", "validated by a smoothed cross-entropy", task=_smoothed),
     _variant("miha-slope-fitness", "branches by their slope", fitness=miha.fitness.slope),
+    _variant("miha-losses", "the training loss mutates as well", task=_with_losses),
+    _variant("miha-neurons", "four groups of neurons per activation", task=_per_neuron),
+    _variant("miha-ensemble", "several networks of the run together", combined=_ensemble),
+    _variant(
+        "miha-soup", "the mean of their weights, where it validates better", combined=soup_of
+    ),
 ]
 
 METHODS = {method.name: method for method in _METHODS}

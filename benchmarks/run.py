@@ -34,7 +34,7 @@ from tasks import TASKS
 
 import optuna_miha
 
-_DECIDING = ("_datasets", "_networks", "_pbt", "_selection", "methods", "tasks")
+_DECIDING = ("_datasets", "_networks", "_pbt", "_selection", "_soup", "methods", "tasks")
 """Files of this folder that figures depend on."""
 _FIGURES = ("epochs", "value", "test", "seconds", "cpu_seconds")
 

@@ -71,9 +71,10 @@ def _classifier(
     network: Callable[[], nn.Module],
     start: Start | str = "adam",
     batch_size: int = 32,
+    per: Literal["layer", "neuron"] = "layer",
 ) -> miha.Recipe:
     model = network()
-    miha.suggest_activations(trial, model)
+    miha.suggest_activations(trial, model, per=per)
     miha.suggest_dropout(trial, model)
     optimizer = _suggest_optimizer(trial, model, start)
     smoothing = miha.suggest_label_smoothing(trial)
@@ -97,9 +98,10 @@ def _regressor(
     loss_fn: Callable[..., Tensor] = nn.functional.mse_loss,
     start: Start | str = "adam",
     batch_size: int = 32,
+    per: Literal["layer", "neuron"] = "layer",
 ) -> miha.Recipe:
     model = network()
-    miha.suggest_activations(trial, model)
+    miha.suggest_activations(trial, model, per=per)
     miha.suggest_dropout(trial, model)
     return miha.Recipe(
         model=model,
