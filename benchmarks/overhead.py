@@ -20,7 +20,7 @@ from _overhead_table import NETWORKS, report
 STORAGES = ("memory", "sqlite", "sqlite-wal", "journal")
 _EPOCHS = (60, 200)
 _QUICK_EPOCHS = 24
-_QUICK_OBJECTS = 250
+_QUICK_OBJECTS = 100
 _STARTUP_EPOCHS = 30
 _MEMORY_EPOCHS = 40
 """A race, a population and a final phase."""
@@ -149,15 +149,16 @@ def measure_floor(storage: str, reports: list[int]) -> Row:
     return {**row, "n_trials": len(reports)}
 
 
-def measure_startup(kind: str) -> Row:
+def measure_startup(kind: str, n_objects: int | None) -> Row:
     """Seconds from the start of this script to the first step of its training.
 
     Args:
         kind: ``handwritten``, or a kind of storage.
+        n_objects: Objects in all, if fewer than the problem has.
     """
-    from _problems import PROBLEMS
+    from _problems import problem_of
 
-    problem = PROBLEMS["digits"]
+    problem = problem_of("digits", n_objects)
     if kind == "handwritten":
         from _loops import train_by_hand
         from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -278,9 +279,10 @@ def main() -> None:
         cases += cases_of(network, n_objects, n_epochs, profiles[network])
     write_json(args.out / "profile.json", profiles)
     for kind in ("handwritten", "sqlite"):
+        options = {"kind": kind, "n_objects": n_objects}
         labels = {"variant": f"startup-{kind}"}
-        cases.append(Case(function="startup", labels=labels, options={"kind": kind}, apart=True))
-    for n_jobs in (2,) if args.quick else (0, 1, 2):
+        cases.append(Case(function="startup", labels=labels, options=options, apart=True))
+    for n_jobs in (1,) if args.quick else (0, 1, 2):
         options = {"n_jobs": n_jobs, "n_objects": n_objects}
         labels = {"variant": f"memory-{n_jobs}"}
         cases.append(

@@ -24,7 +24,7 @@ PLANS: dict[str, dict[str, Any]] = {
 }
 _EPOCHS = 200
 _QUICK_EPOCHS = 40
-_QUICK_OBJECTS = 250
+_QUICK_OBJECTS = 100
 
 
 def measure_run(n_jobs: int, plan: str, n_objects: int | None, n_epochs: int) -> Row:

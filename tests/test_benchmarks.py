@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +21,39 @@ MEASURING = ("overhead", "parallel", "storage")
 PAGE = "# Title\n\n<!-- speed:begin -->\n<!-- speed:end -->\n\nThe end.\n"
 
 
-def start(script: str, *options: object) -> subprocess.Popen[str]:
-    packages = str(Path(optuna_miha.__file__).parents[1])
-    return subprocess.Popen(
-        [sys.executable, str(BENCHMARKS / f"{script}.py"), *map(str, options)],
-        env={**os.environ, "PYTHONPATH": packages, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+# The scripts of its arguments one after the other, which load torch but once.
+ALL = """
+import runpy, sys
+benchmarks, folder, *names = sys.argv[1:]
+for name in names:
+    sys.argv = [name, "--quick", "--out", f"{folder}/2026-01-01_{name}_test"]
+    runpy.run_path(f"{benchmarks}/{name}.py", run_name="__main__")
+"""
+
+
+def start(*command: object, paths: Sequence[Path] = (), status: int = 0) -> str:
+    packages = Path(optuna_miha.__file__).parents[1]
+    path = os.pathsep.join(map(str, (packages, *paths)))
+    process = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
         text=True,
+        timeout=600,
     )
+    assert process.returncode == status, process.stderr
+    return process.stdout + process.stderr
 
 
 def run(script: str, *options: object, status: int = 0) -> str:
-    process = start(script, *options)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == status, errors
-    return output + errors
+    return start(BENCHMARKS / f"{script}.py", *options, status=status)
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the results of a quick run of each script, two at a time."""
+    """A folder with the results of a quick run of each script."""
     folder = tmp_path_factory.mktemp("results")
-    processes = {
-        name: start(name, "--quick", "--out", folder / f"2026-01-01_{name}_test")
-        for name in MEASURING
-    }
-    for name, process in processes.items():
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, f"{name}: {errors}"
+    start("-c", ALL, BENCHMARKS, folder, *MEASURING, paths=[BENCHMARKS])
     return folder
 
 
