@@ -198,7 +198,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.quick:
-        args.seeds, args.n_epochs, args.n_objects = 1, 30, 200
+        args.seeds, args.n_epochs, args.n_objects = 1, 30, 40
         # Figures that mean nothing stay out of the results and the pages.
         args.out = args.out or Path(tempfile.mkdtemp(prefix="article-"))
     out = args.out or _folder()
