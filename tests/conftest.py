@@ -47,6 +47,14 @@ def whole() -> Any:
 
 
 @pytest.fixture(scope="session")
+def whole_tiny() -> Any:
+    """The same of the plan ``TINY``."""
+    import problems
+
+    return problems.run(problems.new_study())
+
+
+@pytest.fixture(scope="session")
 def postgresql() -> Iterator[Any]:
     """A PostgreSQL cluster for all tests that leave it running; each takes a new database."""
     import services  # With clients of several servers, which most tests need not wait for.

@@ -30,13 +30,6 @@ def dask() -> Iterator[distributed.Client]:
         yield client
 
 
-@pytest.fixture(scope="module")
-def undisturbed() -> miha.Result:
-    """The run that all others must end as: in this process, on memory."""
-    result: miha.Result = run(new_study())
-    return result
-
-
 def assert_equal(one: miha.Result, other: miha.Result) -> None:
     """The same history, and bitwise the same model."""
     assert history(one) == history(other)
@@ -61,7 +54,7 @@ def interrupt_among_branches() -> Callable[[optuna.Study, FrozenTrial], None]:
 def test_dask_and_postgresql_give_the_model_of_one_process(
     dask: distributed.Client,
     postgresql: services.PostgreSQL,
-    undisturbed: miha.Result,
+    whole_tiny: miha.Result,
     tmp_path: Path,
 ) -> None:
     with (
@@ -69,31 +62,31 @@ def test_dask_and_postgresql_give_the_model_of_one_process(
         dask.get_executor() as executor,
     ):
         result = run(new_study(storage), executor=executor, checkpoint_dir=tmp_path)
-        assert_equal(result, undisturbed)
+        assert_equal(result, whole_tiny)
         again = miha.load_result(new_study(storage), classifier)
-        assert same(weights(again), weights(undisturbed))
+        assert same(weights(again), weights(whole_tiny))
 
 
 def test_interrupted_on_postgresql_it_ends_as_undisturbed(
-    postgresql: services.PostgreSQL, undisturbed: miha.Result, tmp_path: Path
+    postgresql: services.PostgreSQL, whole_tiny: miha.Result, tmp_path: Path
 ) -> None:
     url = postgresql.new_database()
     with services.rdb_storage(url) as storage, pytest.raises(KeyboardInterrupt):
         run(new_study(storage), callbacks=[interrupt_among_branches()], checkpoint_dir=tmp_path)
     with services.rdb_storage(url) as storage:  # New connections, as another process has them.
-        assert_equal(run(new_study(storage)), undisturbed)
+        assert_equal(run(new_study(storage)), whole_tiny)
 
 
 def test_checkpoints_in_s3_survive_an_interruption_and_one_is_left(
-    s3: services.S3, undisturbed: miha.Result
+    s3: services.S3, whole_tiny: miha.Result
 ) -> None:
     study, store = new_study(), s3.new_store()
     with pytest.raises(KeyboardInterrupt):
         run(study, callbacks=[interrupt_among_branches()], artifact_store=store, keep="final")
     assert s3.keys(store)
-    assert_equal(run(study, artifact_store=store, keep="final"), undisturbed)
+    assert_equal(run(study, artifact_store=store, keep="final"), whole_tiny)
     again = miha.load_result(study, classifier, store)
-    assert same(weights(again), weights(undisturbed))
+    assert same(weights(again), weights(whole_tiny))
     assert s3.keys(store) == [again.trial.user_attrs["miha:checkpoint"]["id"]]
 
 

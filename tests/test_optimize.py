@@ -119,10 +119,10 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(model_fn: Any
     assert history(one) != history(run(new_study(seed=1), model_fn))
 
 
-def test_worker_processes_give_the_same_model_bit_for_bit() -> None:
-    one, two = run(new_study(), n_jobs=1), run(new_study(), n_jobs=2)
-    assert history(one) == history(two)
-    assert same(weights(one), weights(two))
+def test_worker_processes_give_the_same_model_bit_for_bit(whole_tiny: Any) -> None:
+    result = run(new_study(), n_jobs=2)
+    assert history(result) == history(whole_tiny)
+    assert same(weights(result), weights(whole_tiny))
 
 
 def test_global_random_state_is_left_alone() -> None:
@@ -134,7 +134,7 @@ def test_global_random_state_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "journal", "memory"])
-def test_storages(kind: str, tmp_path: Path) -> None:
+def test_storages(kind: str, tmp_path: Path, whole_tiny: Any) -> None:
     storage: Any = {
         "sqlite": f"sqlite:///{tmp_path}/study.db",
         "journal": None,
@@ -144,7 +144,7 @@ def test_storages(kind: str, tmp_path: Path) -> None:
         storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
     study = new_study(storage)
     result = run(study, checkpoint_dir=tmp_path / "checkpoints" if kind == "journal" else None)
-    assert history(result) == history(run(new_study()))
+    assert history(result) == history(whole_tiny)
     again = miha.load_result(study, classifier)
     assert same(weights(result), weights(again))
     assert again.params == result.params
@@ -152,7 +152,7 @@ def test_storages(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dataset", "loader"])
-def test_datasets_and_loaders_train_like_tensors(kind: str) -> None:
+def test_datasets_and_loaders_train_like_tensors(kind: str, whole_tiny: Any) -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
         train, valid = TensorDataset(*blobs(60, seed=0)), TensorDataset(*blobs(30, seed=1))
@@ -163,7 +163,7 @@ def test_datasets_and_loaders_train_like_tensors(kind: str) -> None:
             recipe.valid_data = DataLoader(valid, batch_size=512)
         return recipe
 
-    assert history(run(new_study(), model_fn)) == history(run(new_study()))
+    assert history(run(new_study(), model_fn)) == history(whole_tiny)
 
 
 def test_maximizing_accuracy_returns_the_most_accurate_model() -> None:
@@ -261,7 +261,7 @@ def test_metrics_that_are_not_monitored_go_into_the_trial() -> None:
     assert all(math.isfinite(t.user_attrs["miha:metrics"]["mean"]) for t in study.trials)
 
 
-def test_callbacks_see_every_trial_and_can_stop_the_study() -> None:
+def test_callbacks_see_every_trial_and_can_stop_the_study(whole_tiny: Any) -> None:
     seen: list[int] = []
 
     def stop_after_six(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
@@ -274,14 +274,14 @@ def test_callbacks_see_every_trial_and_can_stop_the_study() -> None:
     assert 6 <= len(seen) < 12
     assert first.n_epochs_trained < TINY.n_epochs
     whole = run(study)
-    assert history(whole) == history(run(new_study()))
+    assert history(whole) == history(whole_tiny)
 
 
-def test_a_timeout_ends_the_call_and_leaves_the_rest_for_the_next() -> None:
+def test_a_timeout_ends_the_call_and_leaves_the_rest_for_the_next(whole_tiny: Any) -> None:
     study = new_study()
     with pytest.raises(miha.exceptions.MihaError, match="No segment"):
         run(study, timeout=0.0)
-    assert history(run(study)) == history(run(new_study()))
+    assert history(run(study)) == history(whole_tiny)
 
 
 def test_a_nan_branch_fails_and_never_becomes_the_trunk() -> None:
@@ -373,12 +373,12 @@ def test_intermediate_values_plot_of_optuna_draws_the_tree() -> None:
     assert "lr" in importances
 
 
-def test_any_executor_takes_the_jobs() -> None:
+def test_any_executor_takes_the_jobs(whole_tiny: Any) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as executor:
         result = run(new_study(), executor=executor)
-    assert history(result) == history(run(new_study()))
+    assert history(result) == history(whole_tiny)
 
 
 def test_schedule_covers_the_lineage_without_a_gap(tmp_path: Path) -> None:
@@ -417,12 +417,12 @@ def test_describe_tells_the_best_change_of_every_cycle() -> None:
     assert f"{result.n_epochs_trained} epochs trained in all" in text
 
 
-def test_a_run_in_a_thread_is_possible() -> None:
+def test_a_run_in_a_thread_is_possible(whole_tiny: Any) -> None:
     results: list[miha.Result] = []
     thread = threading.Thread(target=lambda: results.append(run(new_study())))
     thread.start()
     thread.join()
-    assert history(results[0]) == history(run(new_study()))
+    assert history(results[0]) == history(whole_tiny)
 
 
 def test_the_control_is_never_pruned() -> None:
@@ -490,7 +490,7 @@ def test_an_exception_that_cannot_travel_arrives_in_words() -> None:
         run(new_study(), model_fn, executor=executor)
 
 
-def test_a_train_step_may_use_parts_of_the_network() -> None:
+def test_a_train_step_may_use_parts_of_the_network(whole_tiny: Any) -> None:
     def train_step(model: Any, batch: Any, loss_fn: Any) -> torch.Tensor:
         x, y = batch
         return loss_fn(model[4](model[3](model[2](model[1](model[0](x))))), y)
@@ -500,7 +500,7 @@ def test_a_train_step_may_use_parts_of_the_network() -> None:
         recipe.train_step = train_step
         return recipe
 
-    assert history(run(new_study(), model_fn)) == history(run(new_study()))
+    assert history(run(new_study(), model_fn)) == history(whole_tiny)
 
 
 def test_an_enqueued_trial_that_cannot_be_trained_fails_alone() -> None:
@@ -519,9 +519,9 @@ def test_an_enqueued_trial_that_cannot_be_trained_fails_alone() -> None:
     assert result.n_epochs_trained == 90
 
 
-def test_threads_give_the_same_run_again() -> None:
+def test_threads_give_the_same_run_again(whole_tiny: Any) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(3) as executor:
         result = run(new_study(), executor=executor)
-    assert history(result) == history(run(new_study()))
+    assert history(result) == history(whole_tiny)
