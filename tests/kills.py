@@ -6,9 +6,10 @@ import os
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -150,6 +151,14 @@ def attempt(url: str, folder: Path, plan: miha.Plan, n_jobs: int, blow: Blow) ->
         n_jobs=n_jobs,
         artifact_store=Dying(checkpoints, fatal),
     )
+
+
+def in_a_process_of_its_own(target: Callable[..., None], *args: object) -> BaseProcess:
+    """Call a function in a process that has all modules loaded, and wait for its end."""
+    process = _processes.Process(target=target, args=args)
+    process.start()
+    process.join()
+    return process
 
 
 def strike(url: str, folder: Path, plan: miha.Plan, n_jobs: int, blow: Blow) -> bool:

@@ -4,73 +4,71 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import torch
+from kills import in_a_process_of_its_own
 from optuna.trial import TrialState
-from problems import TINY, blobs, classifier, history, new_study, run, same, weights
+from problems import TINY, blobs, classifier, explicit, history, new_study, run, same, weights
 from torch import nn
 
 import optuna_miha as miha
 
-SCRIPT = """
-import os, signal, sys
-import problems
-from torch import nn
 
-storage, fatal = sys.argv[1], int(sys.argv[2])
-n_losses = 0
+def train_until_killed(storage: str, fatal: int) -> None:
+    """Train, and die of the loss of that number."""
+    n_losses = 0
 
-def deadly(output, target):
-    global n_losses
-    n_losses += 1
-    if n_losses == fatal:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return nn.functional.cross_entropy(output, target)
+    def deadly(output: Any, target: Any) -> Any:
+        nonlocal n_losses
+        n_losses += 1
+        if n_losses == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return nn.functional.cross_entropy(output, target)
 
-def model_fn(trial):
-    recipe = problems.explicit(trial)
-    recipe.loss_fn = deadly
-    return recipe
+    def model_fn(trial: Any) -> miha.Recipe:
+        recipe = explicit(trial)
+        recipe.loss_fn = deadly
+        return recipe
 
-problems.run(problems.new_study(storage), model_fn)
-"""
+    run(new_study(storage), model_fn)
 
 
 def explicit_loss(trial: Any) -> miha.Recipe:
-    """As the script's ``model_fn``, without the end."""
-    from problems import explicit
-
+    """As above, without the end."""
     recipe = explicit(trial)
     recipe.loss_fn = nn.functional.cross_entropy
     return recipe
 
 
+@pytest.fixture(scope="module")
+def whole_explicit() -> Any:
+    """The run of ``explicit_loss`` that nothing interrupted."""
+    return run(new_study(), explicit_loss)
+
+
+@pytest.fixture(scope="module")
+def whole_guesser() -> Any:
+    """The same of ``guesser``, with new trainings from the initial weights."""
+    return run(new_study(seed=1), guesser, plan=OVERFITTING)
+
+
 @pytest.mark.parametrize("fatal", [50, 170, 333, 480])
-def test_a_killed_run_resumes_bit_identically(fatal: int, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_bit_identically(
+    fatal: int, whole_explicit: Any, tmp_path: Path
+) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
-    tests = str(Path(__file__).parent)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([tests, *sys.path])}
-    process = subprocess.run(
-        [sys.executable, "-c", SCRIPT, storage, str(fatal)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    process = in_a_process_of_its_own(train_until_killed, storage, fatal)
+    assert process.exitcode == -signal.SIGKILL
     study = new_study(storage)
     n_before = len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
     resumed = run(study, explicit_loss)
-    whole = run(new_study(), explicit_loss)
-    assert history(resumed) == history(whole)
-    assert same(weights(resumed), weights(whole))
-    assert n_before < len(whole.segments), "nothing was interrupted"
+    assert history(resumed) == history(whole_explicit)
+    assert same(weights(resumed), weights(whole_explicit))
+    assert n_before < len(whole_explicit.segments), "nothing was interrupted"
     assert not study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
 
 
@@ -92,15 +90,15 @@ class _Interrupt:
     [(1, KeyboardInterrupt), (4, KeyboardInterrupt), (7, RuntimeError), (8, KeyboardInterrupt)],
 )
 def test_interrupted_between_two_siblings_it_goes_on_with_the_others(
-    n: int, error: type[BaseException], tmp_path: Path
+    n: int, error: type[BaseException], whole_tiny: Any, tmp_path: Path
 ) -> None:
     study = new_study(f"sqlite:///{tmp_path}/study.db")
     with pytest.raises(error):
         run(study, callbacks=[_Interrupt(n, error)])
     assert not study.get_trials(states=(TrialState.RUNNING,))
-    resumed, whole = run(new_study(f"sqlite:///{tmp_path}/study.db")), run(new_study())
-    assert history(resumed) == history(whole)
-    assert same(weights(resumed), weights(whole))
+    resumed = run(new_study(f"sqlite:///{tmp_path}/study.db"))
+    assert history(resumed) == history(whole_tiny)
+    assert same(weights(resumed), weights(whole_tiny))
 
 
 OVERFITTING = miha.Plan(60, startup=1, fixing_epochs=4, branch_epochs=2)
@@ -116,9 +114,9 @@ def guesser(trial: Any) -> miha.Recipe:
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_interrupted_between_restarts_it_ends_as_if_it_had_not_been(
-    n_jobs: int, tmp_path: Path
+    n_jobs: int, whole_guesser: Any, tmp_path: Path
 ) -> None:
-    whole = run(new_study(seed=1), guesser, plan=OVERFITTING)
+    whole = whole_guesser
     restarts = [s for s in whole.segments if s.role == "restart"]
     assert len(restarts) >= 2
     assert {s.birth for s in restarts} == {0}
@@ -132,13 +130,16 @@ def test_interrupted_between_restarts_it_ends_as_if_it_had_not_been(
             n_jobs=n_jobs,
             callbacks=[interrupt],
         )
-    resumed = run(new_study(storage, seed=1), guesser, plan=OVERFITTING, n_jobs=n_jobs)
+    # How many processes trained it makes no difference.
+    resumed = run(new_study(storage, seed=1), guesser, plan=OVERFITTING)
     assert history(resumed) == history(whole)
     assert same(weights(resumed), weights(whole))
 
 
-def test_a_restart_trains_the_best_parameters_from_the_initial_weights_and_anneals() -> None:
-    whole = run(new_study(seed=1), guesser, plan=OVERFITTING)
+def test_a_restart_trains_the_best_parameters_from_the_initial_weights_and_anneals(
+    whole_guesser: Any,
+) -> None:
+    whole = whole_guesser
     first, second, *_ = [s for s in whole.segments if s.role == "restart"]
     before = [s for s in whole.segments if s.role != "restart" and s.value is not None]
     assert first.params == min(before, key=lambda s: s.value).params
