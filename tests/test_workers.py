@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,22 @@ def large(trial: Any) -> miha.Recipe:
     return recipe
 
 
+ASKED: list[int] = []
+"""Who asked for a recipe, as far as this process knows."""
+
+DIVERGING = 1e-2
+"""A learning rate."""
+
+
 def one_parameter(trial: Any) -> miha.Recipe:
-    trial.suggest_float("lr", 1e-4, 1e-2)
+    ASKED.append(os.getpid())
+    if trial.suggest_float("lr", 1e-4, 1e-2) == DIVERGING:
+        return recipe(metrics={"m": lambda *_: float("nan")}, monitor="m")
     return recipe()
 
 
-def job(n_epochs: int) -> Job:
-    return Job(params={"lr": 1e-3}, state=None, n_epochs=n_epochs)
+def job(n_epochs: int, lr: float = 1e-3) -> Job:
+    return Job(params={"lr": lr}, state=None, n_epochs=n_epochs)
 
 
 BALLAST = tuple(part.repeat(1000, *[1] * (part.ndim - 1)) for part in blobs(60))
@@ -81,6 +91,13 @@ BALLAST = tuple(part.repeat(1000, *[1] * (part.ndim - 1)) for part in blobs(60))
 @pytest.fixture(autouse=True)
 def new_workers() -> None:
     _workers._latest = None
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[WorkerProcesses]:
+    """Two processes for jobs of ``one_parameter``."""
+    with WorkerProcesses(run_context(one_parameter), 2) as workers:
+        yield workers
 
 
 def by_value(function: Any) -> Any:
@@ -188,17 +205,13 @@ def test_data_are_not_left_behind_by_a_run_that_is_interrupted(temporary: Path) 
     assert not data_in(temporary)
 
 
-def test_a_lone_job_stays_in_this_process() -> None:
-    here: list[int] = []
-
-    def model_fn(trial: Any) -> miha.Recipe:
-        here.append(os.getpid())
-        return one_parameter(trial)
-
-    with WorkerProcesses(run_context(model_fn), 2) as workers:
-        (outcome,) = workers.run([job(2)], lambda *_: None)
+def test_a_lone_job_stays_in_this_process(two: WorkerProcesses) -> None:
+    ASKED.clear()
+    (outcome,) = two.run([job(2)], lambda *_: None)
     assert outcome.error is None
-    assert here == [os.getpid()]
+    assert [os.getpid()] == ASKED
+    two.run([job(2), job(2)], lambda *_: None)
+    assert len(ASKED) == 1, "jobs that are not alone are trained elsewhere"
 
 
 def test_epochs_are_reported_with_the_place_of_their_job() -> None:
@@ -211,13 +224,11 @@ def test_epochs_are_reported_with_the_place_of_their_job() -> None:
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2, 3, 5])
-def test_jobs_that_are_cut_in_halves_end_as_whole_ones(n_jobs: int) -> None:
-    context = run_context(one_parameter)
+def test_jobs_that_are_cut_in_halves_end_as_whole_ones(n_jobs: int, two: WorkerProcesses) -> None:
     jobs = [job(n) for n in (4, 3, 1, 2, 5)][:n_jobs]
-    whole = InProcess(context).run(jobs, lambda *_: None)
+    whole = InProcess(run_context(one_parameter)).run(jobs, lambda *_: None)
     seen: list[int] = []
-    with WorkerProcesses(context, 2) as workers:
-        outcomes = workers.run(jobs, lambda place, _: seen.append(place))
+    outcomes = two.run(jobs, lambda place, _: seen.append(place))
     assert sorted(seen) == sorted(p for p, j in enumerate(jobs) for _ in range(j.n_epochs))
     for one, other in zip(whole, outcomes, strict=True):
         assert one.results == other.results
@@ -225,13 +236,8 @@ def test_jobs_that_are_cut_in_halves_end_as_whole_ones(n_jobs: int) -> None:
         assert states_are_equal(one.state, other.state)
 
 
-def test_a_job_that_fails_in_its_first_half_has_no_second() -> None:
-    def diverges(trial: Any) -> miha.Recipe:
-        trial.suggest_float("lr", 1e-4, 1e-2)
-        return recipe(metrics={"m": lambda *_: float("nan")}, monitor="m")
-
-    with WorkerProcesses(run_context(diverges), 2) as workers:
-        outcomes = workers.run([job(4)] * 3, lambda *_: None)
+def test_a_job_that_fails_in_its_first_half_has_no_second(two: WorkerProcesses) -> None:
+    outcomes = two.run([job(4, DIVERGING)] * 3, lambda *_: None)
     assert [outcome.begun for outcome in outcomes] == [1, 1, 1]
     assert all(outcome.error for outcome in outcomes)
 
