@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -39,8 +39,12 @@ _DECIDING = ("_datasets", "_networks", "_pbt", "_selection", "_soup", "methods",
 _FIGURES = ("epochs", "value", "test", "seconds", "cpu_seconds")
 
 
-def main() -> None:
-    """Read the command line, and run what is missing."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, and run what is missing.
+
+    Args:
+        arguments: Of the command line; :obj:`None`: those of this process.
+    """
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="default: all")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="default: all")
@@ -49,7 +53,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0, help="default %(default)s")
     parser.add_argument("--jobs", type=int, default=1, help="processes, default %(default)s")
     parser.add_argument("--out", type=Path, help=f"results; default {_default_folder()}")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     for what, names, known in (("task", args.tasks, TASKS), ("method", args.methods, METHODS)):
         unknown = [name for name in names if name not in known]
         if unknown:
