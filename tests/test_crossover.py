@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -379,16 +381,28 @@ def marks(study: optuna.Study) -> list[Any]:
     return sorted(rows, key=lambda row: row[0])
 
 
+@pytest.fixture(scope="module")
+def undisturbed() -> Callable[[Any], tuple[miha.Result, list[Any]]]:
+    """Gives the run with a crossover that nothing interrupts, and its :func:`marks`."""
+
+    @functools.cache
+    def train(crossover: Any) -> tuple[miha.Result, list[Any]]:
+        study = new_study()
+        return run(study, plan=PLAN, crossover=crossover), marks(study)
+
+    return train
+
+
 @BOTH
-def test_worker_processes_give_the_same_model_bit_for_bit(crossover: Any) -> None:
-    studies = [new_study(), new_study()]
-    one, two = (
-        run(study, plan=PLAN, crossover=crossover, n_jobs=n_jobs)
-        for study, n_jobs in zip(studies, (1, 2), strict=True)
-    )
-    assert history(one) == history(two)
-    assert same(weights(one), weights(two))
-    assert marks(studies[0]) == marks(studies[1])
+def test_worker_processes_give_the_same_model_bit_for_bit(
+    crossover: Any, undisturbed: Any
+) -> None:
+    whole, whole_marks = undisturbed(crossover)
+    study = new_study()
+    result = run(study, plan=PLAN, crossover=crossover, n_jobs=2)
+    assert history(result) == history(whole)
+    assert same(weights(result), weights(whole))
+    assert marks(study) == whole_marks
 
 
 def test_averages_are_validated_where_the_branches_are_trained() -> None:
@@ -404,7 +418,7 @@ def test_averages_are_validated_where_the_branches_are_trained() -> None:
 @BOTH
 @pytest.mark.parametrize("n", [7, 10, 12, 17])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
-    crossover: Any, n: int, tmp_path: Path
+    crossover: Any, n: int, undisturbed: Any, tmp_path: Path
 ) -> None:
     def interrupt(study: optuna.Study, trial: FrozenTrial) -> None:
         counted.append(trial.number)
@@ -416,11 +430,12 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     settings = {"plan": PLAN, "crossover": crossover}
     with pytest.raises(KeyboardInterrupt):
         run(new_study(storage), callbacks=[interrupt], **settings)
-    again, uninterrupted = new_study(storage), new_study()
-    resumed, whole = run(again, **settings), run(uninterrupted, **settings)
+    again = new_study(storage)
+    resumed = run(again, **settings)
+    whole, whole_marks = undisturbed(crossover)
     assert history(resumed) == history(whole)
     assert same(weights(resumed), weights(whole))
-    assert marks(again) == marks(uninterrupted)
+    assert marks(again) == whole_marks
 
 
 def test_a_run_may_go_on_with_another_crossover_or_none() -> None:
