@@ -153,19 +153,17 @@ def attempt(url: str, folder: Path, plan: miha.Plan, n_jobs: int, blow: Blow) ->
     )
 
 
-def in_a_process_of_its_own(target: Callable[..., None], *args: object) -> BaseProcess:
-    """Call a function in a process that has all modules loaded, and wait for its end."""
+def started(target: Callable[..., None], *args: object) -> BaseProcess:
+    """A process of its own that calls a function, and has all modules loaded."""
     process = _processes.Process(target=target, args=args)
     process.start()
-    process.join()
     return process
 
 
 def strike(url: str, folder: Path, plan: miha.Plan, n_jobs: int, blow: Blow) -> bool:
     """Run until it is over or killed; returns whether it was killed."""
     (folder / "begun").unlink(missing_ok=True)
-    process = _processes.Process(target=attempt, args=(url, folder, plan, n_jobs, blow))
-    process.start()
+    process = started(attempt, url, folder, plan, n_jobs, blow)
     if blow.kind == "time":
         wait_until((folder / "begun").exists)
         time.sleep(blow.when)

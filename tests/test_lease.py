@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import services
+from kills import started
 from optuna.trial import TrialState
 from problems import new_study, run
 
@@ -27,45 +27,35 @@ from optuna_miha.exceptions import StudyLockedError
 
 BRIEF = miha.Plan(24, startup=1)
 
-SCRIPT = """
-import signal, sys, time
-from pathlib import Path
-import optuna_miha as miha
-import problems
 
-# As in a terminal; what is started in the background ignores it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+def coordinate(storage: str, folder: Path) -> None:
+    """Run the study, and wait after its first trial."""
+    os.chdir(folder)
+    with (folder / "said").open("w") as said:
+        os.dup2(said.fileno(), 2)
+    # As in a terminal; what is started in the background ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
-def wait(study, trial):
-    Path(sys.argv[2]).touch()
-    while True:
-        time.sleep(0.05)
+    def wait(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        (folder / "ready").touch()
+        while True:
+            time.sleep(0.05)
 
-plan = miha.Plan(24, startup=1)
-problems.run(problems.new_study(sys.argv[1]), plan=plan, callbacks=[wait])
-"""
+    run(new_study(storage), plan=BRIEF, callbacks=[wait])
 
 
 @contextmanager
-def coordinator(storage: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that runs the study and waits after its first trial."""
-    ready = folder / "ready"
-    tests = str(Path(__file__).parent)
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, storage, str(ready)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([tests, *sys.path])},
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def coordinator(storage: str, folder: Path) -> Iterator[BaseProcess]:
+    """Another process that does so; what it says is in the file ``said``."""
+    process = started(coordinate, storage, folder)
     try:
-        while not ready.exists():
-            assert process.poll() is None, process.communicate()[1]
+        while not (folder / "ready").exists():
+            assert process.is_alive(), (folder / "said").read_text()
             time.sleep(0.02)
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.join()
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
@@ -83,7 +73,7 @@ def test_a_live_coordinator_is_left_alone_and_a_dead_one_taken_over_at_once(
         assert f"kill {process.pid}" in str(caught.value)
         assert new_study(storage).trials == before
         process.kill()
-        process.wait()
+        process.join()
         start = time.monotonic()
         with held(new_study(storage)):
             pass
@@ -98,10 +88,12 @@ def test_a_coordinator_that_is_told_to_end_leaves_nothing_behind(
     storage = f"sqlite:///{tmp_path}/study.db"
     with coordinator(storage, tmp_path) as process:
         assert new_study(storage).user_attrs[_lineage.LEASE]["pid"] == process.pid
-        process.send_signal(number)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 143 if number == signal.SIGTERM else process.returncode != 0
-    assert "Run the same script again to resume" in said
+        assert process.pid is not None
+        os.kill(process.pid, number)
+        process.join(60)
+        assert not process.is_alive()
+    assert process.exitcode == 143 if number == signal.SIGTERM else process.exitcode != 0
+    assert "Run the same script again to resume" in (tmp_path / "said").read_text()
     study = new_study(storage)
     assert study.user_attrs[_lineage.LEASE] is None
     assert not study.get_trials(states=(TrialState.RUNNING,))

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from kills import in_a_process_of_its_own
+from kills import started
 from optuna.trial import TrialState
 from problems import TINY, blobs, classifier, explicit, history, new_study, run, same, weights
 from torch import nn
@@ -61,7 +61,8 @@ def test_a_killed_run_resumes_bit_identically(
     fatal: int, whole_explicit: Any, tmp_path: Path
 ) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
-    process = in_a_process_of_its_own(train_until_killed, storage, fatal)
+    process = started(train_until_killed, storage, fatal)
+    process.join()
     assert process.exitcode == -signal.SIGKILL
     study = new_study(storage)
     n_before = len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
