@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.artifacts import FileSystemArtifactStore
+from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from problems import SHORT, classifier, history, new_study, run, same, weights
@@ -247,22 +248,24 @@ def test_a_store_that_stays_full_ends_the_call_and_the_run_can_be_resumed(
     assert same(weights(result), weights(whole))
 
 
-def test_a_database_that_is_locked_for_longer_than_sqlites_default_is_waited_for(
-    whole: miha.Result, tmp_path: Path
+def test_a_database_that_is_locked_for_longer_than_its_connections_wait_is_waited_for(
+    whole: miha.Result, tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "study.db"
+    storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 0.5}})
     locks: list[threading.Thread] = []
 
     def lock(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         if not locks:
             locked = threading.Event()
-            locks.append(threading.Thread(target=hold, args=(path, locked, 6.5)))
+            locks.append(threading.Thread(target=hold, args=(path, locked, 1.5)))
             locks[0].start()
             locked.wait()
 
-    result = run(new_study(f"sqlite:///{path}"), plan=SHORT, callbacks=[lock])
+    result = run(new_study(storage), plan=SHORT, callbacks=[lock])
     locks[0].join()
     assert history(result) == history(whole)
+    assert "The storage of the study failed" not in log.text
 
 
 def hold(path: Path, locked: threading.Event, seconds: float) -> None:
