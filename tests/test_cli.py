@@ -25,7 +25,7 @@ def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def first_demo(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
     """A short demo; its folder is the last of its arguments but two."""
-    return demo(tmp_path_factory.mktemp("demo") / "demo", "--n-epochs", "30")
+    return demo(tmp_path_factory.mktemp("demo") / "demo", "--n-epochs", "24")
 
 
 def test_demo_trains_reports_and_goes_on(
@@ -39,7 +39,7 @@ def test_demo_trains_reports_and_goes_on(
     assert len(accuracies) == 2
     assert all(accuracy > 0.8 for accuracy in accuracies)
     assert "cycle 1: " in first.stdout
-    assert "30/30" in first.stderr  # The progress bar, at its end.
+    assert "24/24" in first.stderr  # The progress bar, at its end.
     assert f"optuna-miha dashboard sqlite:///{folder}/digits.db" in first.stdout
     study = optuna.load_study(study_name="digits", storage=f"sqlite:///{folder}/digits.db")
     assert f"trial {study.best_trial.number} " in first.stdout
@@ -51,7 +51,7 @@ def test_demo_trains_reports_and_goes_on(
     assert resume is not None
     second = demo(folder, *resume[1].split())
     assert second.returncode == 0, second.stderr
-    assert "60 epochs trained in all" in second.stdout
+    assert "48 epochs trained in all" in second.stdout
 
 
 def test_a_budget_that_is_too_small_is_an_error_not_a_traceback(
@@ -211,5 +211,5 @@ def test_bar_writes_a_line_now_and_then_where_no_terminal_reads_it(
 ) -> None:
     lines = [line for line in first_demo.stderr.splitlines() if "epoch/s" in line]
     assert 1 <= len(lines) < 12
-    assert "30/30" in first_demo.stderr
+    assert "24/24" in first_demo.stderr
     assert "\r" not in first_demo.stderr
