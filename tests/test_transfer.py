@@ -83,7 +83,7 @@ def own_kilobytes() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
 def test_processes_share_one_copy(tmp_path: Path) -> None:
-    n_bytes = 200 << 20
+    n_bytes = 100 << 20
     (tmp_path / "packed").write_bytes(
         pack(torch.ones(n_bytes, dtype=torch.uint8), tmp_path / "data")
     )
