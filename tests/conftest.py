@@ -30,6 +30,11 @@ def _leave_writing_to_the_system(connection: Any, _: object) -> None:
         connection.execute("PRAGMA synchronous=OFF")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long one of the last files, which one process alone would be left with."""
+    items.sort(key=lambda item: item.path.name != "test_workers.py")
+
+
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     """What Optuna and this package log."""
