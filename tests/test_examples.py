@@ -15,8 +15,8 @@ import optuna_miha
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 OPTIONS = {
-    "gap_filling": ["--n-objects", "160", "--seed", "2"],
-    "mnist": ["--n-objects", "500", "--baseline"],
+    "gap_filling": ["--n-epochs", "30", "--n-objects", "160", "--seed", "2"],
+    "mnist": ["--n-objects", "300", "--baseline"],
 }
 NEEDS = {
     "own_loop_hugging_face": "transformers",
@@ -38,7 +38,7 @@ def test_example_runs_and_learns(path: Path, tmp_path: Path) -> None:
         pytest.importorskip(NEEDS[path.stem])
     packages = str(Path(optuna_miha.__file__).parents[1])
     process = subprocess.run(
-        [sys.executable, str(path), "--n-epochs", "30", *OPTIONS.get(path.stem, [])],
+        [sys.executable, str(path), "--n-epochs", "24", *OPTIONS.get(path.stem, [])],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": packages, "OMP_NUM_THREADS": "1"},
         capture_output=True,
