@@ -1,7 +1,8 @@
-"""What all tests have in common: a quiet Optuna, Hypothesis without deadlines, no slow disk."""
+"""What all tests have in common: a quiet Optuna, no deadlines, no slow disk, one thread each."""
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+
+# Before torch is imported, and for what the tests start: several processes share the cores, and
+# threads that wait for each other there take many times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
