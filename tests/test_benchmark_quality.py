@@ -17,6 +17,7 @@ import torch
 from optuna.trial import FixedTrial
 
 import optuna_miha
+from optuna_miha._model_fn import build_initial
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -190,6 +191,28 @@ def test_variant_without_a_difference_is_the_method_itself(modules: dict[str, Mo
     assert variant.value == itself.value
     assert variant.test == itself.test
     assert variant.epochs == itself.epochs == 24
+
+
+def test_networks_that_are_combined_validate_no_worse(modules: dict[str, ModuleType]) -> None:
+    methods = modules["methods"].METHODS
+    itself = methods["miha"].run(setting(modules))
+    for name in ("miha-ensemble", "miha-soup"):
+        combined = methods[name].run(setting(modules))
+        assert combined.value <= itself.value
+        assert combined.epochs == itself.epochs
+        assert combined.value == itself.value or combined.test != itself.test
+
+
+@pytest.mark.parametrize(
+    ("name", "suggested"), [("miha-losses", "loss"), ("miha-neurons", "activation.2.3")]
+)
+def test_variants_let_more_mutate(
+    modules: dict[str, ModuleType], name: str, suggested: str
+) -> None:
+    model_fn = modules["tasks"].TASKS["diabetes"].make(0)
+    task = modules["methods"].METHODS[name].run.keywords["task"]
+    assert suggested in build_initial(task(model_fn), 0).params
+    assert suggested not in build_initial(model_fn, 0).params
 
 
 @pytest.mark.parametrize("method", ["pbt", "pbt-numbers"])
