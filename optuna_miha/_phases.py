@@ -103,44 +103,49 @@ def next_phase(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
             return Phase(role="startup", cycle=0, parent=None, n_epochs=0, size=size)
         head = lineage.winner("startup", 0)
 
+    while _is_decided(lineage.group("branch", cycle + 1), plan.population_size):
+        cycle += 1
+    is_first = cycle == stretch.first_cycle
+    head = _last_winner(lineage, stretch.first_cycle, cycle) or head
+    runs_up = is_first and plan.runup_epochs is not None
+    length = plan.runup_epochs if runs_up else plan.fixing_epochs
+
     reserve = plan.reserve(stretch.end - stretch.start)
     available = stretch.end - lineage.spent - reserve
-    length = plan.fixing_epochs if plan.runup_epochs is None else plan.runup_epochs
-    while True:
-        another = plan.n_cycles is None or cycle - stretch.first_cycle < plan.n_cycles
-        population = plan.population_epochs if another else 0
-        trunk = lineage.group("trunk", cycle)
-        branches = lineage.group("branch", cycle + 1)
-        if not trunk and not branches and length and available > population:
-            length = min(length, available - population)
-            return Phase(role="trunk", cycle=cycle, parent=head, n_epochs=length)
-        if trunk and not branches and available > population and _may_retry(trunk):
-            length = min(length, available - population)
-            size = len(trunk) + 1
-            return Phase(role="trunk", cycle=cycle, parent=head, n_epochs=length, size=size)
-        head = lineage.winner("trunk", cycle) or head
-        if not _is_decided(branches, plan.population_size):
-            affordable = another and available >= population
-            # Where restarts pay, they pay more than waiting for the trunk to recover.
-            patience = 1 if _restart(plan, stretch, lineage, []) else _STALE_CYCLES
-            if branches or (affordable and not _is_stale(lineage, stretch, cycle, patience)):
-                return Phase(
-                    role="branch",
-                    cycle=cycle + 1,
-                    parent=head,
-                    n_epochs=plan.branch_epochs,
-                    size=plan.population_size,
-                )
-            break
-        head = lineage.winner("branch", cycle + 1) or head
-        length = plan.fixing_epochs
-        cycle += 1
+    another = plan.n_cycles is None or cycle - stretch.first_cycle < plan.n_cycles
+    population = plan.population_epochs if another else 0
+    trunk = lineage.group("trunk", cycle)
+    branches = lineage.group("branch", cycle + 1)
+    if not branches and length and available > population and (not trunk or _may_retry(trunk)):
+        length, size = min(length, available - population), len(trunk) + 1
+        return Phase(role="trunk", cycle=cycle, parent=head, n_epochs=length, size=size)
+    head = lineage.winner("trunk", cycle) or head
+    affordable = another and available >= population
+    # Where restarts pay, they pay more than waiting for the trunk to recover.
+    patience = 1 if _restart(plan, stretch, lineage, []) else _STALE_CYCLES
+    if branches or (affordable and not _is_stale(lineage, stretch, cycle, patience)):
+        return Phase(
+            role="branch",
+            cycle=cycle + 1,
+            parent=head,
+            n_epochs=plan.branch_epochs,
+            size=plan.population_size,
+        )
 
     restart = _restart(plan, stretch, lineage, [])
     if restart is not None:
         return restart
     head = lineage.best() if plan.anneal is not None else head
     return _final(stretch, lineage, cycle, head)
+
+
+def _last_winner(lineage: Lineage, first_cycle: int, cycle: int) -> Segment | None:
+    """Where the cycles that are over have led; :obj:`None` if none of them led anywhere."""
+    for past in range(cycle, first_cycle, -1):
+        winner = lineage.winner("branch", past) or lineage.winner("trunk", past - 1)
+        if winner is not None:
+            return winner
+    return None
 
 
 def n_divergences(lineage: Lineage, parent: Segment | None) -> int:
