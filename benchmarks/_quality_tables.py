@@ -91,6 +91,7 @@ def paired_table(results: Results) -> list[str]:
 
 def ablation_table(budgets: Sequence[Results]) -> list[str]:
     """Ours against itself with a part changed, by budget; nothing without any."""
+    budgets = [results for results in budgets if results.methods(VARIANTS)]
     variants = [v for v in VARIANTS if any(v in results.methods(VARIANTS) for results in budgets)]
     if not variants:
         return []

@@ -108,8 +108,8 @@ def page(rows: Sequence[Row], budgets: Sequence[Results], folder: Path) -> str:
         lines += [
             "## What each part is worth",
             "",
-            "The default plan against itself with one part changed; below 1 the part pays. In "
-            "brackets the number of tasks.",
+            "The default plan against itself with one thing changed: above 1 the change lowers "
+            "the test loss, below 1 it raises it. In brackets the number of tasks.",
             "",
             *ablations,
             "",
