@@ -26,7 +26,7 @@ NEEDS = {
 """What an example needs besides what the tests need."""
 LEAST_ACCURACY = 0.5
 """Of ten classes; guessing gives 0.1."""
-MOST_MSE = 0.025
+MOST_MSE = 0.027
 """Returning the mean of all pixels gives 0.0277."""
 MOST_DISTANCE = 0.4
 """Of a circle of radius 1 and samples; from all samples in its centre it is 0.72."""
