@@ -52,7 +52,8 @@ def check(url: str, folder: Path, whole: tuple[miha.Result, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "n_jobs", "n_kills"), [("sqlite", 1, 3), ("sqlite", 2, 1), ("postgresql", 1, 1)]
+    ("kind", "n_jobs", "n_kills"),
+    [("sqlite", 1, 3), ("sqlite", 2, 1), ("postgresql", 1, 1), ("postgresql", 2, 1)],
 )
 def test_a_run_that_is_killed_at_random_moments_ends_bit_identically(
     kind: str,
