@@ -105,9 +105,8 @@ def next_phase(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
 
     while _is_decided(lineage.group("branch", cycle + 1), plan.population_size):
         cycle += 1
-    is_first = cycle == stretch.first_cycle
     head = _last_winner(lineage, stretch.first_cycle, cycle) or head
-    runs_up = is_first and plan.runup_epochs is not None
+    runs_up = cycle == stretch.first_cycle and plan.runup_epochs is not None
     length = plan.runup_epochs if runs_up else plan.fixing_epochs
 
     reserve = plan.reserve(stretch.end - stretch.start)
@@ -121,8 +120,9 @@ def next_phase(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
         return Phase(role="trunk", cycle=cycle, parent=head, n_epochs=length, size=size)
     head = lineage.winner("trunk", cycle) or head
     affordable = another and available >= population
+    restart = _restart(plan, stretch, lineage, [])
     # Where restarts pay, they pay more than waiting for the trunk to recover.
-    patience = 1 if _restart(plan, stretch, lineage, []) else _STALE_CYCLES
+    patience = _STALE_CYCLES if restart is None else 1
     if branches or (affordable and not _is_stale(lineage, stretch, cycle, patience)):
         return Phase(
             role="branch",
@@ -132,7 +132,6 @@ def next_phase(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
             size=plan.population_size,
         )
 
-    restart = _restart(plan, stretch, lineage, [])
     if restart is not None:
         return restart
     head = lineage.best() if plan.anneal is not None else head
