@@ -7,6 +7,7 @@ from optuna.trial import FixedTrial
 from torch import Tensor, nn
 
 import optuna_miha as miha
+from optuna_miha._checkpoint import copy_tensors
 from optuna_miha._model_fn import build_recipe
 from optuna_miha._trainer import evaluate
 
@@ -26,7 +27,7 @@ def soup_of(result: miha.Result) -> tuple[nn.Module, float]:
     library = result.library
     recipe = build_recipe(library.model_fn, FixedTrial(library.initial_params), library.seed)
     network, n_taken, least = result.model, 1, result.value
-    soup = _copied(network)
+    soup = copy_tensors(network.state_dict())
     for segment in library.segments:
         assert segment.member is not None
         weights = library.store.load(segment.member)["weights"]
@@ -37,10 +38,6 @@ def soup_of(result: miha.Result) -> tuple[nn.Module, float]:
             soup, n_taken, least = mean, n_taken + 1, loss
     network.load_state_dict(soup)
     return network, least
-
-
-def _copied(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
 def _mean(mean: Tensor, new: Tensor, n_taken: int) -> Tensor:
