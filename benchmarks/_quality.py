@@ -148,23 +148,20 @@ class Results:
 
     def ratio(self, ours: str, theirs: str, tasks: Iterable[str]) -> Ratio | None:
         """Paired over seeds, averaged over those tasks that both have; :obj:`None` if none."""
-        means, variances = [], []
+        return _paired((self._values(task, ours), self._values(task, theirs)) for task in tasks)
+
+    def headroom(self, method: str, rivals: Sequence[str], tasks: Iterable[str]) -> Ratio | None:
+        """The lowest loss of all rivals, chosen by test data for each task and seed, over its own.
+
+        Only seeds that all rivals have count, as more rivals would have a lower one by luck.
+        """
+        pairs = []
         for task in tasks:
-            first, second = self._values(task, ours), self._values(task, theirs)
-            logs = [
-                math.log(max(first[seed], _LEAST) / max(second[seed], _LEAST))
-                for seed in sorted(first.keys() & second.keys())
-            ]
-            if logs:
-                means.append(statistics.fmean(logs))
-                variances.append(
-                    statistics.variance(logs) / len(logs) if len(logs) > 1 else math.nan
-                )
-        if not means:
-            return None
-        se = math.sqrt(sum(variances)) / len(means)
-        log = statistics.fmean(means)
-        return Ratio(log=log, se=None if math.isnan(se) else se, n_tasks=len(means))
+            every = [self._values(task, rival) for rival in rivals]
+            seeds = set.intersection(*(set(values) for values in every))
+            lowest = {seed: min(values[seed] for values in every) for seed in seeds}
+            pairs.append((lowest, self._values(task, method)))
+        return _paired(pairs)
 
     def mean_ranks(self, methods: Sequence[str], tasks: Sequence[str]) -> dict[str, float]:
         """Mean over tasks of each method's rank by mean loss, 1 being best; ties share ranks."""
@@ -197,3 +194,21 @@ class Results:
 
     def _values(self, task: str, method: str, figure: str = "loss") -> dict[int, float]:
         return self._figures.get(figure, {}).get((task, method), {})
+
+
+def _paired(tasks: Iterable[tuple[Mapping[int, float], Mapping[int, float]]]) -> Ratio | None:
+    """The ratio of two losses by seed, averaged over the tasks that have a common seed."""
+    means, variances = [], []
+    for first, second in tasks:
+        logs = [
+            math.log(max(first[seed], _LEAST) / max(second[seed], _LEAST))
+            for seed in sorted(first.keys() & second.keys())
+        ]
+        if logs:
+            means.append(statistics.fmean(logs))
+            variances.append(statistics.variance(logs) / len(logs) if len(logs) > 1 else math.nan)
+    if not means:
+        return None
+    se = math.sqrt(sum(variances)) / len(means)
+    log = statistics.fmean(means)
+    return Ratio(log=log, se=None if math.isnan(se) else se, n_tasks=len(means))

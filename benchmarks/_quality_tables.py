@@ -41,7 +41,10 @@ def summary_table(results: Results) -> list[str]:
     ranks = results.mean_ranks(ranked, common)
     groups = _groups(tasks)
     heads = [f"miha / it, {name} ({len(members)})" for name, members in groups.items()]
-    lines = _header(["method", *heads, "lower on", "mean rank", "worst task, against the best"])
+    ordinary = _ordinary(tasks)
+    headroom = f"best by test / it, without poor starts ({len(ordinary)})"
+    heads += ["lower on", "mean rank", "worst task, against the best", headroom]
+    lines = _header(["method", *heads])
     for method in methods:
         cells = [method]
         if method == OURS:
@@ -52,8 +55,9 @@ def summary_table(results: Results) -> list[str]:
         if method in ranks and len(ranked) > 1:
             worst, task = results.worst(method, ranked, common)
             cells += [f"{ranks[method]:.1f}", f"{worst:.2f} ({task})"]
+            cells.append(_ratio(results.headroom(method, ranked, ordinary)))
         else:
-            cells += ["", ""]
+            cells += ["", "", ""]
         lines.append(_row(cells))
     return lines
 

@@ -250,3 +250,7 @@ def test_ratios_are_paired_over_seeds_and_tasks_count_equally(
     assert both.n_tasks == 2
     assert results.mean_ranks(["ours", "theirs"], ["a", "b"]) == {"ours": 1.5, "theirs": 1.5}
     assert results.worst("ours", ["theirs"], ["a", "b"]) == (5.0, "b")
+    # The third seed of `a` is left out: one of the two lacks it.
+    headroom = results.headroom("theirs", ["ours", "theirs"], ["a", "b"])
+    assert headroom.value == pytest.approx((0.5 * 1.0) ** 0.5)
+    assert results.headroom("ours", ["ours"], ["a"]).value == pytest.approx(1)
