@@ -27,9 +27,9 @@ from optuna.distributions import (
 
 from optuna_miha._checkpoint import State
 from optuna_miha._comparison import Run
+from optuna_miha._job import Context, Job, run_job
 from optuna_miha._model_fn import ModelFn, build_initial
 from optuna_miha._rng import preserved_rng, seed_all
-from optuna_miha._segment import Context, Job, run_job
 
 POPULATION = 4
 """Syne Tune's default; small budgets allow no more."""

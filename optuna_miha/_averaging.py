@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 import optuna
 
-from optuna_miha import _lineage
+from optuna_miha import _keys
 from optuna_miha._checkpoint import averaged_state
+from optuna_miha._job import Job, Outcome
 from optuna_miha._ledger import Sibling
 from optuna_miha._memory import is_out_of_memory
-from optuna_miha._segment import Job, Outcome
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
@@ -54,6 +54,4 @@ def average_fittest(
     if not math.isfinite(cost) or cost >= sign * fitter.scores[-1]:
         return
     fitter.state = {**state, "best": average if cost < sign * best["value"] else best}
-    fitter.entry.set_user_attr(
-        _lineage.AVERAGED, {"branch": other.branch, "value": average["value"]}
-    )
+    fitter.entry.set_user_attr(_keys.AVERAGED, {"branch": other.branch, "value": average["value"]})

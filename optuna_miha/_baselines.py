@@ -19,11 +19,12 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from optuna_miha._checkpoint import CheckpointStore, copy_tensors
+from optuna_miha._checkpoint import copy_tensors
+from optuna_miha._checkpoint_store import CheckpointStore
 from optuna_miha._engine import intra_op_threads
+from optuna_miha._job import Context, on_device
 from optuna_miha._model_fn import build_recipe
 from optuna_miha._rng import preserved_rng, seed_all
-from optuna_miha._segment import Context, on_device
 from optuna_miha._trainer import train
 
 # Attributes of a trial.

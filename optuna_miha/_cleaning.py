@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import optuna
 
-from optuna_miha import _lineage
-from optuna_miha._checkpoint import CheckpointStore
+from optuna_miha import _keys
+from optuna_miha._checkpoint_store import CheckpointStore
 from optuna_miha._keeper import Keep, wanted
 from optuna_miha._lease import held
-from optuna_miha._lineage import Lineage, Segment
+from optuna_miha._lineage import Lineage
 from optuna_miha._plan import Plan
 from optuna_miha._record import check_run, read_lineage
+from optuna_miha._segment import Segment
 from optuna_miha._study import phase_ahead
 
 
@@ -61,11 +62,11 @@ def clean(
 
 def _sorted_out(study: optuna.Study, store: CheckpointStore, keep: Keep | None) -> Files:
     lineage = read_lineage(study)
-    kept: Keep = keep or study.user_attrs.get(_lineage.KEEP, "trunk")
+    kept: Keep = keep or study.user_attrs.get(_keys.KEEP, "trunk")
     checkpoints, members = wanted(lineage, kept, _heads(study, lineage))
     needed = {s.checkpoint["id"] for s in lineage if s.checkpoint and s.number in checkpoints}
     needed |= {s.member["id"] for s in lineage if s.member and s.number in members}
-    run, named = study.user_attrs.get(_lineage.RUN), _named(study)
+    run, named = study.user_attrs.get(_keys.RUN), _named(study)
     ours = {
         name: size
         for name, size in store.files().items()
@@ -79,7 +80,7 @@ def _sorted_out(study: optuna.Study, store: CheckpointStore, keep: Keep | None) 
 
 def _heads(study: optuna.Study, lineage: Lineage) -> list[Segment]:
     """The segments that the run goes on from, and the best."""
-    phase = phase_ahead(study, Plan(**study.user_attrs[_lineage.PLAN]), None, lineage)
+    phase = phase_ahead(study, Plan(**study.user_attrs[_keys.PLAN]), None, lineage)
     found = [lineage.best()]
     if phase is not None:
         # Of a population that was interrupted, the fittest may be on record already.
@@ -90,5 +91,5 @@ def _heads(study: optuna.Study, lineage: Lineage) -> list[Segment]:
 def _named(study: optuna.Study) -> set[str]:
     """The files that any trial names, those that were set aside included."""
     attrs = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
-    files = [a[key] for a in attrs for key in (_lineage.CHECKPOINT, _lineage.MEMBER) if key in a]
+    files = [a[key] for a in attrs for key in (_keys.CHECKPOINT, _keys.MEMBER) if key in a]
     return {str(file.get("id")) for file in files if isinstance(file, dict)}

@@ -16,17 +16,18 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial
 
-from optuna_miha import _lineage
+from optuna_miha import _keys
 from optuna_miha._baselines import BASELINES, BEST, BaselineRun, trial_epochs_of, trials_of
 from optuna_miha._comparison import Comparison, Run
 from optuna_miha._engine import intra_op_threads
-from optuna_miha._lineage import Lineage, Role, Segment
+from optuna_miha._job import Context, on_device
+from optuna_miha._lineage import Lineage
 from optuna_miha._model_fn import Initial, ModelFn, build_initial, build_recipe
 from optuna_miha._optimize import optimize
 from optuna_miha._plan import Plan
 from optuna_miha._pruner import SlopePruner
 from optuna_miha._sampler import MihaSampler
-from optuna_miha._segment import Context, on_device
+from optuna_miha._segment import Role, Segment
 from optuna_miha._study import open_store, settle_initial
 from optuna_miha._trainer import evaluate
 
@@ -183,7 +184,7 @@ class Contest:
         bar.update(Lineage.from_trials(study.direction, trials).spent)
 
         def count(study: optuna.Study, trial: FrozenTrial) -> None:
-            bar.update(trial.user_attrs.get(_lineage.TRAINED, 0))
+            bar.update(trial.user_attrs.get(_keys.TRAINED, 0))
 
         result = optimize(
             study,
@@ -212,16 +213,16 @@ class Contest:
     def _run_baseline(
         self, study: optuna.Study, method: str, context: Context, initial: Initial, bar: Any
     ) -> _Selected:
-        if _lineage.SPACE not in study.user_attrs:
+        if _keys.SPACE not in study.user_attrs:
             space = {k: distribution_to_json(v) for k, v in sorted(initial.distributions.items())}
-            study.set_user_attr(_lineage.INITIAL, initial.params)
-            study.set_user_attr(_lineage.SPACE, space)
+            study.set_user_attr(_keys.INITIAL, initial.params)
+            study.set_user_attr(_keys.SPACE, space)
         bar.update(sum(len(trial.intermediate_values) for trial in trials_of(study)))
         run = BaselineRun(
             study,
             BASELINES[method],
             context=context,
-            initial_params=study.user_attrs[_lineage.INITIAL],
+            initial_params=study.user_attrs[_keys.INITIAL],
             n_epochs=self.n_epochs,
             store=open_store(study, None, None),
         )

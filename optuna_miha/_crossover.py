@@ -10,10 +10,11 @@ from typing import Protocol
 import numpy as np
 from optuna.distributions import FloatDistribution
 
-from optuna_miha._lineage import Lineage, Segment
+from optuna_miha._lineage import Lineage
 from optuna_miha._mutation import Distributions, Params
 from optuna_miha._plan import Plan
 from optuna_miha._sampler import Run
+from optuna_miha._segment import Segment
 from optuna_miha._space import DEFAULT_LR, contains, fit
 
 _STREAM = 3

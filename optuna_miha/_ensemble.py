@@ -13,13 +13,13 @@ import torch
 from optuna.trial import FixedTrial
 from torch import Tensor, nn
 
-from optuna_miha._checkpoint import CheckpointStore
+from optuna_miha._checkpoint_store import CheckpointStore
 from optuna_miha._combination import Combine, combination_for
 from optuna_miha._data import batch_length, evaluation_batches
-from optuna_miha._lineage import Segment
 from optuna_miha._model_fn import ModelFn, build_recipe
 from optuna_miha._recipe import LossFn, Recipe
 from optuna_miha._rng import preserved_rng, seed_all
+from optuna_miha._segment import Segment
 from optuna_miha.exceptions import CheckpointError, MihaError
 
 _logger = optuna.logging.get_logger("optuna.miha")

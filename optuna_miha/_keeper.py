@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
-from optuna_miha._checkpoint import CheckpointStore, State
-from optuna_miha._lineage import LIBRARY_SIZE, Lineage, Segment
+from optuna_miha._checkpoint import State
+from optuna_miha._checkpoint_store import CheckpointStore
+from optuna_miha._lineage import LIBRARY_SIZE, Lineage
+from optuna_miha._segment import Segment
 
 Keep: TypeAlias = Literal["final", "trunk", "all"]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import optuna
 
-from optuna_miha import _lineage
+from optuna_miha import _keys
 from optuna_miha._optuna import is_in_memory, study_key
 from optuna_miha.exceptions import StudyLockedError
 
@@ -123,7 +123,7 @@ class Lease:
         """Tell that its holder is alive. What counts is that the number changes."""
         self._beats += 1
         attr = {**asdict(self._holder), "beats": self._beats}
-        self._study.set_user_attr(_lineage.LEASE, attr)
+        self._study.set_user_attr(_keys.LEASE, attr)
 
     def is_mine(self) -> bool:
         """Whether the study still says so; who holds it instead is remembered."""
@@ -137,7 +137,7 @@ class Lease:
         """Let go of it, if it is still there to let go."""
         with suppress(Exception):  # A holder that is gone is found to be dead.
             if self._usurper is None and self.is_mine():
-                self._study.set_user_attr(_lineage.LEASE, None)
+                self._study.set_user_attr(_keys.LEASE, None)
 
 
 @contextmanager
@@ -232,7 +232,7 @@ def _read(study: optuna.Study) -> tuple[Holder | None, Any]:
 
     What cannot be read is nobody's: a lease must not be what keeps a study from its owner.
     """
-    attr = study.user_attrs.get(_lineage.LEASE)
+    attr = study.user_attrs.get(_keys.LEASE)
     if not isinstance(attr, dict):
         return None, None
     content = {k: v for k, v in attr.items() if k != "beats"}

@@ -10,14 +10,14 @@ from typing import Any, TypeAlias
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_miha import _lineage
+from optuna_miha import _keys
 from optuna_miha._checkpoint import State
 from optuna_miha._entry import Entry
-from optuna_miha._lineage import Segment
 from optuna_miha._optuna import enqueued_params
 from optuna_miha._phases import Phase
 from optuna_miha._plan import race_rungs
 from optuna_miha._record import read_lineage
+from optuna_miha._segment import Segment, segment_of
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
@@ -135,7 +135,7 @@ class Ledger:
             self._running,
             params=offline.params,
             distributions=offline.distributions,
-            user_attrs=attrs | {_lineage.MUTATION: mutation},
+            user_attrs=attrs | {_keys.MUTATION: mutation},
             intermediate_values={} if phase.parent is None else _last_score(phase.parent),
         )
         if not brief:
@@ -170,10 +170,10 @@ class Ledger:
         """
         while self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             trial = self._study.ask()
-            if _lineage.ROLE in trial.user_attrs:
+            if _keys.ROLE in trial.user_attrs:
                 self._study.tell(trial, state=TrialState.FAIL)  # Somebody copied ours.
             else:
-                trial.set_user_attr(_lineage.GUEST, True)
+                trial.set_user_attr(_keys.GUEST, True)
                 self._guests.append(trial)
                 self._running[trial.number] = trial
         admitted, self._guests = self._guests[:n_most], self._guests[n_most:]
@@ -189,7 +189,7 @@ class Ledger:
 
     def _warn_of_unknown(self, trial: optuna.Trial) -> None:
         asked = enqueued_params(self._study.get_trials(deepcopy=False)[trial.number])
-        known = self._study.user_attrs[_lineage.SPACE]
+        known = self._study.user_attrs[_keys.SPACE]
         for name in sorted(asked.keys() - known.keys()):
             _logger.warning(
                 f"Trial {trial.number} was enqueued with {name!r}, which the initial "
@@ -210,13 +210,13 @@ class Ledger:
             member: Where the best weights alone were written.
         """
         assert sibling.state is not None
-        attrs = {_lineage.CHECKPOINT: checkpoint, _lineage.MEMBER: member}
+        attrs = {_keys.CHECKPOINT: checkpoint, _keys.MEMBER: member}
         value = sibling.state["best"]["value"]
         return self._record(sibling, TrialState.COMPLETE, attrs, value=value)
 
     def prune(self, sibling: Sibling, member: dict[str, Any] | None) -> Segment:
         """Record a sibling that was cut; see :meth:`complete`."""
-        return self._record(sibling, TrialState.PRUNED, {_lineage.MEMBER: member})
+        return self._record(sibling, TrialState.PRUNED, {_keys.MEMBER: member})
 
     def fail(self, sibling: Sibling, unfinished: int) -> None:
         """Record a sibling that failed.
@@ -225,17 +225,17 @@ class Ledger:
             sibling: With its ``error``.
             unfinished: Epochs that were begun and not finished; they count as trained.
         """
-        attrs = {_lineage.ERROR: sibling.error}
+        attrs = {_keys.ERROR: sibling.error}
         self._record(sibling, TrialState.FAIL, attrs, unfinished=unfinished)
 
     def fail_interrupted(self) -> None:
         """Fail the trials that nobody trains any more; guests among them are enqueued again."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             attrs = trial.user_attrs
-            if _lineage.ROLE in attrs or _lineage.GUEST in attrs:
+            if _keys.ROLE in attrs or _keys.GUEST in attrs:
                 self._study.tell(trial.number, state=TrialState.FAIL)
-            if _lineage.GUEST in attrs:
-                own = {k: v for k, v in attrs.items() if not k.startswith(_lineage.PREFIX)}
+            if _keys.GUEST in attrs:
+                own = {k: v for k, v in attrs.items() if not k.startswith(_keys.PREFIX)}
                 self._study.enqueue_trial(enqueued_params(trial), user_attrs=own)
 
     def _birth_attrs(self, phase: Phase, branch: int) -> dict[str, Any]:
@@ -245,13 +245,13 @@ class Ledger:
         if phase.role == "startup":
             n_epochs = sum(n for _, n in race_rungs(phase.size))
         return {
-            _lineage.ROLE: phase.role,
-            _lineage.CYCLE: phase.cycle,
-            _lineage.BRANCH: branch,
-            _lineage.PARENT: None if parent is None else parent.number,
-            _lineage.BIRTH: birth,
-            _lineage.END: birth + n_epochs,
-            _lineage.SEED: self._seed,
+            _keys.ROLE: phase.role,
+            _keys.CYCLE: phase.cycle,
+            _keys.BRANCH: branch,
+            _keys.PARENT: None if parent is None else parent.number,
+            _keys.BIRTH: birth,
+            _keys.END: birth + n_epochs,
+            _keys.SEED: self._seed,
         }
 
     def _record(
@@ -267,17 +267,17 @@ class Ledger:
         entry = sibling.entry
         assert entry is not None
         losses = [loss if math.isfinite(loss) else None for loss in sibling.train_losses]
-        entry.set_user_attr(_lineage.TRAIN_LOSS, losses)
-        entry.set_user_attr(_lineage.TRAINED, len(sibling.scores) + unfinished)
+        entry.set_user_attr(_keys.TRAIN_LOSS, losses)
+        entry.set_user_attr(_keys.TRAINED, len(sibling.scores) + unfinished)
         if sibling.metrics:
-            entry.set_user_attr(_lineage.METRICS, sibling.metrics)
+            entry.set_user_attr(_keys.METRICS, sibling.metrics)
         if not math.isnan(sibling.fitness):
-            entry.set_user_attr(_lineage.FITNESS, sibling.fitness)
+            entry.set_user_attr(_keys.FITNESS, sibling.fitness)
         for key, attr in attrs.items():
             if attr is not None:
                 entry.set_user_attr(key, attr)
         frozen = entry.finish(state, value)
-        segment = _lineage.segment_of(frozen)
+        segment = segment_of(frozen)
         assert segment is not None
         self.lineage.add(segment)
         sibling.record, sibling.entry, sibling.state = segment, None, None

@@ -11,24 +11,26 @@ from typing import Any
 
 import optuna
 
-from optuna_miha import _lineage
+from optuna_miha import _keys
 from optuna_miha._averaging import average_fittest
-from optuna_miha._crossover import AverageWeights, Child, Crossover, cross_fittest
+from optuna_miha._crossover import AverageWeights, Crossover
 from optuna_miha._curve import EpochResult
 from optuna_miha._entry import Entry
+from optuna_miha._job import Context, Job, Outcome
 from optuna_miha._keeper import Keeper
 from optuna_miha._ledger import Ledger, Sibling
-from optuna_miha._lineage import make_curve, ranking
+from optuna_miha._lineage import ranking
 from optuna_miha._memory import is_out_of_memory
 from optuna_miha._model_fn import build_recipe, offline_trial
 from optuna_miha._mutation import Params, describe
 from optuna_miha._optuna import is_stopped
-from optuna_miha._phases import Phase, Stretch, calmed, n_divergences, next_phase
+from optuna_miha._phases import Phase, Stretch, next_phase
 from optuna_miha._plan import Plan, race_cost, race_rungs
 from optuna_miha._progress import Progress
+from optuna_miha._proposals import Proposals
 from optuna_miha._pruner import SlopePruner
-from optuna_miha._sampler import MihaSampler, Run
-from optuna_miha._segment import Context, Job, Outcome
+from optuna_miha._sampler import Run
+from optuna_miha._segment import make_curve
 from optuna_miha._workers import Workers
 from optuna_miha.fitness import Fitness, last_value, power_law
 
@@ -83,7 +85,9 @@ class Coordinator:
         self._lineage = ledger.lineage
         self._keeper = keeper
         self._plan = plan
-        self._run = run
+        self._proposals = Proposals(
+            study, lineage=ledger.lineage, plan=plan, run=run, crossover=crossover
+        )
         self._context = context
         self._workers = workers
         self._progress = progress
@@ -104,7 +108,7 @@ class Coordinator:
                 self._before_phase()
                 self._progress.phase(f"cycle {phase.cycle} {phase.role}")
                 self._see_through(phase, stretch)
-                self._study.set_user_attr(_lineage.SPENT, self._lineage.spent)
+                self._study.set_user_attr(_keys.SPENT, self._lineage.spent)
                 if phase.role == "branch":
                     self._after_cycle()
             else:
@@ -151,60 +155,11 @@ class Coordinator:
                 siblings.append(self._admitted(phase, branch, trial))
         return sorted(siblings, key=lambda s: s.branch)
 
-    def _proposed(self, phase: Phase, branch: int) -> Params | None:
-        """The parameters for one place; :obj:`None` if they are up to a sampler of Optuna's."""
-        parent, plan, sampler = phase.parent, self._plan, self._study.sampler
-        if phase.role == "startup":
-            if branch == 0:
-                return self._run.initial_params
-            if isinstance(sampler, MihaSampler):
-                return sampler.propose_startup(self._run, branch)
-            return None
-        params, distributions = self._run.initial_params, self._run.distributions
-        if phase.role == "restart":
-            return self._restarted(phase)
-        if parent is not None:
-            params, distributions = parent.params, parent.distributions
-        if phase.role in ("trunk", "final"):
-            calmer = calmed(params, distributions, n_divergences(self._lineage, parent))
-            if calmer != params:
-                whence = "the start" if parent is None else f"the end of trial {parent.number}"
-                _logger.warning(
-                    f"Training diverged; it goes on from {whence} with {describe(params, calmer)}."
-                )
-            return calmer
-        if phase.role != "branch" or (plan.control and branch == 0):
-            return params
-        if isinstance(sampler, MihaSampler):
-            return sampler.propose_branch(self._run, phase.cycle, branch, params, distributions)
-        return None
-
-    def _restarted(self, phase: Phase) -> Params | None:
-        """The parameters of a new training: the best so far, and changes from the second on."""
-        best, sampler = self._lineage.best(), self._study.sampler
-        assert best is not None
-        if not any(s.role == "restart" for s in self._lineage):
-            return best.params
-        if isinstance(sampler, MihaSampler):
-            return sampler.propose_restart(self._run, phase.cycle, best.params, best.distributions)
-        return None
-
-    def _child(self, phase: Phase, branch: int) -> Child | None:
-        """The child of the two fittest of the cycle before, if this is its place."""
-        crossover, trunk, is_last = self._crossover, phase.parent, branch == phase.size - 1
-        if phase.role != "branch" or trunk is None or not is_last:
-            return None
-        if crossover is None or isinstance(crossover, AverageWeights):
-            return None
-        return cross_fittest(
-            crossover, self._lineage, trunk, run=self._run, cycle=phase.cycle, branch=branch
-        )
-
     def _born(self, phase: Phase, branch: int) -> Sibling:
         """A new sibling: let ``model_fn`` make its suggestions, and start the trial."""
         sibling = Sibling(branch, phase.parent)
-        child = self._child(phase, branch)
-        proposed = self._proposed(phase, branch) if child is None else child.params
+        child = self._proposals.child(phase, branch)
+        proposed = self._proposals.of(phase, branch) if child is None else child.params
         if proposed is None:
             return self._admitted(phase, branch, self._ledger.start_undecided(phase, branch))
         offline = offline_trial(proposed)
@@ -213,10 +168,10 @@ class Coordinator:
             build_recipe(self._context.model_fn, offline, self._context.seed)
         except BaseException as error:
             failure = error
-        mutation = describe(self._before(phase), offline.params)
+        mutation = describe(self._proposals.before(phase), offline.params)
         if child is not None:
             mutation = f"{mutation} by crossover"
-            offline.set_user_attr(_lineage.CROSSOVER, list(child.parents))
+            offline.set_user_attr(_keys.CROSSOVER, list(child.parents))
         # An error that ends the run leaves its trace.
         brief = failure is None and self._is_brief(phase)
         sibling.entry = self._ledger.start(phase, branch, offline, mutation, brief=brief)
@@ -235,7 +190,7 @@ class Coordinator:
             if not self._fails_alone(error, phase, trial.user_attrs):
                 raise
             sibling.error = f"{type(error).__name__}: {error}"
-        trial.set_user_attr(_lineage.MUTATION, describe(self._before(phase), trial.params))
+        trial.set_user_attr(_keys.MUTATION, describe(self._proposals.before(phase), trial.params))
         return self._inheriting(sibling)
 
     def _is_brief(self, phase: Phase) -> bool:
@@ -246,11 +201,6 @@ class Coordinator:
         if phase.role == "startup":
             n_epochs = race_cost(phase.size)
         return n_epochs * self._epoch_seconds < _BRIEF
-
-    def _before(self, phase: Phase) -> Params:
-        """The parameters that a change is told against."""
-        before = self._lineage.best() if phase.role == "restart" else phase.parent
-        return self._run.initial_params if before is None else before.params
 
     def _inheriting(self, sibling: Sibling) -> Sibling:
         """The same with the state of its parent."""
@@ -302,7 +252,7 @@ class Coordinator:
             return True
         if is_out_of_memory(error):
             return phase.role not in ("trunk", "final")
-        return isinstance(error, Exception) and _lineage.GUEST in user_attrs
+        return isinstance(error, Exception) and _keys.GUEST in user_attrs
 
     def _job(
         self, phase: Phase, place: int, sibling: Sibling, params: Params, n_epochs: int

@@ -16,10 +16,11 @@ from optuna.exceptions import OptunaError
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial
 
-from optuna_miha import _lineage
+from optuna_miha import _keys
 from optuna_miha._crossover import AverageWeights, Crossover, check_crossover
 from optuna_miha._dashboard import Dashboard
 from optuna_miha._engine import Engine, Precision, settled_device
+from optuna_miha._job import Context
 from optuna_miha._keeper import Keep, Keeper
 from optuna_miha._lease import held
 from optuna_miha._ledger import Callback, Ledger
@@ -37,7 +38,6 @@ from optuna_miha._record import check_study, read_lineage
 from optuna_miha._recovery import record_lost, recover
 from optuna_miha._result import Result, make_result
 from optuna_miha._sampler import read_run
-from optuna_miha._segment import Context
 from optuna_miha._study import (
     open_store,
     record_keep,
@@ -234,7 +234,7 @@ def optimize(
         recovery = recover(study, plan, total, present)
         lineage = recovery.lineage
     stretches = settle_stretches(study, plan, total, lineage)
-    is_new = _lineage.PLAN not in study.user_attrs
+    is_new = _keys.PLAN not in study.user_attrs
     with ExitStack() as stack:
         stack.enter_context(patience(study, _BUSY_TIMEOUT))
         if stretches is not None:
@@ -249,7 +249,7 @@ def optimize(
         if stretches is not None:
             stack.enter_context(terminable())
             lease = stack.enter_context(held(study))
-            if is_new and _lineage.PLAN in study.user_attrs:
+            if is_new and _keys.PLAN in study.user_attrs:
                 raise StudyLockedError(
                     f"The study {study.study_name!r} was started by another process at the same "
                     "time: run the same script again to go on with it."
@@ -278,7 +278,7 @@ def optimize(
                 running.clear()
                 ledger = Ledger(study, seed=seed, callbacks=list(callbacks or ()), running=running)
                 lineage = ledger.lineage
-                keeper = Keeper(store, keep, lineage, study.user_attrs[_lineage.RUN])
+                keeper = Keeper(store, keep, lineage, study.user_attrs[_keys.RUN])
                 keeper.sweep()
                 with Progress(stretch.end, lineage, show=show_progress_bar) as progress:
                     Coordinator(

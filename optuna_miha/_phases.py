@@ -14,8 +14,9 @@ from typing import Any
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from optuna_miha._lineage import Lineage, Role, Segment
+from optuna_miha._lineage import Lineage
 from optuna_miha._plan import Plan
+from optuna_miha._segment import Role, Segment
 from optuna_miha._space import fit
 
 _STALE_CYCLES = 3

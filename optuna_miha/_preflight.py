@@ -9,9 +9,9 @@ from optuna.study import StudyDirection
 from torch import Tensor, nn
 
 from optuna_miha._checkpoint import averaged
+from optuna_miha._job import Context, on_device
 from optuna_miha._recipe import Recipe
 from optuna_miha._rng import preserved_rng, seed_all
-from optuna_miha._segment import Context, on_device
 from optuna_miha._trainer import batch_loss, batches_of, check_loss, device_of, evaluate
 
 _ELEMENTWISE = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)

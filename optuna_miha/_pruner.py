@@ -11,7 +11,7 @@ from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_miha import _lineage
+from optuna_miha import _keys
 from optuna_miha.fitness import least_squares_slope
 
 Costs: TypeAlias = Mapping[int, float]
@@ -69,8 +69,8 @@ class SlopePruner(BasePruner):
         return self.is_hopeless(
             _costs(trial, sign),
             [_costs(peer, sign) for peer in _peers(study, trial)],
-            birth=trial.user_attrs.get(_lineage.BIRTH, -1),
-            end=trial.user_attrs.get(_lineage.END),
+            birth=trial.user_attrs.get(_keys.BIRTH, -1),
+            end=trial.user_attrs.get(_keys.END),
         )
 
     def is_hopeless(
@@ -117,11 +117,11 @@ def _peers(study: Study, trial: FrozenTrial) -> list[FrozenTrial]:
     others = [
         t for t in study.get_trials(deepcopy=False, states=states) if t.number != trial.number
     ]
-    if _lineage.ROLE not in trial.user_attrs:
+    if _keys.ROLE not in trial.user_attrs:
         return others
     return [t for t in others if _place(t) == _place(trial)]
 
 
 def _place(trial: FrozenTrial) -> tuple[object, ...]:
-    keys = (_lineage.ROLE, _lineage.CYCLE, _lineage.PARENT)
+    keys = (_keys.ROLE, _keys.CYCLE, _keys.PARENT)
     return tuple(trial.user_attrs.get(key) for key in keys)

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import optuna
 from optuna.distributions import json_to_distribution
 
-from optuna_miha import _lineage
+from optuna_miha import _keys
 from optuna_miha._attributes import Attributes
 from optuna_miha._keeper import Keep
 from optuna_miha._lineage import Lineage
@@ -25,11 +25,11 @@ FORMAT = 1
 a study without a number is of format 1."""
 
 _ALL = (
-    _lineage.PLAN,
-    _lineage.RUN_SEED,
-    _lineage.INITIAL,
-    _lineage.SPACE,
-    _lineage.VERSIONS,
+    _keys.PLAN,
+    _keys.RUN_SEED,
+    _keys.INITIAL,
+    _keys.SPACE,
+    _keys.VERSIONS,
 )
 """Attributes that every study of a run has."""
 
@@ -51,8 +51,8 @@ def read_lineage(study: optuna.Study) -> Lineage:
         RecordError: If an attribute is not what a run writes there.
     """
     lineage = read_segments(study)
-    if len(lineage) and _lineage.PLAN not in study.user_attrs:
-        raise _attributes(study).error(_lineage.PLAN, "there, as its trials are", None)
+    if len(lineage) and _keys.PLAN not in study.user_attrs:
+        raise _attributes(study).error(_keys.PLAN, "there, as its trials are", None)
     return lineage
 
 
@@ -71,7 +71,7 @@ def read_segments(study: optuna.Study) -> Lineage:
 
 def read_lost(study: optuna.Study) -> tuple[int, ...]:
     """Numbers of the trials that were set aside."""
-    return _attributes(study).integers(_lineage.LOST)
+    return _attributes(study).integers(_keys.LOST)
 
 
 def check_study(study: optuna.Study) -> None:
@@ -82,30 +82,30 @@ def check_study(study: optuna.Study) -> None:
         RecordError: If an attribute is not what a run writes there.
     """
     attrs, read = study.user_attrs, _attributes(study)
-    if _lineage.FORMAT in attrs and read.integer(_lineage.FORMAT, least=1) > FORMAT:
+    if _keys.FORMAT in attrs and read.integer(_keys.FORMAT, least=1) > FORMAT:
         raise FormatError(
-            f"The study {study.study_name!r} is of format {attrs[_lineage.FORMAT]}; this version "
+            f"The study {study.study_name!r} is of format {attrs[_keys.FORMAT]}; this version "
             f"of optuna_miha reads up to {FORMAT}. Update the package: "
             "`pip install -U optuna-miha`."
         )
-    if _lineage.RUN_SEED in attrs:
-        read.integer(_lineage.RUN_SEED, most=2**64)
-    read.mapping(_lineage.VERSIONS)
-    if not _RUN.fullmatch(read.text(_lineage.RUN, _NO_RUN)):
-        raise read.error(_lineage.RUN, "eight hexadecimal digits", attrs[_lineage.RUN])
-    if read.text(_lineage.KEEP, "trunk") not in get_args(Keep):
-        raise read.error(_lineage.KEEP, f"one of {get_args(Keep)}", attrs[_lineage.KEEP])
-    folder = read.text(_lineage.CHECKPOINT_DIR, "")
+    if _keys.RUN_SEED in attrs:
+        read.integer(_keys.RUN_SEED, most=2**64)
+    read.mapping(_keys.VERSIONS)
+    if not _RUN.fullmatch(read.text(_keys.RUN, _NO_RUN)):
+        raise read.error(_keys.RUN, "eight hexadecimal digits", attrs[_keys.RUN])
+    if read.text(_keys.KEEP, "trunk") not in get_args(Keep):
+        raise read.error(_keys.KEEP, f"one of {get_args(Keep)}", attrs[_keys.KEEP])
+    folder = read.text(_keys.CHECKPOINT_DIR, "")
     if len(folder) > _LONGEST_PATH or "\0" in folder:
-        raise read.error(_lineage.CHECKPOINT_DIR, "the path of a folder", folder)
-    _check(read, _lineage.PLAN, "a plan", read.mapping(_lineage.PLAN), lambda v: Plan(**v))
-    space, initial = read.mapping(_lineage.SPACE), read.mapping(_lineage.INITIAL)
-    _check(read, _lineage.SPACE, "a search space", space, _parse_space)
+        raise read.error(_keys.CHECKPOINT_DIR, "the path of a folder", folder)
+    _check(read, _keys.PLAN, "a plan", read.mapping(_keys.PLAN), lambda v: Plan(**v))
+    space, initial = read.mapping(_keys.SPACE), read.mapping(_keys.INITIAL)
+    _check(read, _keys.SPACE, "a search space", space, _parse_space)
     values = "values of all parameters in the search space"
-    _check(read, _lineage.INITIAL, values, initial, partial(_parse_initial, space))
-    stretches = attrs.get(_lineage.STRETCHES)
-    _check(read, _lineage.STRETCHES, "a list of stretches", stretches, _parse_stretches)
-    if _lineage.PLAN in attrs:  # It is written last.
+    _check(read, _keys.INITIAL, values, initial, partial(_parse_initial, space))
+    stretches = attrs.get(_keys.STRETCHES)
+    _check(read, _keys.STRETCHES, "a list of stretches", stretches, _parse_stretches)
+    if _keys.PLAN in attrs:  # It is written last.
         for key in _ALL:
             if attrs.get(key) is None:
                 raise read.error(key, "there, as in every study of a run", None)
@@ -117,7 +117,7 @@ def check_run(study: optuna.Study) -> None:
     Raises:
         ValueError: If the study holds no run.
     """
-    if _lineage.PLAN not in study.user_attrs:
+    if _keys.PLAN not in study.user_attrs:
         raise ValueError(
             f"The study must hold a run of `optimize`, got {study.study_name!r}, which holds none."
         )

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import optuna
 
-from optuna_miha import _lineage
-from optuna_miha._checkpoint import CheckpointStore
-from optuna_miha._lineage import Lineage, Segment
+from optuna_miha import _keys
+from optuna_miha._checkpoint_store import CheckpointStore
+from optuna_miha._lineage import Lineage
 from optuna_miha._plan import Plan
 from optuna_miha._record import read_lineage, read_lost
+from optuna_miha._segment import Segment
 from optuna_miha._study import phase_ahead
 from optuna_miha.exceptions import CheckpointLostError
 
@@ -77,13 +78,13 @@ def record_lost(study: optuna.Study, recovery: Recovery) -> None:
     """Write down what was set aside, and say so."""
     if not recovery.lost:
         return
-    study.set_user_attr(_lineage.LOST, sorted({*read_lost(study), *recovery.lost}))
+    study.set_user_attr(_keys.LOST, sorted({*read_lost(study), *recovery.lost}))
     trials = ", ".join(map(str, recovery.lost))
     best = recovery.lineage.best()
     start = "from scratch" if best is None else f"with {recovery.lineage.spent} epochs in hand"
     _logger.warning(
         f"Lost: {'; '.join(recovery.reasons)}. Trials {trials} are set aside "
-        f"({_lineage.LOST!r} of the study) and trained again: the run goes on {start}."
+        f"({_keys.LOST!r} of the study) and trained again: the run goes on {start}."
     )
 
 

@@ -12,11 +12,11 @@ from optuna.trial import FixedTrial
 from optuna_miha._checkpoint import State
 from optuna_miha._curve import EpochResult
 from optuna_miha._engine import Engine, Precision, settled_device
+from optuna_miha._job import Context, Job, run_job
 from optuna_miha._model_fn import ModelFn, build_initial, build_recipe
 from optuna_miha._plan import Plan
 from optuna_miha._preflight import settle_direction
 from optuna_miha._schedule import ANNEAL_TO, Schedule, params_of
-from optuna_miha._segment import Context, Job, run_job
 from optuna_miha._trained import Trained
 from optuna_miha._trainer import Trainer
 from optuna_miha.exceptions import MihaError

@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from optuna_miha import _lineage
+from optuna_miha import _keys
 from optuna_miha._comparison import Comparison
 from optuna_miha._lineage import Lineage
 from optuna_miha._report_style import PAGE
@@ -79,7 +79,7 @@ def _summary(study: optuna.Study, lineage: Lineage) -> str:
     if best is None:
         return _section("Summary", "<p>No segment of training is complete yet.</p>")
     text = "".join(f"<p>{_text(line)}</p>" for line in sentences(lineage, best))
-    initial = study.user_attrs.get(_lineage.INITIAL, {})
+    initial = study.user_attrs.get(_keys.INITIAL, {})
     rows = [(name, initial.get(name, ""), value) for name, value in best.params.items()]
     table = _table(("parameter", "at the start", "of the best network"), rows)
     return _section("Summary", text + table)
@@ -127,17 +127,17 @@ def _comparison(comparison: Comparison | None, show: Any) -> str:
 def _conditions(study: optuna.Study, lineage: Lineage) -> str:
     """What it takes to do it again, and what went wrong."""
     attrs = study.user_attrs
-    rows: list[tuple[Any, ...]] = [("seed", attrs.get(_lineage.RUN_SEED, ""))]
-    computed = attrs.get(_lineage.VERSIONS, {})
+    rows: list[tuple[Any, ...]] = [("seed", attrs.get(_keys.RUN_SEED, ""))]
+    computed = attrs.get(_keys.VERSIONS, {})
     rows += list(_pairs({k: v for k, v in computed.items() if v is not None}))
     rows += [("epochs trained", lineage.spent), ("direction", study.direction.name.lower())]
-    plan = {k: v for k, v in attrs.get(_lineage.PLAN, {}).items() if v is not None}
+    plan = {k: v for k, v in attrs.get(_keys.PLAN, {}).items() if v is not None}
     rows += list(_pairs(plan, prefix="plan: "))
     text = _table(("what", "value"), rows)
     failed = [s.number for s in lineage if s.state == TrialState.FAIL]
     if failed:
         errors = study.get_trials(deepcopy=False)
-        lines = [(n, errors[n].user_attrs.get(_lineage.ERROR, "")) for n in failed]
+        lines = [(n, errors[n].user_attrs.get(_keys.ERROR, "")) for n in failed]
         text += "<h3>Trials that failed</h3>" + _table(("trial", "error"), lines)
     return _section("Versions, seed and plan", text)
 

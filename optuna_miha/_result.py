@@ -10,14 +10,15 @@ import optuna
 import torch
 from optuna.trial import FixedTrial, FrozenTrial
 
-from optuna_miha import _lineage
-from optuna_miha._checkpoint import CheckpointStore
+from optuna_miha import _keys
+from optuna_miha._checkpoint_store import CheckpointStore
 from optuna_miha._code import code_of
 from optuna_miha._combination import Combine
 from optuna_miha._ensemble import Ensemble, Library
-from optuna_miha._lineage import Lineage, Segment
+from optuna_miha._lineage import Lineage
 from optuna_miha._model_fn import ModelFn, build_recipe
 from optuna_miha._schedule import ANNEAL_TO, Schedule
+from optuna_miha._segment import Segment
 from optuna_miha._summary import describe_run
 from optuna_miha._trained import Trained
 from optuna_miha._trainer import device_of
@@ -176,11 +177,11 @@ def make_result(
             f"No segment of the study {study.study_name!r} was completed, so there is no model "
             "yet: call `optuna_miha.optimize` on it."
         )
-    seed = study.user_attrs[_lineage.RUN_SEED]
+    seed = study.user_attrs[_keys.RUN_SEED]
     recipe = build_recipe(model_fn, FixedTrial(best.params), seed)
     recipe.model.load_state_dict(store.load(best.checkpoint)["best"]["weights"])
     path = lineage.ancestry(best)
-    anneals = study.user_attrs[_lineage.PLAN].get("anneal") is not None
+    anneals = study.user_attrs[_keys.PLAN].get("anneal") is not None
     rows = [_row(s, anneals=anneals) for s in path]
     rows[-1]["to_epoch"] = best.checkpoint["best_epoch"]
     trials = study.get_trials(deepcopy=False)
@@ -198,7 +199,7 @@ def make_result(
             store=store,
             model_fn=model_fn,
             seed=seed,
-            initial_params=study.user_attrs[_lineage.INITIAL],
+            initial_params=study.user_attrs[_keys.INITIAL],
             sign=lineage.sign,
         ),
     )

@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_miha import _lineage
+from optuna_miha import _keys
 from optuna_miha._mutation import Distributions, Params, ValueMutation, mutate
 from optuna_miha._portfolio import startup_candidates
 from optuna_miha._space import kind_of, kinds, value_or_initial
@@ -111,22 +111,22 @@ class MihaSampler(BaseSampler):
         return self._proposals[key]
 
     def _propose(self, study: Study, trial: FrozenTrial) -> Params:
-        role = trial.user_attrs.get(_lineage.ROLE)
+        role = trial.user_attrs.get(_keys.ROLE)
         if role not in ("startup", "branch"):
             return self._ordinary(study, trial)
         run = read_run(study)
-        branch = trial.user_attrs[_lineage.BRANCH]
+        branch = trial.user_attrs[_keys.BRANCH]
         if role == "startup":
             return self.propose_startup(run, branch)
-        parent = trial.user_attrs[_lineage.PARENT]
+        parent = trial.user_attrs[_keys.PARENT]
         params, distributions = run.initial_params, run.distributions
         if parent is not None:
             trunk = study.get_trials(deepcopy=False)[parent]
             params, distributions = trunk.params, trunk.distributions
-        if _lineage.GUEST in trial.user_attrs:
+        if _keys.GUEST in trial.user_attrs:
             return params  # The user changed something already.
         return self.propose_branch(
-            run, trial.user_attrs[_lineage.CYCLE], branch, params, distributions
+            run, trial.user_attrs[_keys.CYCLE], branch, params, distributions
         )
 
     def propose_startup(self, run: Run, branch: int) -> Params:
@@ -246,8 +246,8 @@ def read_run(study: Study) -> Run:
     """Read a run from its study, which outlives the sampler."""
     attrs = study.user_attrs
     return Run(
-        seed=int(attrs[_lineage.RUN_SEED]),
-        initial_params=attrs[_lineage.INITIAL],
-        distributions={k: json_to_distribution(v) for k, v in attrs[_lineage.SPACE].items()},
-        mutations=attrs[_lineage.PLAN]["mutations"],
+        seed=int(attrs[_keys.RUN_SEED]),
+        initial_params=attrs[_keys.INITIAL],
+        distributions={k: json_to_distribution(v) for k, v in attrs[_keys.SPACE].items()},
+        mutations=attrs[_keys.PLAN]["mutations"],
     )

@@ -1,261 +1,170 @@
-"""Training one segment: a pure function of the job, which never touches the study."""
+"""One segment of training, as its trial has it on record."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias
 
-import torch
-from optuna.trial import FixedTrial
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.trial import FrozenTrial, TrialState
 
-from optuna_miha._checkpoint import State, averaged, capture, copy_tensors, inherit
-from optuna_miha._curve import EpochResult
-from optuna_miha._data import tensors_to
-from optuna_miha._engine import Engine, intra_op_threads
-from optuna_miha._memory import give_back, is_out_of_memory
-from optuna_miha._model_fn import ModelFn, build_recipe
-from optuna_miha._recipe import LossFn, Recipe
-from optuna_miha._rng import preserved_rng, seed_all
-from optuna_miha._trainer import Trainer, evaluate, is_failed, train
+from optuna_miha import _keys
+from optuna_miha._attributes import Attributes
+from optuna_miha._curve import Curve
+from optuna_miha.exceptions import RecordError
 
+Role: TypeAlias = Literal["startup", "trunk", "branch", "restart", "final"]
 
-@dataclass(frozen=True, kw_only=True)
-class Context:
-    """What all segments of a run have in common.
-
-    Args:
-        model_fn: The user's function.
-        valid_loss_fn: The loss of validation.
-        trainer: The user's training loop; :obj:`None`: the built-in one.
-        sign: 1 where the study minimizes, -1 where it maximizes.
-        seed: The run's seed: of the initial weights, and of the training that starts there.
-        devices: Where to train; siblings take turns.
-        ema_decay: As in the plan. Ignored with a trainer of the user's own, which alone knows
-            how to evaluate.
-        engine: How to compute.
-    """
-
-    model_fn: ModelFn
-    valid_loss_fn: LossFn
-    trainer: Trainer | None
-    sign: int
-    seed: int
-    devices: tuple[torch.device, ...]
-    ema_decay: float
-    engine: Engine = field(default_factory=Engine)
+ROLES: tuple[Role, ...] = ("startup", "branch", "trunk", "restart", "final")
+"""Of the roles within a cycle."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """Some epochs of one segment.
+class Segment:
+    """One stretch of training of one network: one finished trial.
 
     Args:
-        params: The hyperparameters.
-        state: Where to continue; :obj:`None`: from the initial weights.
-        n_epochs: Epochs to train; 0: the state is validated as it is.
-        anneal: Whether the learning rate falls to zero over these epochs.
-        patience: Ends after this many epochs without improvement; :obj:`None`: never.
-        birth_cost: The cost that counts as the first to improve on, when patience is given.
-        place: Its place among its siblings, by which it finds its device.
+        number: Number of the trial.
+        role: ``startup``, ``trunk``, ``branch``, ``restart`` or ``final``.
+        cycle: The cycle that it belongs to; 0 before the first.
+        branch: Its place among its siblings.
+        parent: Number of the trial whose checkpoint it started from; :obj:`None` at the root.
+        birth: Epochs that its lineage had trained before it.
+        trained: Epochs that it trained itself.
+        params: Its hyperparameters.
+        distributions: Their distributions, by name.
+        mutation: What was changed against the parent, in words.
+        scores: The reported value of each epoch that it trained.
+        train_losses: The training loss of each epoch.
+        value: The lowest (highest) validation value of the segment; :obj:`None` unless
+            ``state`` is ``COMPLETE``.
+        fitness: What siblings are compared by; NaN if it failed.
+        state: ``COMPLETE``, ``PRUNED`` or ``FAIL``.
+        checkpoint: ``{"id": …, "sha256": …, "best_epoch": …}`` or :obj:`None`.
+        averaged_score: The value of its weights averaged with those of a sibling, where these
+            took the place of its own when it was over; :obj:`None` where none did.
+        member: The file of its best weights, which an ensemble may want, and their validation
+            value: ``{"id": …, "sha256": …, "value": …}`` or :obj:`None`.
     """
 
+    number: int
+    role: Role
+    cycle: int
+    branch: int
+    parent: int | None
+    birth: int
+    trained: int
     params: dict[str, Any]
-    state: State | None
-    n_epochs: int
-    anneal: bool = False
-    patience: int | None = None
-    birth_cost: float = math.inf
-    place: int = 0
+    distributions: dict[str, BaseDistribution]
+    mutation: str
+    scores: tuple[float, ...]
+    train_losses: tuple[float, ...]
+    value: float | None
+    fitness: float
+    state: TrialState
+    checkpoint: dict[str, Any] | None
+    averaged_score: float | None = None
+    member: dict[str, Any] | None = None
+
+    @property
+    def end(self) -> int:
+        """Epochs that the lineage has behind it when the segment is over."""
+        return self.birth + self.trained
+
+    @property
+    def is_diverged(self) -> bool:
+        """Whether it ended in a value that is not a finite number."""
+        return bool(self.scores) and not math.isfinite(self.scores[-1])
+
+    @property
+    def last_score(self) -> float:
+        """The value of the weights that those after it start from."""
+        return self.scores[-1] if self.averaged_score is None else self.averaged_score
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a job.
-
-    Args:
-        results: One per epoch that was finished.
-        begun: Epochs that were begun.
-        state: The state after the last epoch, with ``best`` in it; :obj:`None` on failure.
-        error: What went wrong, in words; :obj:`None` if nothing did.
-        exception: The exception, if it was one.
-    """
-
-    results: tuple[EpochResult, ...]
-    begun: int
-    state: State | None
-    error: str | None = None
-    exception: BaseException | None = None
-
-    def joined(self, second: Outcome) -> Outcome:
-        """The outcome of a job that was done in two parts, this one being the first."""
-        results, begun = self.results + second.results, self.begun + second.begun
-        return replace(second, results=results, begun=begun)
-
-
-def run_job(
-    context: Context, job: Job, on_epoch: Callable[[EpochResult], None] | None = None
-) -> Outcome:
-    """Build the recipe, inherit the state, train, and capture the state that results.
-
-    Training happens with as many intra-op threads as the engine says, and leaves the global
-    random generators as they were: the outcome depends on the arguments alone, wherever the job
-    runs.
+def make_curve(scores: Sequence[float], sign: int, birth: int, parent: Segment | None) -> Curve:
+    """Orient ``scores`` so that lower is better.
 
     Args:
-        context: What all segments of the run have in common.
-        job: What to train.
-        on_epoch: Called with the result of every epoch. Its exceptions are not the job's, and
-            pass through.
-
-    Returns:
-        The outcome; exceptions of the user's code are caught and returned in it.
+        scores: One per epoch.
+        sign: 1 where the study minimizes, -1 where it maximizes.
+        birth: Lineage epochs before the first score.
+        parent: The segment that came before.
     """
-    log = _Log()
-    with intra_op_threads(context.engine.n_threads), preserved_rng():
-        training = _train(context, job, log)
-        while True:
-            try:
-                result = next(training)
-            except StopIteration as end:
-                return Outcome(tuple(log.results), log.begun, end.value)
-            except _DivergedError as error:
-                return Outcome(tuple(log.results), log.begun, None, error=str(error))
-            except Exception as error:
-                text = f"{type(error).__name__}: {error}"
-                if is_out_of_memory(error):
-                    give_back(error)
-                return Outcome(tuple(log.results), log.begun, None, error=text, exception=error)
-            if on_epoch is not None:
-                on_epoch(result)
+    birth_cost = sign * parent.last_score if parent is not None else math.nan
+    return Curve(costs=tuple(sign * score for score in scores), birth=birth, birth_cost=birth_cost)
 
 
-class _DivergedError(Exception):
-    """The monitored value cannot be compared any more."""
+def segment_of(trial: FrozenTrial) -> Segment | None:
+    """Read a segment from its trial; :obj:`None` if the trial is not the record of one.
 
+    A trial whose process died, or which the user added, is not.
 
-@dataclass
-class _Log:
-    """What is known of a job even if it ends in an exception."""
-
-    results: list[EpochResult] = field(default_factory=list)
-    begun: int = 0
-
-
-def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None, State]:
-    recipe = on_device(
-        build_recipe(context.model_fn, FixedTrial(job.params), context.seed), context, job.place
-    )
-    # How to evaluate a network is known to the trainer alone, so that no average is kept then.
-    ema = averaged(recipe.model, 0.0 if context.trainer is not None else context.ema_decay)
-    epoch, best = 0, None
-    if job.state is None:
-        seed_all(context.seed)
-    else:
-        inherit(recipe, ema, job.state)
-        epoch, best = job.state["epoch"], job.state.get("best")
-    if job.n_epochs == 0:
-        return capture(recipe, ema, epoch) | {"best": _validated(context, recipe, ema, epoch)}
-    set_lr = _annealing(recipe, job)
-    trainer = context.trainer or partial(train, engine=context.engine)
-    progress = iter(trainer(recipe, job.n_epochs))
-    least, waited = job.birth_cost, 0
-    while len(log.results) < job.n_epochs and waited != job.patience:
-        set_lr(len(log.results))
-        log.begun += 1
-        result = next(progress, None)
-        if result is None:
-            log.begun -= 1
-            break
-        if not isinstance(result, EpochResult):
-            raise TypeError(
-                "A trainer must yield optuna_miha.EpochResult after every epoch, got "
-                f"{type(result).__qualname__}: `yield EpochResult(value=...)`."
-            )
-        if ema is not None:
-            ema.update_parameters(recipe.model)
-            values = evaluate(recipe, ema.module, context.engine)
-            result = replace(result, ema_value=values[recipe.monitor])
-        epoch += 1
-        log.results.append(result)
-        yield result
-        if is_failed(result):
-            raise _DivergedError(f"The monitored value is {result.score} after {epoch} epochs.")
-        best = _better(best, result, epoch, recipe, ema, context.sign)
-        cost = context.sign * result.score
-        least, waited = (cost, 0) if cost < least else (least, waited + 1)
-    if not log.results:
-        raise ValueError(
-            f"The trainer must yield a result after each of {job.n_epochs} epochs, got none."
+    Raises:
+        RecordError: If an attribute is not what a run writes there.
+    """
+    attrs = trial.user_attrs
+    if _keys.ROLE not in attrs or _keys.TRAINED not in attrs or not trial.state.is_finished():
+        return None
+    if trial.state == TrialState.FAIL and _keys.ERROR not in attrs:
+        return None
+    read = Attributes(f"trial {trial.number}", attrs)
+    role = attrs[_keys.ROLE]
+    if role not in ROLES:
+        raise read.error(_keys.ROLE, f"one of {', '.join(ROLES)}", role)
+    birth, trained = read.integer(_keys.BIRTH), read.integer(_keys.TRAINED)
+    scores = tuple(v for step, v in sorted(trial.intermediate_values.items()) if step > birth)
+    # Of a segment that failed, the last epoch may have been begun and not reported.
+    most = len(scores) + (trial.state == TrialState.FAIL)
+    if not len(scores) <= trained <= most or (trial.state == TrialState.COMPLETE and not scores):
+        raise read.error(_keys.TRAINED, "as many epochs as were reported, one at least", trained)
+    if trial.state == TrialState.COMPLETE and not _is_finite(trial.value):
+        raise RecordError(
+            f"The value of trial {trial.number} must be a finite number, got {trial.value!r}: "
+            "something other than a run wrote it. Put back what was there, or start a study of "
+            "another name."
         )
-    return capture(recipe, ema, epoch) | {"best": best}
+    checkpoint, member = read.file(_keys.CHECKPOINT), read.file(_keys.MEMBER)
+    if checkpoint is not None:
+        Attributes(f"trial {trial.number}, {_keys.CHECKPOINT!r}", checkpoint).integer("best_epoch")
+    if member is not None:
+        read.figure(_keys.MEMBER, "value")
+    fitness = read.number(_keys.FITNESS)
+    return Segment(
+        number=trial.number,
+        role=role,
+        # Every cycle leaves a trial.
+        cycle=read.integer(_keys.CYCLE, most=max(trial.number, 0) + 1),
+        branch=read.integer(_keys.BRANCH),
+        parent=None if attrs.get(_keys.PARENT) is None else read.integer(_keys.PARENT),
+        birth=birth,
+        trained=trained,
+        params=trial.params,
+        distributions=_shared(trial.distributions),
+        mutation=read.text(_keys.MUTATION, ""),
+        scores=scores,
+        train_losses=read.numbers(_keys.TRAIN_LOSS),
+        value=trial.value if trial.state == TrialState.COMPLETE else None,
+        fitness=math.nan if fitness is None else fitness,
+        state=trial.state,
+        checkpoint=checkpoint,
+        averaged_score=read.figure(_keys.AVERAGED, "value"),
+        member=member,
+    )
 
 
-def on_device(recipe: Recipe, context: Context, place: int = 0) -> Recipe:
-    """Move the network, the losses and tensors of data, and fix the scale of validation.
-
-    Args:
-        recipe: The recipe; changed in place and returned.
-        context: Names the devices and the validation loss.
-        place: Which of the devices, counted round.
-    """
-    device = context.devices[place % len(context.devices)]
-    recipe.model.to(device)
-    if context.engine.channels_last:
-        recipe.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    losses = [recipe.loss_fn, recipe.valid_loss_fn or context.valid_loss_fn]
-    for loss in losses:
-        if isinstance(loss, torch.nn.Module):
-            loss.to(device)
-    recipe.valid_loss_fn = losses[1]
-    # Once for the whole job, instead of once in every epoch.
-    recipe.train_data = tensors_to(recipe.train_data, device)
-    recipe.valid_data = tensors_to(recipe.valid_data, device)
-    return recipe
+def _shared(distributions: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
+    """Equal distributions as one object: one for each segment would be most of its record."""
+    return _parsed(tuple((name, distribution_to_json(d)) for name, d in distributions.items()))
 
 
-def _annealing(recipe: Recipe, job: Job) -> Callable[[int], None]:
-    """A function that sets the learning rate of an epoch: half a cosine from one to zero.
-
-    Reference: I. Loshchilov and F. Hutter, *SGDR: Stochastic Gradient Descent with Warm
-    Restarts*, 2017, equation 5, without restarts.
-    """
-    assert recipe.optimizer is not None
-    groups = recipe.optimizer.param_groups
-    base = [group["lr"] for group in groups]
-
-    def set_lr(epoch: int) -> None:
-        if job.anneal:
-            factor = 0.5 * (1 + math.cos(math.pi * epoch / job.n_epochs))
-            for group, lr in zip(groups, base, strict=True):
-                group["lr"] = lr * factor
-
-    return set_lr
+@lru_cache(maxsize=256)
+def _parsed(distributions: tuple[tuple[str, str], ...]) -> dict[str, BaseDistribution]:
+    return {name: json_to_distribution(text) for name, text in distributions}
 
 
-def _validated(
-    context: Context, recipe: Recipe, ema: torch.optim.swa_utils.AveragedModel | None, epoch: int
-) -> dict[str, Any]:
-    """The weights by which a branch is judged, averaged if an average is kept, and their value."""
-    model = recipe.model if ema is None else ema.module
-    value = evaluate(recipe, model, context.engine)[recipe.monitor]
-    return {"value": value, "epoch": epoch, "weights": copy_tensors(model.state_dict())}
-
-
-def _better(
-    best: dict[str, Any] | None,
-    result: EpochResult,
-    epoch: int,
-    recipe: Recipe,
-    ema: torch.optim.swa_utils.AveragedModel | None,
-    sign: int,
-) -> dict[str, Any] | None:
-    """The best weights so far, raw or averaged, given the newest ones."""
-    value, model = result.value, recipe.model
-    if ema is not None and not sign * result.score > sign * value:
-        value, model = result.score, ema.module
-    if not math.isfinite(value) or (best is not None and sign * best["value"] <= sign * value):
-        return best
-    return {"value": value, "epoch": epoch, "weights": copy_tensors(model.state_dict())}
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

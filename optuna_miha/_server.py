@@ -15,7 +15,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 
-from optuna_miha._lineage import CHECKPOINT_DIR
+from optuna_miha._keys import CHECKPOINT_DIR
 from optuna_miha._study import checkpoint_folder
 from optuna_miha.exceptions import StorageError
 

@@ -18,8 +18,8 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.distributions import distribution_to_json
 from optuna.pruners import HyperbandPruner
 
-from optuna_miha import _lineage
-from optuna_miha._checkpoint import CheckpointStore
+from optuna_miha import _keys
+from optuna_miha._checkpoint_store import CheckpointStore
 from optuna_miha._engine import Engine
 from optuna_miha._keeper import Keep
 from optuna_miha._lineage import Lineage
@@ -74,7 +74,7 @@ def settle_plan(study: optuna.Study, n_epochs: int | None, plan: Plan | None) ->
             f"`n_epochs` must be given once, got n_epochs={n_epochs} besides a plan of "
             f"{plan.n_epochs}: leave one of them out."
         )
-    known = study.user_attrs.get(_lineage.PLAN)
+    known = study.user_attrs.get(_keys.PLAN)
     if known is None:
         if plan is not None:
             return plan
@@ -103,7 +103,7 @@ def settle_stretches(
         n_epochs: The whole budget asked for; :obj:`None`: as before.
         lineage: The record.
     """
-    known = study.user_attrs.get(_lineage.STRETCHES)
+    known = study.user_attrs.get(_keys.STRETCHES)
     stretches = [Stretch(**s) for s in known] if known else []
     if not stretches:
         stretches.append(Stretch(first_cycle=0, start=0, end=n_epochs or plan.n_epochs))
@@ -131,13 +131,13 @@ def phase_ahead(
 
 def record_stretches(study: optuna.Study, stretches: list[Stretch]) -> None:
     """Write down the stretches, so that a resumed run goes on with the last of them."""
-    study.set_user_attr(_lineage.STRETCHES, [asdict(s) for s in stretches])
+    study.set_user_attr(_keys.STRETCHES, [asdict(s) for s in stretches])
 
 
 def settle_seed(study: optuna.Study) -> int:
     """The run's seed: the stored one, the sampler's, or a new one."""
     seed = study.sampler.seed if isinstance(study.sampler, MihaSampler) else None
-    known = study.user_attrs.get(_lineage.RUN_SEED)
+    known = study.user_attrs.get(_keys.RUN_SEED)
     if known is None:
         return secrets.randbits(31) if seed is None else seed
     if seed not in (None, known):
@@ -154,7 +154,7 @@ def settle_initial(study: optuna.Study, initial: Initial) -> dict[str, Any]:
     Raises:
         SearchSpaceChangedError: If ``model_fn`` suggests other parameters than it did then.
     """
-    known = study.user_attrs.get(_lineage.SPACE)
+    known = study.user_attrs.get(_keys.SPACE)
     if known is None:
         return initial.params
     now = _space_of(initial)
@@ -167,7 +167,7 @@ def settle_initial(study: optuna.Study, initial: Initial) -> dict[str, Any]:
             f"{now.get(name, 'not suggested')} now and was {known.get(name, 'not suggested')}. "
             "Put the old search space back to resume, or start a study of another name."
         )
-    params: dict[str, Any] = study.user_attrs[_lineage.INITIAL]
+    params: dict[str, Any] = study.user_attrs[_keys.INITIAL]
     return params
 
 
@@ -180,10 +180,10 @@ def record_run(
         "precision": engine.precision,
         "channels_last": engine.channels_last,
     }
-    if _lineage.PLAN in study.user_attrs:
-        if _lineage.RUN not in study.user_attrs:  # It was started before runs had names.
-            study.set_user_attr(_lineage.RUN, _new_run())
-        known = study.user_attrs[_lineage.VERSIONS]
+    if _keys.PLAN in study.user_attrs:
+        if _keys.RUN not in study.user_attrs:  # It was started before runs had names.
+            study.set_user_attr(_keys.RUN, _new_run())
+        known = study.user_attrs[_keys.VERSIONS]
         for name, value in computed.items():
             if known.get(name, value) != value:
                 _logger.warning(
@@ -193,13 +193,13 @@ def record_run(
         return
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     attrs = {
-        _lineage.FORMAT: FORMAT,
-        _lineage.RUN: _new_run(),
-        _lineage.RUN_SEED: seed,
-        _lineage.INITIAL: initial.params,
-        _lineage.SPACE: _space_of(initial),
-        _lineage.VERSIONS: {**versions, "optuna": optuna.__version__, **computed},
-        _lineage.PLAN: plan.asdict(),  # Last, because it says that the others are there.
+        _keys.FORMAT: FORMAT,
+        _keys.RUN: _new_run(),
+        _keys.RUN_SEED: seed,
+        _keys.INITIAL: initial.params,
+        _keys.SPACE: _space_of(initial),
+        _keys.VERSIONS: {**versions, "optuna": optuna.__version__, **computed},
+        _keys.PLAN: plan.asdict(),  # Last, because it says that the others are there.
     }
     for key, value in attrs.items():
         study.set_user_attr(key, value)
@@ -211,8 +211,8 @@ def _new_run() -> str:
 
 def record_keep(study: optuna.Study, keep: Keep) -> None:
     """Write down what to keep, for whoever tidies up afterwards."""
-    if study.user_attrs.get(_lineage.KEEP) != keep:
-        study.set_user_attr(_lineage.KEEP, keep)
+    if study.user_attrs.get(_keys.KEEP) != keep:
+        study.set_user_attr(_keys.KEEP, keep)
 
 
 def open_store(
@@ -239,7 +239,7 @@ def open_store(
                 f"{artifact_store!r} and {checkpoint_dir!r}."
             )
         return CheckpointStore(artifact_store)
-    known = study.user_attrs.get(_lineage.CHECKPOINT_DIR)
+    known = study.user_attrs.get(_keys.CHECKPOINT_DIR)
     if checkpoint_dir is not None:
         folder = Path(checkpoint_dir).absolute()
     else:
@@ -247,13 +247,13 @@ def open_store(
     if not read_only:
         folder.mkdir(parents=True, exist_ok=True)
         if str(folder) != known:
-            study.set_user_attr(_lineage.CHECKPOINT_DIR, str(folder))
+            study.set_user_attr(_keys.CHECKPOINT_DIR, str(folder))
     return CheckpointStore(FileSystemArtifactStore(folder))
 
 
 def checkpoint_folder(study: optuna.Study) -> Path:
     """The folder that the study remembers, or where it is gone, the default one."""
-    known = study.user_attrs.get(_lineage.CHECKPOINT_DIR)
+    known = study.user_attrs.get(_keys.CHECKPOINT_DIR)
     if known is not None and Path(known).is_dir():
         return Path(known)
     return _default_folder(study)

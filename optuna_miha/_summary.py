@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from optuna.trial import TrialState
 
-from optuna_miha._lineage import Lineage, Segment
+from optuna_miha._lineage import Lineage
 from optuna_miha._mutation import NO_CHANGE, describe
+from optuna_miha._segment import Segment
 
 _ROLES = {"startup": "start-up race", "restart": "new training"}
 """Roles whose own word is not that of the pages."""

@@ -5,41 +5,38 @@ from __future__ import annotations
 import abc
 import functools
 import hashlib
-import os
 import shutil
-import signal
 import tempfile
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import (
-    FIRST_COMPLETED,
     BrokenExecutor,
     CancelledError,
     Executor,
     Future,
     ProcessPoolExecutor,
-    wait,
 )
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeAlias
 
 import optuna
-import torch
 
-from optuna_miha._checkpoint import on_cpu
-from optuna_miha._curve import EpochResult
-from optuna_miha._segment import Context, Job, Outcome, run_job
-from optuna_miha._transfer import pack, unpack
+from optuna_miha._job import Context, Job, Outcome, run_job
+from optuna_miha._remote import (
+    OnEpoch,
+    collect,
+    pack_context,
+    run_nothing,
+    run_remote,
+    start_worker,
+    warm_up,
+)
+from optuna_miha._transfer import pack
 from optuna_miha.exceptions import WorkerError
 
 _logger = optuna.logging.get_logger("optuna.miha")
-
-OnEpoch: TypeAlias = Callable[[int, EpochResult], None]
-"""Called with the place of a job among its like, and the result of one of its epochs."""
 
 _MOST_DEATHS = 3
 """As often may worker processes die during one rung. One death may be bad luck; a job that is too
@@ -109,7 +106,7 @@ class WorkerProcesses(Workers):
         self._divisible = context.trainer is None
         self._folder = Path(tempfile.mkdtemp(prefix="optuna-miha-"))
         try:
-            self._packed_context = _packed(context, self._folder / "data")
+            self._packed_context = pack_context(context, self._folder / "data")
             self._key = str(self._folder)
             self._pool = self._new_pool()
         except BaseException:
@@ -163,7 +160,7 @@ class WorkerProcesses(Workers):
         cut = {place: _halves(jobs[place]) for place in pending[:n_left]}
 
         def submit(job: Job) -> Future[bytes | None]:
-            return self._pool.submit(_run_remote, self._key, self._packed_context, pack(job))
+            return self._pool.submit(run_remote, self._key, self._packed_context, pack(job))
 
         def go_on(place: int, outcome: Outcome) -> Future[bytes | None] | None:
             rest = cut.pop(place, (None, None))[1]
@@ -172,7 +169,7 @@ class WorkerProcesses(Workers):
             return submit(replace(rest, state=outcome.state))
 
         waiting = {submit(cut.get(place, (jobs[place],))[0]): place for place in pending}
-        _collect(waiting, outcomes, on_epoch, go_on=go_on)
+        collect(waiting, outcomes, on_epoch, go_on=go_on)
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._stop(at_once=kind is not None)
@@ -182,10 +179,10 @@ class WorkerProcesses(Workers):
         # "spawn", because a fork after OpenMP has run deadlocks.
         context = get_context("spawn")
         pool = ProcessPoolExecutor(
-            self._number, context, initializer=_start_worker, initargs=(str(self._folder),)
+            self._number, context, initializer=start_worker, initargs=(str(self._folder),)
         )
         # They start now, not with the first job.
-        self._first, *_ = [pool.submit(_warm_up) for _ in range(self._number)]
+        self._first, *_ = [pool.submit(warm_up) for _ in range(self._number)]
         return pool
 
     def _stop(self, *, at_once: bool = True) -> None:
@@ -210,14 +207,14 @@ class OnExecutor(Workers):
     """
 
     def __init__(self, context: Context, executor: Executor) -> None:
-        self._packed_context = _packed(context)
+        self._packed_context = pack_context(context)
         self._key = hashlib.sha256(self._packed_context).hexdigest()
         self._executor = executor
 
     def check(self) -> None:
         """Have the executor run something."""
         try:
-            future = self._executor.submit(_run_nothing)
+            future = self._executor.submit(run_nothing)
         except RuntimeError as error:
             raise ValueError(
                 f"`executor` must accept jobs, got one that is shut down or broken ({error}): "
@@ -238,13 +235,13 @@ class OnExecutor(Workers):
 
         def submit(place: int, packed_context: bytes | None = None) -> Future[bytes | None]:
             try:
-                return self._executor.submit(_run_remote, self._key, packed_context, packed[place])
+                return self._executor.submit(run_remote, self._key, packed_context, packed[place])
             except RuntimeError as error:
                 raise _lost(error) from error
 
         try:
             waiting = {submit(place): place for place in range(len(jobs))}
-            _collect(
+            collect(
                 waiting, outcomes, on_epoch, tell=lambda place: submit(place, self._packed_context)
             )
         except (BrokenExecutor, CancelledError) as error:
@@ -278,138 +275,9 @@ def _lost(error: Exception) -> WorkerError:
     )
 
 
-def _packed(context: Context, spill: Path | None = None) -> bytes:
-    try:
-        return pack(context, spill)
-    except Exception as error:
-        raise TypeError(
-            "`model_fn`, `trainer` and the loss must be serializable by cloudpickle to reach "
-            f"other processes, got {type(error).__name__}: {error}. Create what cannot be "
-            "(locks, open files, connections) inside of `model_fn`, or use `n_jobs=1`."
-        ) from error
-
-
-def _collect(
-    waiting: dict[Future[bytes | None], int],
-    outcomes: dict[int, Outcome],
-    on_epoch: OnEpoch,
-    tell: Callable[[int], Future[bytes | None]] | None = None,
-    go_on: Callable[[int, Outcome], Future[bytes | None] | None] = lambda place, outcome: None,
-) -> None:
-    """Wait for jobs, and report the epochs of each when it is done.
-
-    Args:
-        waiting: The place of each job by its future; empty in the end.
-        outcomes: Filled, by place.
-        on_epoch: As in :meth:`Workers.run`.
-        tell: Submits a job again, with the context, whose worker did not know it.
-        go_on: Submits what is still to be done of a job, if anything is.
-    """
-    halves: dict[int, Outcome] = {}
-    try:
-        while waiting:
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                place = waiting.pop(future)
-                answer = _answer(future)
-                if answer is None:
-                    assert tell is not None
-                    waiting[tell(place)] = place
-                    continue
-                outcome: Outcome = unpack(answer)
-                rest = go_on(place, outcome)
-                if rest is not None:
-                    halves[place] = outcome
-                    waiting[rest] = place
-                    continue
-                outcomes[place] = halves[place].joined(outcome) if place in halves else outcome
-                # Not before all of it is there: what is lost half-way is trained again.
-                for result in outcomes[place].results:
-                    on_epoch(place, result)
-    except BaseException:
-        for future in waiting:
-            future.cancel()
-        raise
-
-
-def _answer(future: Future[bytes | None]) -> bytes | None:
-    try:
-        return future.result()
-    except (BrokenExecutor, CancelledError):
-        raise
-    except Exception as error:  # Jobs return the exceptions of the user's code.
-        raise WorkerError(
-            f"A job could not be run where it was sent: {type(error).__name__}: {error}. The "
-            "worker died again and again, or lacks a module that `model_fn` needs."
-        ) from error
-
-
-def _start_worker(folder: str) -> None:
-    """Settle how a worker process ends.
-
-    Args:
-        folder: What the coordinator would remove.
-    """
-    # Ctrl-C reaches workers too, and is the coordinator's to report: they end in silence.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threading.Thread(target=_end_with_coordinator, args=(folder,), daemon=True).start()
-
-
-def _end_with_coordinator(folder: str) -> None:
-    """End when the coordinator was killed: the pool's own pipes would be waited at for ever."""
-    coordinator = parent_process()
-    assert coordinator is not None
-    coordinator.join()
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
-
-
-_one_at_a_time = threading.Lock()
-"""Jobs seed and restore the random generators of their process, so that in an executor of threads
-they take turns."""
-
-_latest: tuple[str, Context] | None = None
-"""The context that this worker knows, and its key."""
-
-
-def _run_nothing() -> None:
-    pass
-
-
-def _warm_up() -> None:
-    """Do what torch puts off until the first optimizer is made: it takes a second."""
-    torch.optim.SGD([torch.zeros(1)])
-
-
 def _halves(job: Job) -> tuple[Job, Job | None]:
     """A job as two, the second of which lacks its state yet."""
     first = job.n_epochs // 2
     if first == 0 or job.anneal or job.patience is not None:  # These look at the job as a whole.
         return job, None
     return replace(job, n_epochs=first), replace(job, n_epochs=job.n_epochs - first)
-
-
-def _run_remote(key: str, packed_context: bytes | None, job: bytes) -> bytes | None:
-    """Run a job in a worker.
-
-    Args:
-        key: Of the context.
-        packed_context: The context, if it comes along.
-        job: The packed job.
-
-    Returns:
-        The packed outcome; :obj:`None` if the worker does not know the context.
-    """
-    global _latest
-    with _one_at_a_time:
-        if _latest is None or _latest[0] != key:
-            if packed_context is None:
-                return None
-            _latest = key, unpack(packed_context)
-        outcome = run_job(_latest[1], unpack(job))
-    try:
-        unpack(pack(outcome.exception))
-    except Exception:
-        # An exception that cannot travel would be lost; its words can.
-        outcome = replace(outcome, exception=RuntimeError(outcome.error))
-    return pack(replace(outcome, state=on_cpu(outcome.state)))

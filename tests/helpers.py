@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution
 from torch import Tensor, nn
 
 from optuna_miha import MihaSampler, Recipe
-from optuna_miha._segment import Context, Job, Outcome, run_job
+from optuna_miha._job import Context, Job, Outcome, run_job
 
 CPU = torch.device("cpu")
 

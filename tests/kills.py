@@ -22,7 +22,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 import optuna_miha as miha
-from optuna_miha import _lineage
+from optuna_miha import _keys
 from optuna_miha._phases import Stretch, next_phase
 from optuna_miha._plan import race_cost
 from optuna_miha._record import read_lineage
@@ -228,7 +228,7 @@ def progress(url: str, plan: miha.Plan) -> tuple[int, int]:
     try:
         study = new_study(storage)
         lineage = read_lineage(study)
-        [stretch] = study.user_attrs.get(_lineage.STRETCHES) or [
+        [stretch] = study.user_attrs.get(_keys.STRETCHES) or [
             {"first_cycle": 0, "start": 0, "end": plan.n_epochs}
         ]
         phase = next_phase(plan, Stretch(**stretch), lineage)

@@ -14,8 +14,9 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
-from optuna_miha._lineage import Lineage, Segment
+from optuna_miha._lineage import Lineage
 from optuna_miha._phases import Phase
+from optuna_miha._segment import Segment
 
 
 def segment(number: int = 0, **changes: Any) -> Segment:

@@ -21,7 +21,8 @@ from optuna.artifacts import FileSystemArtifactStore
 from torch import Tensor, nn, optim
 
 from optuna_miha import Recipe
-from optuna_miha._checkpoint import CheckpointStore, averaged, capture, copy_tensors, inherit
+from optuna_miha._checkpoint import averaged, capture, copy_tensors, inherit
+from optuna_miha._checkpoint_store import CheckpointStore
 from optuna_miha._optimizers import OPTIMIZERS
 from optuna_miha.exceptions import CheckpointError, CheckpointLostError, InheritanceError
 

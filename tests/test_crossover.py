@@ -24,15 +24,17 @@ from torch import Tensor, nn
 
 import optuna_miha as miha
 from optuna_miha._averaging import average_fittest
-from optuna_miha._checkpoint import CheckpointStore, averaged_state
+from optuna_miha._checkpoint import averaged_state
+from optuna_miha._checkpoint_store import CheckpointStore
 from optuna_miha._crossover import Child, check_crossover, cross_fittest
 from optuna_miha._entry import Entry
+from optuna_miha._job import Job, run_job
 from optuna_miha._ledger import Sibling
-from optuna_miha._lineage import Lineage, Segment
+from optuna_miha._lineage import Lineage
 from optuna_miha._model_fn import build_recipe
 from optuna_miha._mutation import mutate
 from optuna_miha._sampler import Run
-from optuna_miha._segment import Job, run_job
+from optuna_miha._segment import Segment
 from optuna_miha._space import kinds
 from optuna_miha._trainer import evaluate
 

@@ -14,24 +14,25 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from problems import classifier, new_study, run
 
 import optuna_miha as miha
-from optuna_miha import _lineage
-from optuna_miha._lineage import Lineage, segment_of
+from optuna_miha import _keys
+from optuna_miha._lineage import Lineage
 from optuna_miha._record import FORMAT, read_lineage
+from optuna_miha._segment import segment_of
 from optuna_miha.exceptions import FormatError, MihaError, RecordError
 
 TRIAL_KEYS = [
-    _lineage.ROLE,
-    _lineage.CYCLE,
-    _lineage.BRANCH,
-    _lineage.PARENT,
-    _lineage.BIRTH,
-    _lineage.TRAINED,
-    _lineage.FITNESS,
-    _lineage.MUTATION,
-    _lineage.TRAIN_LOSS,
-    _lineage.CHECKPOINT,
-    _lineage.MEMBER,
-    _lineage.AVERAGED,
+    _keys.ROLE,
+    _keys.CYCLE,
+    _keys.BRANCH,
+    _keys.PARENT,
+    _keys.BIRTH,
+    _keys.TRAINED,
+    _keys.FITNESS,
+    _keys.MUTATION,
+    _keys.TRAIN_LOSS,
+    _keys.CHECKPOINT,
+    _keys.MEMBER,
+    _keys.AVERAGED,
 ]
 
 HOSTILE = st.recursive(
@@ -59,15 +60,15 @@ FILE = {"id": f"trunk-000-0-{12 * '0'}.pt", "sha256": 64 * "0"}
 def attrs(number: int) -> dict[str, Any]:
     """Of a chain of segments of two epochs each."""
     return {
-        _lineage.ROLE: "trunk",
-        _lineage.CYCLE: number,
-        _lineage.BRANCH: 0,
-        _lineage.PARENT: number - 1 if number else None,
-        _lineage.BIRTH: 2 * number,
-        _lineage.TRAINED: 2,
-        _lineage.FITNESS: -1.0,
-        _lineage.CHECKPOINT: FILE | {"best_epoch": 2 * number + 1},
-        _lineage.MEMBER: FILE | {"value": 1.0},
+        _keys.ROLE: "trunk",
+        _keys.CYCLE: number,
+        _keys.BRANCH: 0,
+        _keys.PARENT: number - 1 if number else None,
+        _keys.BIRTH: 2 * number,
+        _keys.TRAINED: 2,
+        _keys.FITNESS: -1.0,
+        _keys.CHECKPOINT: FILE | {"best_epoch": 2 * number + 1},
+        _keys.MEMBER: FILE | {"value": 1.0},
     }
 
 
@@ -134,41 +135,41 @@ def test_whatever_stands_there_is_read_or_refused_by_name_at_length(
 
 
 BAD: list[tuple[str, Any]] = [
-    (_lineage.ROLE, "king"),
-    (_lineage.ROLE, ["trunk"]),
-    (_lineage.CYCLE, 10**12),
-    (_lineage.CYCLE, "1"),
-    (_lineage.CYCLE, True),
-    (_lineage.BRANCH, -1),
-    (_lineage.BRANCH, 10**5000),
-    (_lineage.BIRTH, math.nan),
-    (_lineage.BIRTH, None),
-    (_lineage.TRAINED, 0),
-    (_lineage.TRAINED, 3),
-    (_lineage.TRAINED, 10**9),
-    (_lineage.TRAINED, 1e300),
-    (_lineage.FITNESS, "good"),
-    (_lineage.FITNESS, 10**400),
-    (_lineage.MUTATION, "x" * 10_000_000),
-    (_lineage.TRAIN_LOSS, [1.0, "x"]),
-    (_lineage.CHECKPOINT, "file.pt"),
-    (_lineage.CHECKPOINT, FILE),
-    (_lineage.CHECKPOINT, FILE | {"id": "x" * 10_000_000, "best_epoch": 1}),
-    (_lineage.CHECKPOINT, FILE | {"id": "../trunk-000-0-000000000000.pt", "best_epoch": 1}),
-    (_lineage.CHECKPOINT, FILE | {"id": "/etc/passwd", "best_epoch": 1}),
-    (_lineage.CHECKPOINT, FILE | {"id": "thesis.pt", "best_epoch": 1}),
-    (_lineage.CHECKPOINT, FILE | {"id": f"a\0-{12 * '0'}.pt", "best_epoch": 1}),
-    (_lineage.CHECKPOINT, FILE | {"id": 7, "best_epoch": 1}),
-    (_lineage.CHECKPOINT, FILE | {"sha256": "", "best_epoch": 1}),
-    (_lineage.CHECKPOINT, {"best_epoch": 1}),
-    (_lineage.MEMBER, FILE | {"value": math.nan}),
-    (_lineage.MEMBER, FILE | {"value": 1.0, "id": "~/.ssh/id_rsa"}),
-    (_lineage.AVERAGED, {"value": None}),
-    (_lineage.PARENT, 7),  # There is no such trial.
-    (_lineage.PARENT, 2),  # Itself.
-    (_lineage.PARENT, 3),  # Which descends from it.
-    (_lineage.PARENT, 0),  # Which ended earlier.
-    (_lineage.PARENT, "1"),
+    (_keys.ROLE, "king"),
+    (_keys.ROLE, ["trunk"]),
+    (_keys.CYCLE, 10**12),
+    (_keys.CYCLE, "1"),
+    (_keys.CYCLE, True),
+    (_keys.BRANCH, -1),
+    (_keys.BRANCH, 10**5000),
+    (_keys.BIRTH, math.nan),
+    (_keys.BIRTH, None),
+    (_keys.TRAINED, 0),
+    (_keys.TRAINED, 3),
+    (_keys.TRAINED, 10**9),
+    (_keys.TRAINED, 1e300),
+    (_keys.FITNESS, "good"),
+    (_keys.FITNESS, 10**400),
+    (_keys.MUTATION, "x" * 10_000_000),
+    (_keys.TRAIN_LOSS, [1.0, "x"]),
+    (_keys.CHECKPOINT, "file.pt"),
+    (_keys.CHECKPOINT, FILE),
+    (_keys.CHECKPOINT, FILE | {"id": "x" * 10_000_000, "best_epoch": 1}),
+    (_keys.CHECKPOINT, FILE | {"id": "../trunk-000-0-000000000000.pt", "best_epoch": 1}),
+    (_keys.CHECKPOINT, FILE | {"id": "/etc/passwd", "best_epoch": 1}),
+    (_keys.CHECKPOINT, FILE | {"id": "thesis.pt", "best_epoch": 1}),
+    (_keys.CHECKPOINT, FILE | {"id": f"a\0-{12 * '0'}.pt", "best_epoch": 1}),
+    (_keys.CHECKPOINT, FILE | {"id": 7, "best_epoch": 1}),
+    (_keys.CHECKPOINT, FILE | {"sha256": "", "best_epoch": 1}),
+    (_keys.CHECKPOINT, {"best_epoch": 1}),
+    (_keys.MEMBER, FILE | {"value": math.nan}),
+    (_keys.MEMBER, FILE | {"value": 1.0, "id": "~/.ssh/id_rsa"}),
+    (_keys.AVERAGED, {"value": None}),
+    (_keys.PARENT, 7),  # There is no such trial.
+    (_keys.PARENT, 2),  # Itself.
+    (_keys.PARENT, 3),  # Which descends from it.
+    (_keys.PARENT, 0),  # Which ended earlier.
+    (_keys.PARENT, "1"),
 ]
 
 
@@ -184,13 +185,13 @@ def test_a_bad_attribute_is_refused_with_its_trial_and_its_name(key: str, value:
 
 def test_a_missing_attribute_is_refused_too() -> None:
     made = trial(0)
-    made.user_attrs = {k: v for k, v in made.user_attrs.items() if k != _lineage.BIRTH}
+    made.user_attrs = {k: v for k, v in made.user_attrs.items() if k != _keys.BIRTH}
     with pytest.raises(RecordError, match=r"'miha:epoch' of trial 0 must be there, got nothing"):
         segment_of(made)
 
 
 def test_parents_in_a_circle_are_refused() -> None:
-    ring = {n: {_lineage.PARENT: (n + 1) % 4} for n in range(4)}
+    ring = {n: {_keys.PARENT: (n + 1) % 4} for n in range(4)}
     with pytest.raises(RecordError, match="miha:parent"):
         Lineage.from_trials(StudyDirection.MINIMIZE, chain(ring))
 
@@ -205,23 +206,23 @@ def test_a_child_of_what_failed_is_refused() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        (_lineage.PLAN, ["no plan"]),
-        (_lineage.PLAN, {"n_epochs": -3}),
-        (_lineage.PLAN, {"n_aeons": 3}),
-        (_lineage.SPACE, {"lr": "a float"}),
-        (_lineage.SPACE, {"lr": 3}),
-        (_lineage.SPACE, "lr"),
-        (_lineage.STRETCHES, [{"start": 0}]),
-        (_lineage.STRETCHES, 3),
-        (_lineage.STRETCHES, [3]),
-        (_lineage.RUN_SEED, "0"),
-        (_lineage.RUN_SEED, -1),
-        (_lineage.INITIAL, [1]),
-        (_lineage.VERSIONS, "new"),
-        (_lineage.LOST, "3"),
-        (_lineage.LOST, [1.5]),
-        (_lineage.FORMAT, "1"),
-        (_lineage.FORMAT, math.nan),
+        (_keys.PLAN, ["no plan"]),
+        (_keys.PLAN, {"n_epochs": -3}),
+        (_keys.PLAN, {"n_aeons": 3}),
+        (_keys.SPACE, {"lr": "a float"}),
+        (_keys.SPACE, {"lr": 3}),
+        (_keys.SPACE, "lr"),
+        (_keys.STRETCHES, [{"start": 0}]),
+        (_keys.STRETCHES, 3),
+        (_keys.STRETCHES, [3]),
+        (_keys.RUN_SEED, "0"),
+        (_keys.RUN_SEED, -1),
+        (_keys.INITIAL, [1]),
+        (_keys.VERSIONS, "new"),
+        (_keys.LOST, "3"),
+        (_keys.LOST, [1.5]),
+        (_keys.FORMAT, "1"),
+        (_keys.FORMAT, math.nan),
     ],
 )
 def test_a_bad_attribute_of_the_study_is_refused_by_name(key: str, value: Any) -> None:
@@ -234,7 +235,7 @@ def test_a_bad_attribute_of_the_study_is_refused_by_name(key: str, value: Any) -
 
 
 @pytest.mark.parametrize(
-    "key", [_lineage.RUN_SEED, _lineage.INITIAL, _lineage.SPACE, _lineage.VERSIONS, _lineage.PLAN]
+    "key", [_keys.RUN_SEED, _keys.INITIAL, _keys.SPACE, _keys.VERSIONS, _keys.PLAN]
 )
 def test_a_study_that_lost_an_attribute_is_refused_by_its_name(
     key: str, finished: optuna.Study
@@ -258,7 +259,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> optuna.Study:
 
 def test_a_newer_format_is_refused_wherever_it_is_read() -> None:
     study = new_study()
-    study.set_user_attr(_lineage.FORMAT, FORMAT + 1)
+    study.set_user_attr(_keys.FORMAT, FORMAT + 1)
     for call in (run, lambda study: miha.load_result(study, classifier)):
         with pytest.raises(FormatError, match=r"is of format 2; this version .* up to 1"):
             call(study)

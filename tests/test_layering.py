@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -27,6 +28,7 @@ MODULES = sorted(TREES.keys() - {""})
 TORCH_MODULES = {
     "_activations",
     "_checkpoint",
+    "_checkpoint_store",
     "_cli_study",
     "_code",
     "_combination",
@@ -44,17 +46,17 @@ TORCH_MODULES = {
     "_plain",
     "_preflight",
     "_recipe",
+    "_remote",
     "_replay",
     "_result",
     "_rng",
-    "_segment",
+    "_job",
     "_study",
     "_suggest",
     "_suggest_activations",
     "_trained",
     "_trainer",
     "_transfer",
-    "_workers",
 }
 """All others decide, record or propose, and need no tensor."""
 
@@ -73,7 +75,8 @@ OTHER_PRIVATE = {
     "_activations": {"_modules"},  # Torch's.
     "_data": {"_fields"},  # Public, in spite of its name, in named tuples.
     # Python's; there is no other way before 3.14 to end them, nor ever to end at once.
-    "_workers": {"_processes", "_exit"},
+    "_workers": {"_processes"},
+    "_remote": {"_exit"},
 }
 """Names that begin with an underscore and are not Optuna's."""
 
@@ -89,7 +92,7 @@ def imported(tree: ast.AST) -> set[str]:
             assert node.module is not None
             submodules = {f"{node.module}.{alias.name}" for alias in node.names}
             ours = {name for name in submodules if name.removeprefix(f"{PACKAGE}.") in TREES}
-            # `from optuna_miha import _lineage` imports the submodule.
+            # `from optuna_miha import _keys` imports the submodule.
             rest = len(submodules - ours) > 0
             found |= ours | ({node.module} if rest else set())
     return found
@@ -106,12 +109,26 @@ def siblings(name: str) -> set[str]:
 
 def test_the_modules_are_found() -> None:
     assert {"_phases", "_loop", "_sampler", "exceptions", "fitness"} <= set(MODULES)
-    assert siblings("_phases") == {"_lineage", "_plan", "_space"}
+    assert siblings("_phases") == {"_lineage", "_plan", "_segment", "_space"}
 
 
 def test_imports_have_no_cycle() -> None:
     order = TopologicalSorter({name: siblings(name) for name in MODULES}).static_order()
     assert set(order) >= set(MODULES)  # A cycle raises.
+
+
+def test_table_of_the_layers_is_true() -> None:
+    order = TopologicalSorter({name: siblings(name) for name in TREES}).static_order()
+    layers: dict[str, int] = {}
+    for name in order:
+        layers[name] = 1 + max((layers[below] for below in siblings(name)), default=-1)
+    page = Path(__file__).parents[1] / "docs" / "decisions" / "0001-flat-package-in-layers.md"
+    told = {
+        "" if name == "__init__" else name: int(layer)
+        for layer, names in re.findall(r"^\| (\d+) \| (.+) \|$", page.read_text("utf-8"), re.M)
+        for name in re.findall(r"`([^`]+)`", names)
+    }
+    assert told == layers
 
 
 def test_every_imported_sibling_exists() -> None:
@@ -137,6 +154,7 @@ def test_torch_is_imported_only_where_tensors_are() -> None:
     [
         "_phases",
         "_lineage",
+        "_segment",
         "_plan",
         "_space",
         "_mutation",

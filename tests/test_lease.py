@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from problems import new_study, run
 
 import optuna_miha as miha
-from optuna_miha import _lease, _lineage
+from optuna_miha import _keys, _lease
 from optuna_miha._lease import Holder, held
 from optuna_miha.exceptions import StudyLockedError
 
@@ -87,7 +87,7 @@ def test_a_coordinator_that_is_told_to_end_leaves_nothing_behind(
 ) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
     with coordinator(storage, tmp_path) as process:
-        assert new_study(storage).user_attrs[_lineage.LEASE]["pid"] == process.pid
+        assert new_study(storage).user_attrs[_keys.LEASE]["pid"] == process.pid
         assert process.pid is not None
         os.kill(process.pid, number)
         process.join(60)
@@ -95,7 +95,7 @@ def test_a_coordinator_that_is_told_to_end_leaves_nothing_behind(
     assert process.exitcode == 143 if number == signal.SIGTERM else process.exitcode != 0
     assert "Run the same script again to resume" in (tmp_path / "said").read_text()
     study = new_study(storage)
-    assert study.user_attrs[_lineage.LEASE] is None
+    assert study.user_attrs[_keys.LEASE] is None
     assert not study.get_trials(states=(TrialState.RUNNING,))
 
 
@@ -139,7 +139,7 @@ def test_a_study_in_memory_is_guarded_against_a_second_thread() -> None:
 
 
 def write(study: optuna.Study, holder: Holder, beats: int = 1) -> None:
-    study.set_user_attr(_lineage.LEASE, asdict(holder) | {"beats": beats})
+    study.set_user_attr(_keys.LEASE, asdict(holder) | {"beats": beats})
 
 
 def elsewhere() -> Holder:
@@ -154,8 +154,8 @@ def test_a_coordinator_elsewhere_that_gives_no_sign_of_life_is_taken_over(
     # Whatever its clock says.
     write(study, replace(elsewhere(), since="2999-01-01T00:00:00+00:00"))
     with held(study):
-        assert study.user_attrs[_lineage.LEASE]["pid"] == os.getpid()
-    assert study.user_attrs[_lineage.LEASE] is None
+        assert study.user_attrs[_keys.LEASE]["pid"] == os.getpid()
+    assert study.user_attrs[_keys.LEASE] is None
 
 
 def test_a_coordinator_elsewhere_that_beats_is_left_alone(
@@ -187,7 +187,7 @@ def test_a_process_number_that_was_given_away_again_is_not_taken_for_the_coordin
 @pytest.mark.parametrize("attr", ["mine", 7, {"nonce": 1}, {"beats": 1}, [None]])
 def test_a_lease_that_cannot_be_read_keeps_nobody_out(attr: Any, tmp_path: Path) -> None:
     study = new_study(f"sqlite:///{tmp_path}/study.db")
-    study.set_user_attr(_lineage.LEASE, attr)
+    study.set_user_attr(_keys.LEASE, attr)
     with held(study):
         pass
 
@@ -231,6 +231,4 @@ def test_a_coordinator_that_was_taken_for_dead_ends_before_its_next_phase(
 
     with pytest.raises(StudyLockedError, match="took over"):
         run(study, plan=BRIEF, callbacks=[usurp])
-    assert study.user_attrs[_lineage.LEASE]["nonce"] == other.nonce, (
-        "It is the other's to release."
-    )
+    assert study.user_attrs[_keys.LEASE]["nonce"] == other.nonce, "It is the other's to release."

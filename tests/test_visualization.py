@@ -19,7 +19,7 @@ from runs import simulated
 from torch import nn
 
 import optuna_miha as miha
-from optuna_miha import _lineage, visualization
+from optuna_miha import _keys, visualization
 from optuna_miha._comparison import Comparison, Run
 from optuna_miha.visualization import (
     plot_comparison,
@@ -97,12 +97,12 @@ def test_learning_rate_falls_along_a_cosine_to_zero() -> None:
     base = study.trials[-1].params["lr"]
     expected = [base * 0.5 * (1 + np.cos(np.pi * k / 10)) for k in range(10)]
     assert list(lr.y[-20::2]) == pytest.approx(expected)
-    assert lr.x[-1] == study.trials[-1].user_attrs[_lineage.END]
+    assert lr.x[-1] == study.trials[-1].user_attrs[_keys.END]
 
 
 def test_learning_rate_stays_where_the_plan_does_not_anneal() -> None:
     study = simulated(1, n_final=10)
-    study.set_user_attr(_lineage.PLAN, miha.Plan(anneal=None).asdict())
+    study.set_user_attr(_keys.PLAN, miha.Plan(anneal=None).asdict())
     figure = plot_schedule(study)
     bars = [t for t in figure.data if t.type == "bar"]
     assert len(bars) >= len(figure.data) - 1
@@ -155,7 +155,7 @@ def test_what_the_final_phase_continues_has_won_though_it_was_not_the_fittest() 
     study.add_trial(branch(1, 1, START, [0.8, 0.3], mutation="no change"))
     study.add_trial(branch(2, 1, START | {"lr": 0.2}, [0.2, 0.4], mutation="lr 0.1 -> 0.2"))
     final = branch(3, 1, START | {"lr": 0.2}, [0.3, 0.2], branch=0)
-    final.user_attrs |= {_lineage.ROLE: "final", _lineage.PARENT: 2, _lineage.BIRTH: 4}
+    final.user_attrs |= {_keys.ROLE: "final", _keys.PARENT: 2, _keys.BIRTH: 4}
     final.intermediate_values = {5: 0.3, 6: 0.2}
     study.add_trial(final)
     assert [s.number for s in read_record(study).trunk] == [0, 2, 3]
@@ -203,7 +203,7 @@ def test_history_is_the_trunks_own_epochs(run: tuple[optuna.Study, miha.Result])
 def test_history_without_training_loss_has_one_panel() -> None:
     study = optuna.create_study()
     for trial in simulated(2).trials:
-        trial.user_attrs.pop(_lineage.TRAIN_LOSS)
+        trial.user_attrs.pop(_keys.TRAIN_LOSS)
         study.add_trial(trial)
     figure = plot_training_history(study)
     assert {t.name.split(" (")[0] for t in figure.data} <= {
@@ -232,14 +232,14 @@ def branch(
     birth = 2 if number else 0
     state = more.get("state", TrialState.COMPLETE)
     attrs = {
-        _lineage.ROLE: "branch" if number else "trunk",
-        _lineage.CYCLE: cycle,
-        _lineage.BRANCH: more.get("branch", number),
-        _lineage.PARENT: 0 if number else None,
-        _lineage.BIRTH: birth,
-        _lineage.TRAINED: len(scores),
-        _lineage.MUTATION: more.get("mutation", ""),
-        _lineage.FITNESS: -scores[-1],
+        _keys.ROLE: "branch" if number else "trunk",
+        _keys.CYCLE: cycle,
+        _keys.BRANCH: more.get("branch", number),
+        _keys.PARENT: 0 if number else None,
+        _keys.BIRTH: birth,
+        _keys.TRAINED: len(scores),
+        _keys.MUTATION: more.get("mutation", ""),
+        _keys.FITNESS: -scores[-1],
     }
     choices = CategoricalDistribution(("adam", "sgd"))
     space = {"lr": FloatDistribution(1e-5, 1.0, log=True), "optimizer": choices}

@@ -20,8 +20,8 @@ from helpers import same as states_are_equal
 from problems import blobs, classifier, explicit, history, new_study, run, same, weights
 
 import optuna_miha as miha
-from optuna_miha import _workers
-from optuna_miha._segment import Job
+from optuna_miha import _remote
+from optuna_miha._job import Job
 from optuna_miha._workers import InProcess, OnExecutor, WorkerProcesses
 from optuna_miha.exceptions import WorkerError
 
@@ -44,7 +44,7 @@ class Forgetful(Counting):
     """As if every job came to a worker that is new."""
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        _workers._latest = None
+        _remote._latest = None
         return super().submit(fn, *args, **kwargs)
 
 
@@ -90,7 +90,7 @@ BALLAST = tuple(part.repeat(1000, *[1] * (part.ndim - 1)) for part in blobs(60))
 
 @pytest.fixture(autouse=True)
 def new_workers() -> None:
-    _workers._latest = None
+    _remote._latest = None
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from optuna_miha._lineage import Segment
+from optuna_miha._segment import Segment
 from optuna_miha.visualization._record import Record, read_record
 from optuna_miha.visualization._style import (
     BLACK,

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import optuna
 from optuna.study import StudyDirection
 
-from optuna_miha import _lineage
-from optuna_miha._lineage import Lineage, Segment
+from optuna_miha import _keys
+from optuna_miha._lineage import Lineage
 from optuna_miha._mutation import NO_CHANGE
 from optuna_miha._record import read_segments
+from optuna_miha._segment import Segment
 from optuna_miha.visualization._style import number, sentence
 
 _ROLES = {
@@ -122,7 +123,7 @@ def read_record(study: optuna.Study, target_name: str | None = None) -> Record:
         if study.metric_names
         else f"validation {'loss' if is_loss else 'metric'}"
     )
-    plan = study.user_attrs.get(_lineage.PLAN, {})
+    plan = study.user_attrs.get(_keys.PLAN, {})
     finals = [s for s in lineage if s.role == "final" and plan.get("anneal") == "cosine"]
     finals += restarts
     trunk = tuple(lineage.ancestry(head))
@@ -132,7 +133,5 @@ def read_record(study: optuna.Study, target_name: str | None = None) -> Record:
         winners=frozenset(s.number for s in (*winners, *trunk)),
         label=label,
         is_loss=is_loss,
-        final_ends={
-            s.number: trials[s.number].user_attrs.get(_lineage.END, s.end) for s in finals
-        },
+        final_ends={s.number: trials[s.number].user_attrs.get(_keys.END, s.end) for s in finals},
     )

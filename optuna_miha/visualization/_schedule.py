@@ -218,7 +218,7 @@ def _add_steps(figure: Any, row: _Row, key: str) -> dict[str, Any]:
             x += [start, end]
             y += [value, value]
             continue
-        for epoch in range(start, end):  # As `_segment` sets it.
+        for epoch in range(start, end):  # As `_job` sets it.
             factor = 0.5 * (1 + math.cos(math.pi * (epoch - start) / (zero_at - start)))
             x += [epoch, epoch + 1]
             y += [value * factor] * 2
