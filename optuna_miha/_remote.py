@@ -33,6 +33,11 @@ _latest: tuple[str, Context] | None = None
 
 
 def pack_context(context: Context, spill: Path | None = None) -> bytes:
+    """What all jobs have in common, as bytes; its tensors in the file ``spill``, if there is one.
+
+    Raises:
+        TypeError: If it cannot be serialized.
+    """
     try:
         return pack(context, spill)
     except Exception as error:
@@ -55,7 +60,7 @@ def collect(
     Args:
         waiting: The place of each job by its future; empty in the end.
         outcomes: Filled, by place.
-        on_epoch: As in :meth:`Workers.run`.
+        on_epoch: As in ``Workers.run``.
         tell: Submits a job again, with the context, whose worker did not know it.
         go_on: Submits what is still to be done of a job, if anything is.
     """
@@ -125,7 +130,7 @@ def run_remote(key: str, packed_context: bytes | None, job: bytes) -> bytes | No
 
 
 def run_nothing() -> None:
-    pass
+    """Show that a worker can load this module."""
 
 
 def warm_up() -> None:
