@@ -41,8 +41,8 @@ class Plan:
         anneal:
             ``"cosine"``: the final phase continues the best trunk while its learning rate goes
             to zero along a cosine, from three times what it was: what wins over a few epochs
-            at a constant rate has too small a one for that. :obj:`None`: it continues the present trunk at a constant
-            learning rate.
+            at a constant rate has too small a one for that. :obj:`None`: it continues the
+            present trunk at a constant learning rate.
         ema_decay:
             Decay, per epoch, of the moving average of the weights by whose validation value
             branches are judged: ``average = decay * average + (1 - decay) * weights``. ``0``
