@@ -98,6 +98,9 @@ class Proposals:
 
     def _paced(self, phase: Phase, before: Segment) -> Params:
         """The parameters of a segment, with the learning rate that suits the phase."""
-        if self._plan.anneal is None:
+        alone = (s for s in self._lineage if s.role in ("trunk", "final"))
+        # What has diverged is at the edge already.
+        is_raising = phase.role in ("restart", "final")
+        if self._plan.anneal is None or (is_raising and any(s.is_diverged for s in alone)):
             return before.params
         return paced(before.params, before.distributions, before=before.role, role=phase.role)
