@@ -36,6 +36,6 @@ if __name__ == "__main__":
         train_data=gap_filling.make_fields(400, seed=0),
         valid_data=gap_filling.make_fields(100, seed=1),
     )
-    study = optuna.create_study(sampler=miha.MihaSampler(seed=1), pruner=miha.SlopePruner())
+    study = optuna.create_study(sampler=miha.MihaSampler(seed=0), pruner=miha.SlopePruner())
     miha.optimize(study, model_fn, n_epochs=400)
     draw(study, HERE / "_static")

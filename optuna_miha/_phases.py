@@ -29,10 +29,6 @@ little more than the age at which overfitting begins without it."""
 _LEAST_RESTART = 8
 """Epochs. Shorter trainings cannot anneal."""
 
-_PEAKS: Mapping[Role, float] = {"restart": 2.0, "final": 3.0}
-"""Where annealing begins, in multiples of a constant learning rate. Over the few epochs that
-branches are compared by a small rate looks better than it is; what is annealed has time."""
-
 _CALMING = 0.3
 """By which the learning rate is multiplied when the trunk diverged."""
 
@@ -157,28 +153,6 @@ def n_divergences(lineage: Lineage, parent: Segment | None) -> int:
     number = None if parent is None else parent.number
     alone = (s for s in lineage if s.role in ("trunk", "final") and s.parent == number)
     return sum(s.is_diverged for s in alone)
-
-
-def paced(
-    params: dict[str, Any],
-    distributions: Mapping[str, BaseDistribution],
-    *,
-    before: Role,
-    role: Role,
-) -> dict[str, Any]:
-    """``params`` with the learning rate for a training of another role.
-
-    Args:
-        params: Those of the segment that came before.
-        distributions: Their distributions. The learning rate stays in its range.
-        before: Its role.
-        role: That of the training to come.
-    """
-    distribution = distributions.get("lr")
-    factor = _PEAKS.get(role, 1.0) / _PEAKS.get(before, 1.0)
-    if factor == 1 or not isinstance(distribution, FloatDistribution):
-        return params
-    return params | {"lr": fit(distribution, float(f"{params['lr'] * factor:.4g}"))}
 
 
 def calmed(

@@ -40,9 +40,8 @@ class Plan:
             Share of ``n_epochs`` kept for the final phase.
         anneal:
             ``"cosine"``: the final phase continues the best trunk while its learning rate goes
-            to zero along a cosine, from three times what it was: what wins over a few epochs
-            at a constant rate has too small a one for that. :obj:`None`: it continues the
-            present trunk at a constant learning rate.
+            to zero along a cosine. :obj:`None`: it continues the present trunk at a constant
+            learning rate.
         ema_decay:
             Decay, per epoch, of the moving average of the weights by whose validation value
             branches are judged: ``average = decay * average + (1 - decay) * weights``. ``0``
@@ -67,8 +66,7 @@ class Plan:
             Whether, where the network overfits within a fraction of the budget, what is left
             goes to new trainings from the initial weights instead of the final phase: each
             takes one and a half times the epochs that the best had behind it, its learning rate
-            falling to zero from twice that of the best, with two changes of the best parameters
-            so far. A trunk past its
+            falling to zero, with two changes of the best parameters so far. A trunk past its
             best has nothing to hand on. Not without ``anneal``.
 
     Raises:

@@ -7,10 +7,9 @@ import optuna
 from optuna_miha._crossover import AverageWeights, Child, Crossover, cross_fittest
 from optuna_miha._lineage import Lineage
 from optuna_miha._mutation import Params, describe
-from optuna_miha._phases import Phase, calmed, n_divergences, paced
+from optuna_miha._phases import Phase, calmed, n_divergences
 from optuna_miha._plan import Plan
 from optuna_miha._sampler import MihaSampler, Run
-from optuna_miha._segment import Segment
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
@@ -54,7 +53,7 @@ class Proposals:
         if phase.role == "restart":
             return self._restarted(phase)
         if parent is not None:
-            params, distributions = self._paced(phase, parent), parent.distributions
+            params, distributions = parent.params, parent.distributions
         if phase.role in ("trunk", "final"):
             calmer = calmed(params, distributions, n_divergences(self._lineage, parent))
             if calmer != params:
@@ -89,18 +88,8 @@ class Proposals:
         """The parameters of a new training: the best so far, and changes from the second on."""
         best, sampler = self._lineage.best(), self._study.sampler
         assert best is not None
-        params = self._paced(phase, best)
         if not any(s.role == "restart" for s in self._lineage):
-            return params
+            return best.params
         if isinstance(sampler, MihaSampler):
-            return sampler.propose_restart(self._run, phase.cycle, params, best.distributions)
+            return sampler.propose_restart(self._run, phase.cycle, best.params, best.distributions)
         return None
-
-    def _paced(self, phase: Phase, before: Segment) -> Params:
-        """The parameters of a segment, with the learning rate that suits the phase."""
-        alone = (s for s in self._lineage if s.role in ("trunk", "final"))
-        # What has diverged is at the edge already.
-        is_raising = phase.role in ("restart", "final")
-        if self._plan.anneal is None or (is_raising and any(s.is_diverged for s in alone)):
-            return before.params
-        return paced(before.params, before.distributions, before=before.role, role=phase.role)

@@ -7,19 +7,16 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from segments import segment, trained
 
 from optuna_miha import Plan
 from optuna_miha._lineage import Lineage
-from optuna_miha._phases import Phase, Stretch, next_phase, paced
+from optuna_miha._phases import Phase, Stretch, next_phase
 from optuna_miha._plan import race_rungs
-from optuna_miha._segment import ROLES, Role
 
 MOST_PHASES = 1_000
 """No plan of these tests has as many; a run that reaches it does not end."""
@@ -455,32 +452,3 @@ def test_a_branch_recorded_before_an_interruption_is_not_the_parent_of_its_sibli
     assert (population.role, population.parent) == ("branch", root)
     trained(lineage, population, 0, 4, cost=0.1)
     assert next_phase(plan, stretch, lineage) == population
-
-
-@given(lr=st.floats(1e-5, 1.0), before=st.sampled_from(ROLES), role=st.sampled_from(ROLES))
-def test_only_what_is_annealed_has_a_raised_rate_and_it_comes_down_again(
-    lr: float, before: Role, role: Role
-) -> None:
-    rates = {"lr": FloatDistribution(1e-6, 1e2, log=True)}
-    params = {"lr": lr, "width": 3}
-    there = paced(params, rates, before=before, role=role)
-    back = paced(there, rates, before=role, role=before)
-    assert back["lr"] == pytest.approx(lr, rel=1e-3)
-    assert there["width"] == 3
-    annealed = ("final", "restart")
-    if (before in annealed) == (role in annealed) and "final" not in (before, role):
-        assert there["lr"] == lr
-    if before not in annealed and role in annealed:
-        assert there["lr"] > 1.9 * lr
-
-
-def test_a_raised_rate_stays_in_its_range() -> None:
-    rates = {"lr": FloatDistribution(1e-4, 1e-2, log=True)}
-    assert paced({"lr": 5e-3}, rates, before="trunk", role="final") == {"lr": 1e-2}
-    assert paced({"lr": 2e-4}, rates, before="final", role="trunk") == {"lr": 1e-4}
-
-
-def test_a_rate_that_is_no_range_of_numbers_stays_as_it_is() -> None:
-    choices = {"lr": CategoricalDistribution([0.1, 0.3])}
-    assert paced({"lr": 0.1}, choices, before="trunk", role="final") == {"lr": 0.1}
-    assert paced({"width": 3}, {}, before="trunk", role="final") == {"width": 3}
