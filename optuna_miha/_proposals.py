@@ -42,16 +42,16 @@ class Proposals:
 
     def of(self, phase: Phase, branch: int) -> Params | None:
         """The parameters for one place; :obj:`None` if they are up to a sampler of Optuna's."""
-        parent, plan, sampler = phase.parent, self._plan, self._study.sampler
+        parent, sampler = phase.parent, self._study.sampler
         if phase.role == "startup":
             if branch == 0:
                 return self._run.initial_params
             if isinstance(sampler, MihaSampler):
                 return sampler.propose_startup(self._run, branch)
             return None
-        params, distributions = self._run.initial_params, self._run.distributions
         if phase.role == "restart":
             return self._restarted(phase)
+        params, distributions = self._run.initial_params, self._run.distributions
         if parent is not None:
             params, distributions = parent.params, parent.distributions
         if phase.role in ("trunk", "final"):
@@ -62,7 +62,7 @@ class Proposals:
                     f"Training diverged; it goes on from {whence} with {describe(params, calmer)}."
                 )
             return calmer
-        if phase.role != "branch" or (plan.control and branch == 0):
+        if phase.role != "branch" or (self._plan.control and branch == 0):
             return params
         if isinstance(sampler, MihaSampler):
             return sampler.propose_branch(self._run, phase.cycle, branch, params, distributions)

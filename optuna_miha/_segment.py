@@ -19,7 +19,7 @@ from optuna_miha.exceptions import RecordError
 Role: TypeAlias = Literal["startup", "trunk", "branch", "restart", "final"]
 
 ROLES: tuple[Role, ...] = ("startup", "branch", "trunk", "restart", "final")
-"""Of the roles within a cycle."""
+"""All roles, in their order within a cycle."""
 
 
 @dataclass(frozen=True, kw_only=True)
