@@ -17,6 +17,7 @@ from optuna_miha._data import tensors_to
 from optuna_miha._engine import Engine, intra_op_threads
 from optuna_miha._memory import give_back, is_out_of_memory
 from optuna_miha._model_fn import ModelFn, build_recipe
+from optuna_miha._pace import pace
 from optuna_miha._recipe import LossFn, Recipe
 from optuna_miha._rng import preserved_rng, seed_all
 from optuna_miha._trainer import Trainer, evaluate, is_failed, train
@@ -56,7 +57,7 @@ class Job:
         params: The hyperparameters.
         state: Where to continue; :obj:`None`: from the initial weights.
         n_epochs: Epochs to train; 0: the state is validated as it is.
-        anneal: Whether the learning rate falls to zero over these epochs.
+        anneal: Whether the learning rate is annealed over these epochs, as :func:`pace` says.
         patience: Ends after this many epochs without improvement; :obj:`None`: never.
         birth_cost: The cost that counts as the first to improve on, when patience is given.
         place: Its place among its siblings, by which it finds its device.
@@ -217,18 +218,14 @@ def on_device(recipe: Recipe, context: Context, place: int = 0) -> Recipe:
 
 
 def _annealing(recipe: Recipe, job: Job) -> Callable[[int], None]:
-    """A function that sets the learning rate of an epoch: half a cosine from one to zero.
-
-    Reference: I. Loshchilov and F. Hutter, *SGDR: Stochastic Gradient Descent with Warm
-    Restarts*, 2017, equation 5, without restarts.
-    """
+    """A function that sets the learning rate of an epoch."""
     assert recipe.optimizer is not None
     groups = recipe.optimizer.param_groups
     base = [group["lr"] for group in groups]
 
     def set_lr(epoch: int) -> None:
         if job.anneal:
-            factor = 0.5 * (1 + math.cos(math.pi * epoch / job.n_epochs))
+            factor = pace(epoch, job.n_epochs)
             for group, lr in zip(groups, base, strict=True):
                 group["lr"] = lr * factor
 

@@ -29,12 +29,16 @@ little more than the age at which overfitting begins without it."""
 _LEAST_RESTART = 8
 """Epochs. Shorter trainings cannot anneal."""
 
+_PEAKS: Mapping[Role, float] = {"restart": 2.0, "final": 3.0}
+"""Where annealing begins, in multiples of a constant learning rate. Over the few epochs that
+branches are compared by a small rate looks better than it is; what is annealed has time."""
+
 _CALMING = 0.3
 """By which the learning rate is multiplied when the trunk diverged."""
 
-_RETRIES = 2
-"""Of a phase in which the trunk diverged. The rate is then at a tenth; what diverges even so has
-another cause."""
+_RETRIES = 3
+"""Of a phase in which the trunk diverged. The rate is then at a thirtieth, or at a tenth if it had
+been raised; what diverges even so has another cause."""
 
 _LEAST_RESTARTS = 2
 """With room for fewer, the final phase is the better use of the budget."""
@@ -155,20 +159,41 @@ def n_divergences(lineage: Lineage, parent: Segment | None) -> int:
     return sum(s.is_diverged for s in alone)
 
 
-def calmed(
-    params: dict[str, Any], distributions: Mapping[str, BaseDistribution], n_divergences: int
-) -> dict[str, Any]:
-    """``params`` with the learning rate lowered once for each time that training diverged.
+def peak(plan: Plan, lineage: Lineage, role: Role, before: float = math.inf) -> float:
+    """The learning rate of a new training, in multiples of a constant one.
 
     Args:
-        params: What it diverged with at first.
-        distributions: Their distributions. The learning rate stays in its range.
-        n_divergences: How often it did.
+        plan: The run's plan. Nothing is raised that is not annealed.
+        lineage: The record. What has diverged is at the edge already.
+        role: The role of the training.
+        before: Only divergences before the trial of this number count.
+    """
+    constant = (s for s in lineage if s.role in ("trunk", "restart") and s.number < before)
+    if plan.anneal is None or any(s.is_diverged for s in constant):
+        return 1.0
+    return _PEAKS.get(role, 1.0)
+
+
+def calming(n_divergences: int) -> float:
+    """The learning rate after training diverged, in multiples of what it had at first."""
+    return _CALMING**n_divergences
+
+
+def scaled(
+    params: dict[str, Any], distributions: Mapping[str, BaseDistribution], factor: float
+) -> dict[str, Any]:
+    """``params`` with the learning rate multiplied, and rounded to four digits.
+
+    Args:
+        params: The hyperparameters.
+        distributions: Their distributions. The learning rate stays in its range; where that is
+            none of numbers, it stays as it is.
+        factor: By what.
     """
     distribution = distributions.get("lr")
-    if not n_divergences or not isinstance(distribution, FloatDistribution):
+    if factor == 1 or not isinstance(distribution, FloatDistribution):
         return params
-    return params | {"lr": fit(distribution, params["lr"] * _CALMING**n_divergences)}
+    return params | {"lr": fit(distribution, float(f"{params['lr'] * factor:.4g}"))}
 
 
 def _may_retry(attempts: dict[int, Segment]) -> bool:
@@ -180,7 +205,7 @@ def _may_retry(attempts: dict[int, Segment]) -> bool:
     last = attempts[max(attempts)]
     if last.state != TrialState.FAIL or not last.is_diverged or len(attempts) > _RETRIES:
         return False
-    return calmed(last.params, last.distributions, 1) != last.params
+    return scaled(last.params, last.distributions, calming(1)) != last.params
 
 
 def _final_again(stretch: Stretch, lineage: Lineage, finals: list[Segment]) -> Phase | None:

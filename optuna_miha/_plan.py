@@ -39,9 +39,10 @@ class Plan:
         final_share:
             Share of ``n_epochs`` kept for the final phase.
         anneal:
-            ``"cosine"``: the final phase continues the best trunk while its learning rate goes
-            to zero along a cosine. :obj:`None`: it continues the present trunk at a constant
-            learning rate.
+            ``"cosine"``: the final phase continues the best trunk. Over its first tenth the
+            learning rate rises to three times what it was, since what wins over a few epochs at
+            a constant rate has too small a one; then it goes to zero along half a cosine.
+            :obj:`None`: it continues the present trunk at a constant learning rate.
         ema_decay:
             Decay, per epoch, of the moving average of the weights by whose validation value
             branches are judged: ``average = decay * average + (1 - decay) * weights``. ``0``
@@ -65,9 +66,9 @@ class Plan:
         restarts:
             Whether, where the network overfits within a fraction of the budget, what is left
             goes to new trainings from the initial weights instead of the final phase: each
-            takes one and a half times the epochs that the best had behind it, its learning rate
-            falling to zero, with two changes of the best parameters so far. A trunk past its
-            best has nothing to hand on. Not without ``anneal``.
+            takes one and a half times the epochs that the best had behind it, with two changes
+            of the best parameters so far and twice their learning rate, which is annealed. A
+            trunk past its best has nothing to hand on. Not without ``anneal``.
 
     Raises:
         TypeError: If a value is of the wrong type.

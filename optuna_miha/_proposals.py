@@ -7,9 +7,10 @@ import optuna
 from optuna_miha._crossover import AverageWeights, Child, Crossover, cross_fittest
 from optuna_miha._lineage import Lineage
 from optuna_miha._mutation import Params, describe
-from optuna_miha._phases import Phase, calmed, n_divergences
+from optuna_miha._phases import Phase, calming, n_divergences, peak, scaled
 from optuna_miha._plan import Plan
 from optuna_miha._sampler import MihaSampler, Run
+from optuna_miha._segment import Role, Segment
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
@@ -53,9 +54,10 @@ class Proposals:
             return self._restarted(phase)
         params, distributions = self._run.initial_params, self._run.distributions
         if parent is not None:
-            params, distributions = parent.params, parent.distributions
+            params, distributions = self._paced(phase.role, parent), parent.distributions
         if phase.role in ("trunk", "final"):
-            calmer = calmed(params, distributions, n_divergences(self._lineage, parent))
+            calm = calming(n_divergences(self._lineage, parent))
+            calmer = scaled(params, distributions, calm)
             if calmer != params:
                 whence = "the start" if parent is None else f"the end of trial {parent.number}"
                 _logger.warning(
@@ -88,8 +90,15 @@ class Proposals:
         """The parameters of a new training: the best so far, and changes from the second on."""
         best, sampler = self._lineage.best(), self._study.sampler
         assert best is not None
+        params = self._paced(phase.role, best)
         if not any(s.role == "restart" for s in self._lineage):
-            return best.params
+            return params
         if isinstance(sampler, MihaSampler):
-            return sampler.propose_restart(self._run, phase.cycle, best.params, best.distributions)
+            return sampler.propose_restart(self._run, phase.cycle, params, best.distributions)
         return None
+
+    def _paced(self, role: Role, before: Segment) -> Params:
+        """The parameters of a segment, with the learning rate that suits another role."""
+        now = peak(self._plan, self._lineage, role)
+        then = peak(self._plan, self._lineage, before.role, before.number)
+        return scaled(before.params, before.distributions, now / then)

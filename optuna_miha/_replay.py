@@ -58,7 +58,7 @@ def replay(
     It costs the epochs of the schedule, not those of the run that found it. Every row continues
     from the weights, their average, the optimizer's state and the random state that the one
     before left, as the segments of a run do, and changes the hyperparameters. In a row with
-    ``anneal_to`` the learning rate falls along half a cosine to zero; it is trained to its end,
+    ``anneal_to`` the learning rate is annealed to zero at that epoch; it is trained to its end,
     also where the run's best weights came before, and the best of it are returned.
 
     With the run's seed, ``model_fn``, data and the same arguments here as there, the result is

@@ -21,8 +21,9 @@ class Schedule(Sequence[dict[str, Any]]):
     A sequence of rows, so that ``pandas.DataFrame(schedule)`` works; ``print(schedule)`` shows
     them as a table. Each row is a dictionary of ``from_epoch`` and ``to_epoch`` (the row holds
     after the first and up to the last), ``role``, and every hyperparameter. In a row that has
-    ``anneal_to``, the learning rate falls along half a cosine, from ``lr`` to zero at that epoch,
-    which in the last row lies behind ``to_epoch`` where the best weights came before the end.
+    ``anneal_to``, the learning rate is annealed until that epoch: over the first tenth it rises
+    from a third of ``lr`` to ``lr``, then it falls to zero along half a cosine. In the last row
+    that epoch lies behind ``to_epoch`` where the best weights came before the end.
 
     Args:
         rows: The rows, in the order of their epochs.
@@ -94,7 +95,7 @@ class Schedule(Sequence[dict[str, Any]]):
         falls = [row for row in self if ANNEAL_TO in row]
         if falls:
             spans = " and ".join(f"{row['from_epoch']}-{row[ANNEAL_TO]}" for row in falls)
-            table.append(f"lr falls to zero along half a cosine over epochs {spans}")
+            table.append(f"lr rises to its value, then falls to zero: over epochs {spans}")
         return "\n".join(table)
 
     def to_csv(self, path: str | PathLike[str]) -> None:

@@ -71,6 +71,9 @@ def test_the_mutated_learning_rate_is_the_one_in_force() -> None:
     plan = miha.Plan(90, startup=4, fixing_epochs=3, anneal=None, mutations=("lr",))
     result = run(new_study(), model_fn, plan=plan, trainer=watching)
     assert len({s.params["lr"] for s in result.segments}) > 3
+    final, trunk = result.segments[-1], {s.number: s for s in result.segments}
+    assert final.role == "final"
+    assert final.params == trunk[final.parent].params, "Nothing is raised that is not annealed."
     assert all(promised == actual for promised, actual in in_force)
 
 
@@ -88,9 +91,13 @@ def test_the_final_phase_anneals_the_learning_rate_to_almost_zero() -> None:
     result = run(new_study(), trainer=watching)
     final = next(s for s in result.segments if s.role == "final")
     annealed = rates[-final.trained :]
-    assert annealed[0] == final.params["lr"]
-    assert annealed == sorted(annealed, reverse=True)
-    assert annealed[-1] < 0.01 * annealed[0]
+    trunk = next(s for s in result.segments if s.number == final.parent)
+    peak = annealed.index(final.params["lr"])
+    assert annealed[0] == pytest.approx(trunk.params["lr"]), "It goes on as the trunk ended."
+    assert annealed[peak] == pytest.approx(3 * trunk.params["lr"])
+    assert annealed[:peak] == sorted(annealed[:peak])
+    assert annealed[peak:] == sorted(annealed[peak:], reverse=True)
+    assert annealed[-1] < 0.01 * annealed[peak]
 
 
 def test_a_branch_of_another_shape_is_refused_by_parameter_name_and_shapes() -> None:

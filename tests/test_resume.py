@@ -142,11 +142,12 @@ def test_a_restart_trains_the_best_parameters_from_the_initial_weights_and_annea
     whole = whole_guesser
     first, second, *_ = [s for s in whole.segments if s.role == "restart"]
     before = [s for s in whole.segments if s.role != "restart" and s.value is not None]
-    assert first.params == min(before, key=lambda s: s.value).params
+    best = min(before, key=lambda s: s.value).params
+    assert first.params == best | {"lr": pytest.approx(2 * best["lr"], rel=1e-3)}
     assert first.parent is None
-    assert first.mutation == "no change"
-    assert second.mutation != "no change"
-    assert first.scores[0] == before[0].scores[0], "the same start"
+    assert first.mutation == "lr 0.001 -> 0.002"
+    assert second.mutation != first.mutation
+    assert first.scores[0] == pytest.approx(before[0].scores[0], rel=0.01), "the same start"
     assert "new trainings from the initial weights" in whole.describe()
     assert whole.n_epochs_trained == 60
 
@@ -180,6 +181,12 @@ def test_a_larger_budget_goes_on_where_the_run_ended() -> None:
     later = second.segments[len(first.segments) :]
     assert later[0].role == "trunk"
     assert later[0].parent == first.trial.number
+    rates = {s.number: s.params["lr"] for s in second.segments}
+    [final] = [s for s in first.segments if s.role == "final"]
+    assert final.parent is not None
+    assert final == first.segments[-1]
+    assert rates[final.number] == pytest.approx(3 * rates[final.parent], rel=1e-3)
+    assert later[0].params["lr"] == pytest.approx(rates[final.parent], rel=1e-3)
     assert later[-1].role == "final"
     assert study.best_value <= first.value
 

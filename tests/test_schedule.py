@@ -99,7 +99,7 @@ def test_a_printed_schedule_is_a_table_of_what_changes() -> None:
         "   0-6  startup  0.001          ",
         "   6-9    final   0.03       0.9",
         "throughout: optimizer adam",
-        "lr falls to zero along half a cosine over epochs 6-12",
+        "lr rises to its value, then falls to zero: over epochs 6-12",
     ]
 
 

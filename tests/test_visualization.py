@@ -90,12 +90,13 @@ def test_schedule_is_that_of_the_result(run: tuple[optuna.Study, miha.Result]) -
         assert steps[-1] in (row["lr"], *(later["lr"] for later in before))
 
 
-def test_learning_rate_falls_along_a_cosine_to_zero() -> None:
+def test_learning_rate_rises_and_falls_along_a_cosine_to_zero() -> None:
     study = simulated(1, n_final=10)
     figure = plot_schedule(study)
     lr = next(t for t in figure.data if t.type == "scatter")
     base = study.trials[-1].params["lr"]
-    expected = [base * 0.5 * (1 + np.cos(np.pi * k / 10)) for k in range(10)]
+    falling = [0.5 * (1 + np.cos(np.pi * k / 9)) for k in range(9)]
+    expected = [base * part for part in (1 / 3, *falling)]
     assert list(lr.y[-20::2]) == pytest.approx(expected)
     assert lr.x[-1] == study.trials[-1].user_attrs[_keys.END]
 

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
+from optuna_miha._pace import pace
 from optuna_miha._space import kind_of
 from optuna_miha.visualization._phases import STRIP, add_phases
 from optuna_miha.visualization._record import Record, read_record
@@ -218,10 +219,9 @@ def _add_steps(figure: Any, row: _Row, key: str) -> dict[str, Any]:
             x += [start, end]
             y += [value, value]
             continue
-        for epoch in range(start, end):  # As `_job` sets it.
-            factor = 0.5 * (1 + math.cos(math.pi * (epoch - start) / (zero_at - start)))
+        for epoch in range(start, end):
             x += [epoch, epoch + 1]
-            y += [value * factor] * 2
+            y += [value * pace(epoch - start, zero_at - start)] * 2
     figure.add_scatter(
         x=x,
         y=y,
