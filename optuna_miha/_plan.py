@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, Literal
 
@@ -225,16 +225,7 @@ class Plan:
 
     def least_n_epochs(self) -> int:
         """The smallest ``n_epochs`` that has room for one cycle."""
-        low, high = 0, 1  # Too few, and enough.
-        while not self._has_room_for_a_cycle(high):
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._has_room_for_a_cycle(middle):
-                high = middle
-            else:
-                low = middle
-        return high
+        return bisect_left(range(_MOST), True, key=self._has_room_for_a_cycle)
 
     def _has_room_for_a_cycle(self, n_epochs: int) -> bool:
         runup = 1 if self.fixing_epochs or self.runup_epochs else 0
