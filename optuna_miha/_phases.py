@@ -30,7 +30,7 @@ _LEAST_RESTART = 8
 """Epochs. Shorter trainings cannot anneal."""
 
 _PEAKS: Mapping[Role, float] = {"restart": 2.0, "final": 3.0}
-"""Where annealing begins, in multiples of a constant learning rate. Over the few epochs that
+"""What annealing rises to, in multiples of a constant learning rate. Over the few epochs that
 branches are compared by a small rate looks better than it is; what is annealed has time."""
 
 _CALMING = 0.3
@@ -160,7 +160,7 @@ def n_divergences(lineage: Lineage, parent: Segment | None) -> int:
 
 
 def peak(plan: Plan, lineage: Lineage, role: Role, before: float = math.inf) -> float:
-    """The learning rate of a new training, in multiples of a constant one.
+    """The highest learning rate of a training, in multiples of a constant one.
 
     Args:
         plan: The run's plan. Nothing is raised that is not annealed.
@@ -168,8 +168,8 @@ def peak(plan: Plan, lineage: Lineage, role: Role, before: float = math.inf) -> 
         role: The role of the training.
         before: Only divergences before the trial of this number count.
     """
-    constant = (s for s in lineage if s.role in ("trunk", "restart") and s.number < before)
-    if plan.anneal is None or any(s.is_diverged for s in constant):
+    earlier = (s for s in lineage if s.role in ("trunk", "restart") and s.number < before)
+    if plan.anneal is None or any(s.is_diverged for s in earlier):
         return 1.0
     return _PEAKS.get(role, 1.0)
 
