@@ -24,8 +24,9 @@ from optuna_miha._checkpoint_store import CheckpointStore
 from optuna_miha._engine import intra_op_threads
 from optuna_miha._job import Context, on_device
 from optuna_miha._model_fn import build_recipe
+from optuna_miha._pace import half_cosine
 from optuna_miha._rng import preserved_rng, seed_all
-from optuna_miha._trainer import train
+from optuna_miha._trainer import rate_setter, train
 
 # Attributes of a trial.
 BEST = "compare:best"
@@ -235,17 +236,14 @@ class BaselineRun:
         context = self._context
         recipe = on_device(build_recipe(context.model_fn, trial, context.seed), context)
         assert recipe.optimizer is not None
-        groups = recipe.optimizer.param_groups
-        rates = [group["lr"] for group in groups]
+        set_rate = rate_setter(recipe.optimizer)
         best: dict[str, Any] | None = None
         with intra_op_threads(context.engine.n_threads), preserved_rng():
             seed_all(context.seed)
             epochs = train(recipe, step.n_epochs, engine=context.engine)
             for epoch in range(1, step.n_epochs + 1):
                 if step.anneal:
-                    factor = 0.5 * (1 + math.cos(math.pi * (epoch - 1) / step.n_epochs))
-                    for group, rate in zip(groups, rates, strict=True):
-                        group["lr"] = rate * factor
+                    set_rate(half_cosine(epoch - 1, step.n_epochs))
                 value = next(epochs).value
                 trial.report(value, step=epoch)
                 on_epoch()

@@ -20,7 +20,7 @@ from optuna_miha._model_fn import ModelFn, build_recipe
 from optuna_miha._pace import pace
 from optuna_miha._recipe import LossFn, Recipe
 from optuna_miha._rng import preserved_rng, seed_all
-from optuna_miha._trainer import Trainer, evaluate, is_failed, train
+from optuna_miha._trainer import Trainer, evaluate, is_failed, rate_setter, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,12 +159,14 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
         epoch, best = job.state["epoch"], job.state.get("best")
     if job.n_epochs == 0:
         return capture(recipe, ema, epoch) | {"best": _validated(context, recipe, ema, epoch)}
-    set_lr = _annealing(recipe, job)
+    assert recipe.optimizer is not None
+    set_rate = rate_setter(recipe.optimizer)
     trainer = context.trainer or partial(train, engine=context.engine)
     progress = iter(trainer(recipe, job.n_epochs))
     least, waited = job.birth_cost, 0
     while len(log.results) < job.n_epochs and waited != job.patience:
-        set_lr(len(log.results))
+        if job.anneal:
+            set_rate(pace(len(log.results), job.n_epochs))
         log.begun += 1
         result = next(progress, None)
         if result is None:
@@ -215,21 +217,6 @@ def on_device(recipe: Recipe, context: Context, place: int = 0) -> Recipe:
     recipe.train_data = tensors_to(recipe.train_data, device)
     recipe.valid_data = tensors_to(recipe.valid_data, device)
     return recipe
-
-
-def _annealing(recipe: Recipe, job: Job) -> Callable[[int], None]:
-    """A function that sets the learning rate of an epoch."""
-    assert recipe.optimizer is not None
-    groups = recipe.optimizer.param_groups
-    base = [group["lr"] for group in groups]
-
-    def set_lr(epoch: int) -> None:
-        if job.anneal:
-            factor = pace(epoch, job.n_epochs)
-            for group, lr in zip(groups, base, strict=True):
-                group["lr"] = lr * factor
-
-    return set_lr
 
 
 def _validated(

@@ -19,9 +19,8 @@ def pace(epoch: int, n_epochs: int) -> float:
     Over the first tenth it rises from a third to one, then falls to zero along half a cosine. A
     training of one epoch has the third alone.
 
-    References: I. Loshchilov and F. Hutter, *SGDR: Stochastic Gradient Descent with Warm
-    Restarts*, 2017, equation 5, without restarts; L. N. Smith, *A disciplined approach to neural
-    network hyper-parameters: Part 1*, 2018, section 4, for one rise before the fall.
+    Reference: L. N. Smith, *A disciplined approach to neural network hyper-parameters: Part 1*,
+    2018, section 4, for one rise before the fall.
 
     Args:
         epoch: The epoch, from 0 on.
@@ -30,4 +29,17 @@ def pace(epoch: int, n_epochs: int) -> float:
     n_rising = math.ceil(_WARMUP_SHARE * n_epochs)
     if epoch < n_rising:
         return _FIRST + (1 - _FIRST) * epoch / n_rising
-    return 0.5 * (1 + math.cos(math.pi * (epoch - n_rising) / (n_epochs - n_rising)))
+    return half_cosine(epoch - n_rising, n_epochs - n_rising)
+
+
+def half_cosine(epoch: int, n_epochs: int) -> float:
+    """The same without the rise: from one towards zero.
+
+    Reference: I. Loshchilov and F. Hutter, *SGDR: Stochastic Gradient Descent with Warm
+    Restarts*, 2017, equation 5, without restarts.
+
+    Args:
+        epoch: The epoch, from 0 on.
+        n_epochs: Epochs of the training.
+    """
+    return 0.5 * (1 + math.cos(math.pi * epoch / n_epochs))

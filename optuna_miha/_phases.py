@@ -152,11 +152,16 @@ def _last_winner(lineage: Lineage, first_cycle: int, cycle: int) -> Segment | No
     return None
 
 
-def n_divergences(lineage: Lineage, parent: Segment | None) -> int:
-    """How often the trunk diverged from one place: the end of ``parent``, or the start."""
+def calming(lineage: Lineage, parent: Segment | None) -> float:
+    """The learning rate after training diverged, in multiples of what it had at first.
+
+    Args:
+        lineage: The record.
+        parent: At whose end the training begins; :obj:`None`: at the start.
+    """
     number = None if parent is None else parent.number
     alone = (s for s in lineage if s.role in ("trunk", "final") and s.parent == number)
-    return sum(s.is_diverged for s in alone)
+    return float(_CALMING ** sum(s.is_diverged for s in alone))
 
 
 def peak(plan: Plan, lineage: Lineage, role: Role, before: float = math.inf) -> float:
@@ -168,15 +173,10 @@ def peak(plan: Plan, lineage: Lineage, role: Role, before: float = math.inf) -> 
         role: The role of the training.
         before: Only divergences before the trial of this number count.
     """
-    earlier = (s for s in lineage if s.role in ("trunk", "restart") and s.number < before)
-    if plan.anneal is None or any(s.is_diverged for s in earlier):
+    if plan.anneal is None or role not in _PEAKS:
         return 1.0
-    return _PEAKS.get(role, 1.0)
-
-
-def calming(n_divergences: int) -> float:
-    """The learning rate after training diverged, in multiples of what it had at first."""
-    return _CALMING**n_divergences
+    earlier = (s for s in lineage if s.role in ("trunk", "restart") and s.number < before)
+    return 1.0 if any(s.is_diverged for s in earlier) else _PEAKS[role]
 
 
 def scaled(
@@ -205,7 +205,7 @@ def _may_retry(attempts: dict[int, Segment]) -> bool:
     last = attempts[max(attempts)]
     if last.state != TrialState.FAIL or not last.is_diverged or len(attempts) > _RETRIES:
         return False
-    return scaled(last.params, last.distributions, calming(1)) != last.params
+    return scaled(last.params, last.distributions, _CALMING) != last.params
 
 
 def _final_again(stretch: Stretch, lineage: Lineage, finals: list[Segment]) -> Phase | None:

@@ -7,7 +7,7 @@ import optuna
 from optuna_miha._crossover import AverageWeights, Child, Crossover, cross_fittest
 from optuna_miha._lineage import Lineage
 from optuna_miha._mutation import Params, describe
-from optuna_miha._phases import Phase, calming, n_divergences, peak, scaled
+from optuna_miha._phases import Phase, calming, peak, scaled
 from optuna_miha._plan import Plan
 from optuna_miha._sampler import MihaSampler, Run
 from optuna_miha._segment import Role, Segment
@@ -56,8 +56,7 @@ class Proposals:
         if parent is not None:
             params, distributions = self._paced(phase.role, parent), parent.distributions
         if phase.role in ("trunk", "final"):
-            calm = calming(n_divergences(self._lineage, parent))
-            calmer = scaled(params, distributions, calm)
+            calmer = scaled(params, distributions, calming(self._lineage, parent))
             if calmer != params:
                 whence = "the start" if parent is None else f"the end of trial {parent.number}"
                 _logger.warning(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -164,6 +164,18 @@ def batch_loss(recipe: Recipe, model: nn.Module, batch: Any, loss_fn: LossFn) ->
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter lies."""
     return next(model.parameters()).device
+
+
+def rate_setter(optimizer: torch.optim.Optimizer) -> Callable[[float], None]:
+    """A function that sets the learning rates, in multiples of what they are now."""
+    groups = optimizer.param_groups
+    rates = [group["lr"] for group in groups]
+
+    def set_rate(factor: float) -> None:
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * factor
+
+    return set_rate
 
 
 def is_failed(result: EpochResult) -> bool:
