@@ -60,7 +60,7 @@ class Ratio:
     Args:
         log: Its logarithm: the mean over tasks of the mean over seeds that both have.
         se: Standard error of ``log`` over the draw of seeds, the tasks being what they are;
-            :obj:`None` where a task has but one seed.
+            :obj:`None` where there is but one seed.
         n_tasks: How many tasks.
     """
 
@@ -197,18 +197,28 @@ class Results:
 
 
 def _paired(tasks: Iterable[tuple[Mapping[int, float], Mapping[int, float]]]) -> Ratio | None:
-    """The ratio of two losses by seed, averaged over the tasks that have a common seed."""
-    means, variances = [], []
+    """The ratio of two losses by seed, averaged over the tasks that have a common seed.
+
+    The standard error is that of seeds drawn for all tasks at once, since what a seed does to one
+    task it may do to another: from a poor start a run may well end with the same network.
+    """
+    means: list[float] = []
+    deviations: dict[int, float] = {}
     for first, second in tasks:
-        logs = [
-            math.log(max(first[seed], _LEAST) / max(second[seed], _LEAST))
+        logs = {
+            seed: math.log(max(first[seed], _LEAST) / max(second[seed], _LEAST))
             for seed in sorted(first.keys() & second.keys())
-        ]
-        if logs:
-            means.append(statistics.fmean(logs))
-            variances.append(statistics.variance(logs) / len(logs) if len(logs) > 1 else math.nan)
+        }
+        if not logs:
+            continue
+        means.append(statistics.fmean(logs.values()))
+        for seed, log in logs.items():
+            deviations[seed] = deviations.get(seed, 0.0) + (log - means[-1]) / len(logs)
     if not means:
         return None
-    se = math.sqrt(sum(variances)) / len(means)
-    log = statistics.fmean(means)
-    return Ratio(log=log, se=None if math.isnan(se) else se, n_tasks=len(means))
+    n = len(deviations)
+    se = None
+    if n > 1:
+        squares = sum(deviation**2 for deviation in deviations.values())
+        se = math.sqrt(squares * n / (n - 1)) / len(means)
+    return Ratio(log=statistics.fmean(means), se=se, n_tasks=len(means))

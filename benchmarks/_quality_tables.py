@@ -20,7 +20,7 @@ def short_table(results: Results) -> list[str]:
     tasks = results.tasks(TASKS)
     methods = results.methods(COMPARED)
     groups = {"all": tasks, "without poor starts": _ordinary(tasks)}
-    heads = [f"miha / it, {name} ({len(members)})" for name, members in groups.items()]
+    heads = [f"miha / method, {name} ({len(members)})" for name, members in groups.items()]
     lines = _header(["method", "what it is", *heads, "lower on"])
     for method in methods:
         cells = [method, METHODS[method].description]
@@ -40,9 +40,9 @@ def summary_table(results: Results) -> list[str]:
     ranked, common = results.ranked(methods, tasks)
     ranks = results.mean_ranks(ranked, common)
     groups = _groups(tasks)
-    heads = [f"miha / it, {name} ({len(members)})" for name, members in groups.items()]
+    heads = [f"miha / method, {name} ({len(members)})" for name, members in groups.items()]
     ordinary = _ordinary(tasks)
-    headroom = f"best by test / it, without poor starts ({len(ordinary)})"
+    headroom = f"best by test / method, without poor starts ({len(ordinary)})"
     heads += ["lower on", "mean rank", "worst task, against the best", headroom]
     lines = _header(["method", *heads])
     for method in methods:
@@ -100,7 +100,7 @@ def ablation_table(budgets: Sequence[Results]) -> list[str]:
     if not variants:
         return []
     heads = [
-        f"miha / it at {results.n_epochs}{end}"
+        f"miha / variant at {results.n_epochs}{end}"
         for results in budgets
         for end in (", all", ", without poor starts")
     ]

@@ -20,16 +20,14 @@ _FIGURE = _ROOT / "docs" / "_static" / "benchmark.svg"
 _MAIN_BUDGET = 200
 
 _READING = (
-    "Ratios are of geometric means over tasks, paired over seeds: below 1, optuna_miha has the "
-    "lower test loss. The standard error is that over seeds; tasks count equally, and are what "
-    "they are."
+    "Each ratio is the test loss of `miha` divided by that of the method, paired over seeds, as a "
+    "geometric mean over tasks: below 1, `miha` is better. Tasks count equally and are taken as "
+    "given; the standard error is that over seeds."
 )
 
 _IMAGE = (
-    "```{image} _static/benchmark.svg",
-    ":alt: Test loss by task and method, as a ratio to that of the initial configuration alone.",
-    ":width: 100%",
-    "```",
+    "![Test loss by task and method, as a ratio to that of the initial configuration alone.]"
+    "(_static/benchmark.svg)",
 )
 
 
@@ -77,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def summary(results: Results, folder: Path) -> str:
     """The block of the README."""
     lines = [
-        f"Ratios of test losses after {results.n_epochs} epochs in all: below 1, `miha` wins. "
-        "Geometric means over tasks ± standard errors over seeds.",
+        f"Test loss of `miha` divided by that of the method, after {results.n_epochs} epochs in "
+        "all: below 1, `miha` is better. Geometric means over tasks ± standard errors over seeds.",
         "",
         *tables.short_table(results),
         "",
@@ -98,7 +96,7 @@ def page(rows: Sequence[Row], budgets: Sequence[Results], folder: Path) -> str:
         lines += [*tables.summary_table(results), ""]
         lines += ["Test loss, mean ± standard deviation over seeds, best mean bold:", ""]
         lines += [*tables.spread_table(results), ""]
-        lines += ["Task by task, miha / it, paired over seeds:", ""]
+        lines += ["Task by task, miha / method, paired over seeds:", ""]
         lines += [*tables.paired_table(results), ""]
         accuracies = tables.accuracy_table(results)
         if accuracies:

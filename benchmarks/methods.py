@@ -205,7 +205,9 @@ def _variant(
 
 _METHODS = [
     _of_compare("miha", "this package with its default plan", role="ours"),
-    _of_compare("miha-classic", "the published loop, validated without its errors"),
+    _of_compare(
+        "miha-classic", "the published loop, without its errors, selecting on validation data"
+    ),
     _of_compare("no-search", "the initial configuration alone"),
     _of_compare("no-search-cosine", "the same, its learning rate falling to zero"),
     _of_compare("tpe-median", "Optuna: TPE and the median pruner"),

@@ -162,16 +162,16 @@ def report(rows: list[Row]) -> list[str]:
             whole = ratios(one, more, lambda row: row["wall_s"])
             phases = ratios(one, more, lambda row: row["race_s"] + row["branches_s"])
             lines.append(
-                f"- `n_jobs={n_jobs}` against 1, {what}: the whole run, the start of the workers "
-                f"included, {whole.text(2)} times as fast; race and populations, from the first "
-                f"step of training on, {phases.text(2)} times."
+                f"- Speed-up of `n_jobs={n_jobs}` over `n_jobs=1`, {what}: {whole.text(2)} for "
+                f"the whole run, the start of the workers included; {phases.text(2)} for race "
+                "and populations alone."
             )
     first = [
         f"{figures(own, lambda row: row['first_step_s']).text(1)} s with `n_jobs={n_jobs}`"
         for n_jobs in numbers
         for own in [chosen(rows, n_jobs=n_jobs)]
     ]
-    lines.append(f"- From the call to the first training step: {', '.join(first)}.")
+    lines.append(f"- From calling `optimize` to the first training step: {', '.join(first)}.")
     models = {(row["plan"], row["model"]) for row in rows}
     equal = "are equal, bit for bit" if len(models) == len(PLANS) else "DIFFER"
     lines.append(f"- The models of the runs with `n_jobs` {_words(numbers)} {equal}.")

@@ -229,7 +229,7 @@ def summary(rows: list[Row]) -> list[str]:
         )
         parts.append(f"{ratios(full, empty, per_trial).text(2)} {title}")
     return [
-        f"- A trial in a study that holds {n_before:,} others, against one in an empty study: "
+        f"- Time per trial in a study that already has {n_before:,}, relative to an empty study: "
         f"{', '.join(parts)}."
     ]
 

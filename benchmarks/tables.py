@@ -35,7 +35,7 @@ def speed(results: Path) -> str:
         folder = newest(results, name)
         lines += report(read_rows(folder))
         sources.append(f"[{folder.name}]({_link(folder)})")
-    lines += ["", f"Medians of interleaved repeats, lowest..highest: {', '.join(sources)}."]
+    lines += ["", f"Medians of repeats (lowest..highest): {', '.join(sources)}."]
     return "\n".join(lines)
 
 

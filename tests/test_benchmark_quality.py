@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -248,6 +249,8 @@ def test_ratios_are_paired_over_seeds_and_tasks_count_equally(
     both = results.ratio("ours", "theirs", ["a", "b"])
     assert both.value == pytest.approx((0.5 * 4.0) ** 0.5)
     assert both.n_tasks == 2
+    # By seed, the mean logarithms over both tasks are log(2) and 0.
+    assert both.se == pytest.approx(math.log(2) / 2)
     assert results.mean_ranks(["ours", "theirs"], ["a", "b"]) == {"ours": 1.5, "theirs": 1.5}
     assert results.worst("ours", ["theirs"], ["a", "b"]) == (5.0, "b")
     # The third seed of `a` is left out: one of the two lacks it.
