@@ -54,6 +54,8 @@ def trainer(recipe, n_epochs):
 
 if __name__ == "__main__":
     n_epochs = int(sys.argv[-1]) if len(sys.argv) > 1 else 200
-    study = optuna.create_study(storage="sqlite:///own_loop_gan.db")
+    study = optuna.create_study(
+        storage="sqlite:///own_loop_gan.db", study_name="gan", load_if_exists=True
+    )
     result = miha.optimize(study, model_fn, n_epochs=n_epochs, trainer=trainer, device="cpu")
     print(f"validation distance: {result.value:.4f}")

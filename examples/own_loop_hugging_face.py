@@ -50,7 +50,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--n-epochs", type=int, default=200)
     storage, sampler = "sqlite:///own_loop_hugging_face.db", miha.MihaSampler(seed=0)
-    study = optuna.create_study(storage=storage, sampler=sampler)
+    study = optuna.create_study(
+        storage=storage, study_name="digits", load_if_exists=True, sampler=sampler
+    )
     result = miha.optimize(study, model_fn, n_epochs=parser.parse_args().n_epochs, device="cpu")
     predicted = result.model(x[test]).logits.argmax(dim=1)
     print(f"test accuracy: {(predicted == y[test]).double().mean():.4f}")

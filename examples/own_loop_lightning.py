@@ -51,7 +51,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--n-epochs", type=int, default=200)
     storage, sampler = "sqlite:///own_loop_lightning.db", miha.MihaSampler(seed=0)
-    study = optuna.create_study(storage=storage, sampler=sampler)
+    study = optuna.create_study(
+        storage=storage, study_name="digits", load_if_exists=True, sampler=sampler
+    )
     n_epochs = parser.parse_args().n_epochs
     result = miha.optimize(study, model_fn, n_epochs=n_epochs, trainer=trainer, device="cpu")
     predicted = result.model.net(test.tensors[0]).argmax(dim=1)

@@ -49,7 +49,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--n-epochs", type=int, default=200)
     storage, sampler = "sqlite:///own_loop_skorch.db", miha.MihaSampler(seed=0)
-    study = optuna.create_study(storage=storage, sampler=sampler)
+    study = optuna.create_study(
+        storage=storage, study_name="digits", load_if_exists=True, sampler=sampler
+    )
     n_epochs = parser.parse_args().n_epochs
     result = miha.optimize(study, model_fn, n_epochs=n_epochs, trainer=trainer, device="cpu")
     estimator = as_net(result.model, classes=range(10))
