@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna_miha._checkpoint import copy_tensors
 from optuna_miha._checkpoint_store import CheckpointStore
 from optuna_miha._engine import intra_op_threads
-from optuna_miha._job import Context, on_device
+from optuna_miha._job import Context
 from optuna_miha._model_fn import build_recipe
 from optuna_miha._pace import half_cosine
 from optuna_miha._rng import preserved_rng, seed_all
@@ -234,7 +234,7 @@ class BaselineRun:
     ) -> tuple[Any, bool]:
         """Train one trial; returns its best epoch, if one was finite, and whether it was cut."""
         context = self._context
-        recipe = on_device(build_recipe(context.model_fn, trial, context.seed), context)
+        recipe = context.on_device(build_recipe(context.model_fn, trial, context.seed))
         assert recipe.optimizer is not None
         set_rate = rate_setter(recipe.optimizer)
         best: dict[str, Any] | None = None

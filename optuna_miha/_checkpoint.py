@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from optuna_miha._optimizers import capture_optimizer, inherit_optimizer
-from optuna_miha._recipe import Recipe
+from optuna_miha._recipe import Recipe, device_of
 from optuna_miha._rng import capture_rng, restore_rng
 from optuna_miha.exceptions import InheritanceError
 
@@ -53,7 +53,7 @@ def capture(recipe: Recipe, ema: AveragedModel | None, epoch: int) -> State:
         "model": copy_tensors(recipe.model.state_dict()),
         "ema": None if ema is None else copy_tensors(ema.state_dict()),
         "optimizer": copy_tensors(capture_optimizer(recipe.optimizer)),
-        "rng": capture_rng(),
+        "rng": capture_rng(device_of(recipe.model)),
         "epoch": epoch,
     }
 
@@ -73,7 +73,7 @@ def inherit(recipe: Recipe, ema: AveragedModel | None, state: State) -> None:
         ema.load_state_dict(_own(state["ema"]), strict=True)
     assert recipe.optimizer is not None
     inherit_optimizer(recipe.optimizer, state["optimizer"])
-    restore_rng(state["rng"])
+    restore_rng(state["rng"], device_of(recipe.model))
 
 
 def _own(weights: Mapping[str, Any]) -> dict[str, Any]:

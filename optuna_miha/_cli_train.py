@@ -18,6 +18,7 @@ from optuna_miha._demo import demo
 from optuna_miha._optimize import optimize
 from optuna_miha._record import check_run
 from optuna_miha._server import find_storage, load_study
+from optuna_miha._study import settings_of
 from optuna_miha.visualization import plot_comparison
 from optuna_miha.visualization._style import import_plotly
 
@@ -67,13 +68,18 @@ def _compare(args: argparse.Namespace) -> int:
 def _resume(args: argparse.Namespace) -> int:
     study = load_study(args.study, find_storage(args.storage))
     check_run(study)
+    keep, engine = settings_of(study)
     result = optimize(
         study,
         load_function(args.model_fn),
         n_epochs=args.n_epochs,
         n_jobs=args.n_jobs,
         checkpoint_dir=args.checkpoint_dir,
+        keep=keep,
         device=args.device,
+        precision=engine.precision,
+        channels_last=engine.channels_last,
+        n_threads=engine.n_threads,
         show_progress_bar=not args.quiet,
     )
     print(result.describe())
@@ -168,8 +174,8 @@ def _add_resume(commands: Any) -> None:
         help="take up a run that was interrupted, or go on with a larger budget",
         description=(
             "Trains what is missing of a run: what FUNCTION(trial) of MODULE returns must be "
-            "what it was. Sampler and pruner are those of this package; a run with others is "
-            "resumed from Python."
+            "what it was. What to keep and how to compute are as before. Sampler and pruner are "
+            "those of this package; a run with others is resumed from Python."
         ),
         epilog=(
             "example: optuna-miha resume digits my_net:model_fn --storage sqlite:///digits.db "

@@ -17,7 +17,7 @@ _REDUCTIONS = ("size_average", "reduce")
 """Arguments that torch's losses keep for code of ten years ago."""
 
 
-def code_of(recipe: Recipe, params: Mapping[str, Any]) -> str:
+def code_of(recipe: Recipe, params: Mapping[str, Any], *, n_annealed: int | None = None) -> str:
     """Python code that puts a configuration into a network named ``model``.
 
     It sets the activations and dropout rates that were suggested, and defines ``optimizer``,
@@ -27,6 +27,7 @@ def code_of(recipe: Recipe, params: Mapping[str, Any]) -> str:
     Args:
         recipe: What ``model_fn`` returns for the configuration.
         params: The configuration.
+        n_annealed: Over how many epochs its learning rate was annealed; :obj:`None`: it was not.
     """
     model, loss_fn = recipe.model, recipe.loss_fn
     used = {"batch_size", "optimizer", "lr", "weight_decay", "momentum", "loss"}
@@ -44,6 +45,11 @@ def code_of(recipe: Recipe, params: Mapping[str, Any]) -> str:
     parts.append("# `model` is the network as you wrote it.")
     parts += changes
     assert recipe.optimizer is not None
+    if n_annealed is not None:
+        parts.append(
+            f"# The learning rate is the highest of {n_annealed} epochs: it rose to it from a "
+            "third over the first\n# tenth of them, then fell to zero along half a cosine."
+        )
     parts.append(_optimizer(recipe.optimizer, model))
     parts.append(f"batch_size = {recipe.batch_size}")
     if isinstance(loss_fn, nn.Module) and type(loss_fn).__module__ == nn.modules.loss.__name__:

@@ -20,14 +20,13 @@ from optuna_miha import _keys
 from optuna_miha._baselines import BASELINES, BEST, BaselineRun, trial_epochs_of, trials_of
 from optuna_miha._comparison import Comparison, Run
 from optuna_miha._engine import intra_op_threads
-from optuna_miha._job import Context, on_device
+from optuna_miha._job import Context
 from optuna_miha._lineage import Lineage
 from optuna_miha._model_fn import Initial, ModelFn, build_initial, build_recipe
 from optuna_miha._optimize import optimize
 from optuna_miha._plan import Plan
 from optuna_miha._pruner import SlopePruner
 from optuna_miha._sampler import MihaSampler
-from optuna_miha._segment import Role, Segment
 from optuna_miha._study import open_store, settle_initial
 from optuna_miha._trainer import evaluate
 
@@ -35,9 +34,6 @@ from optuna_miha._trainer import evaluate
 SETTINGS = "compare:settings"
 RUN = "compare:run"
 SECONDS = "compare:seconds"  # Of all attempts so far.
-
-_ROLES: tuple[Role, ...] = ("startup", "branch", "trunk", "restart", "final")
-"""In the order of a cycle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +193,7 @@ class Contest:
         )
         curve, spent = [], 0
         # Not in the order of trials, which another attempt may have begun.
-        for segment in sorted(result.segments, key=_place):
+        for segment in sorted(result.segments, key=lambda s: s.place):
             if segment.value is not None:
                 scores = [*enumerate(segment.scores, start=1), (segment.trained, segment.value)]
                 curve += [(spent + epoch, score) for epoch, score in scores]
@@ -266,11 +262,6 @@ def find_comparison(study: optuna.Study, storage: BaseStorage) -> Comparison | N
     )
 
 
-def _place(segment: Segment) -> tuple[int, int, int]:
-    """The segment's place in the course of a run."""
-    return segment.cycle, _ROLES.index(segment.role), segment.branch
-
-
 def _searches(method: str) -> bool:
     """Whether a method trains trials from scratch to compare them."""
     return method in BASELINES and BASELINES[method].searched > 0
@@ -281,7 +272,7 @@ def _tested(context: Context, selected: _Selected) -> dict[str, float] | None:
     if selected.weights is None:
         return None
     trial = FixedTrial(selected.params)
-    recipe = on_device(build_recipe(context.model_fn, trial, context.seed), context)
+    recipe = context.on_device(build_recipe(context.model_fn, trial, context.seed))
     if recipe.test_data is None:
         return None
     recipe.model.load_state_dict(selected.weights)

@@ -84,12 +84,17 @@ def _leaves(batch: Any) -> Iterator[Any]:
 def _tensors(data: Data) -> tuple[Tensor, ...] | None:
     if isinstance(data, tuple):
         return data
-    return data.tensors if isinstance(data, TensorDataset) else None
+    # A class derived from it may do something else with its tensors.
+    return data.tensors if type(data) is TensorDataset else None
 
 
 def tensors_to(data: Data, device: torch.device) -> Data:
-    """Tensors moved to ``device``; a dataset or a loader as it is."""
-    return tuple(tensor.to(device) for tensor in data) if isinstance(data, tuple) else data
+    """Tensors moved to ``device``; another dataset or a loader as it is."""
+    tensors = _tensors(data)
+    if tensors is None:
+        return data
+    moved = tuple(tensor.to(device) for tensor in tensors)
+    return moved if isinstance(data, tuple) else TensorDataset(*moved)
 
 
 class _ShuffledTensors:

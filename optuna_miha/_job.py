@@ -13,14 +13,13 @@ from optuna.trial import FixedTrial
 
 from optuna_miha._checkpoint import State, averaged, capture, copy_tensors, inherit
 from optuna_miha._curve import EpochResult
-from optuna_miha._data import tensors_to
 from optuna_miha._engine import Engine, intra_op_threads
 from optuna_miha._memory import give_back, is_out_of_memory
 from optuna_miha._model_fn import ModelFn, build_recipe
 from optuna_miha._pace import pace
 from optuna_miha._recipe import LossFn, Recipe
 from optuna_miha._rng import preserved_rng, seed_all
-from optuna_miha._trainer import Trainer, evaluate, is_failed, rate_setter, train
+from optuna_miha._trainer import Trainer, evaluate, is_failed, move, rate_setter, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +46,16 @@ class Context:
     devices: tuple[torch.device, ...]
     ema_decay: float
     engine: Engine = field(default_factory=Engine)
+
+    def on_device(self, recipe: Recipe, place: int = 0) -> Recipe:
+        """Move a recipe to where it is trained, and fix the scale of validation.
+
+        Args:
+            recipe: The recipe; changed in place and returned.
+            place: Which of the devices, counted round.
+        """
+        recipe.valid_loss_fn = recipe.valid_loss_fn or self.valid_loss_fn
+        return move(recipe, self.devices[place % len(self.devices)], self.engine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +155,8 @@ class _Log:
 
 
 def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None, State]:
-    recipe = on_device(
-        build_recipe(context.model_fn, FixedTrial(job.params), context.seed), context, job.place
-    )
+    recipe = build_recipe(context.model_fn, FixedTrial(job.params), context.seed)
+    context.on_device(recipe, job.place)
     # How to evaluate a network is known to the trainer alone, so that no average is kept then.
     ema = averaged(recipe.model, 0.0 if context.trainer is not None else context.ema_decay)
     epoch, best = 0, None
@@ -194,29 +202,6 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
             f"The trainer must yield a result after each of {job.n_epochs} epochs, got none."
         )
     return capture(recipe, ema, epoch) | {"best": best}
-
-
-def on_device(recipe: Recipe, context: Context, place: int = 0) -> Recipe:
-    """Move the network, the losses and tensors of data, and fix the scale of validation.
-
-    Args:
-        recipe: The recipe; changed in place and returned.
-        context: Names the devices and the validation loss.
-        place: Which of the devices, counted round.
-    """
-    device = context.devices[place % len(context.devices)]
-    recipe.model.to(device)
-    if context.engine.channels_last:
-        recipe.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    losses = [recipe.loss_fn, recipe.valid_loss_fn or context.valid_loss_fn]
-    for loss in losses:
-        if isinstance(loss, torch.nn.Module):
-            loss.to(device)
-    recipe.valid_loss_fn = losses[1]
-    # Once for the whole job, instead of once in every epoch.
-    recipe.train_data = tensors_to(recipe.train_data, device)
-    recipe.valid_data = tensors_to(recipe.valid_data, device)
-    return recipe
 
 
 def _validated(

@@ -2,8 +2,8 @@
 
 PREFIX = "miha:"
 
-# Attributes of a trial. Those of its birth are set when it is enqueued, the others before it
-# ends, because a finished trial accepts none.
+# Attributes of a trial. Those of its birth are there when it starts, the others before it ends,
+# because a finished trial accepts none.
 ROLE = "miha:role"
 CYCLE = "miha:cycle"
 BRANCH = "miha:branch"

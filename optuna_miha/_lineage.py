@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_miha import _keys
 from optuna_miha._attributes import Attributes
-from optuna_miha._segment import ROLES, Role, Segment, segment_of
+from optuna_miha._segment import Role, Segment, place_of, segment_of
 
 LIBRARY_SIZE = 60
 """Segments whose best weights are kept for an ensemble."""
@@ -119,7 +119,7 @@ class Lineage:
 
     def would_lead(self, cost: float, role: Role, cycle: int, branch: int) -> bool:
         """Whether a segment of this cost and place would be the best."""
-        rank = cost, *_place(role, cycle, branch)
+        rank = cost, *place_of(role, cycle, branch)
         return self._best is None or rank < self._rank(self._best)
 
     def _rank(self, segment: Segment) -> tuple[float, int, int, int]:
@@ -127,12 +127,11 @@ class Lineage:
 
         Not by trial numbers: the order in which siblings are written may depend on the clock.
         """
-        return self.cost(segment), *_place(segment.role, segment.cycle, segment.branch)
+        return self.cost(segment), *segment.place
 
     def _member_rank(self, segment: Segment) -> tuple[float, int, int, int]:
         assert segment.member is not None
-        cost = self.sign * segment.member["value"]
-        return cost, *_place(segment.role, segment.cycle, segment.branch)
+        return self.sign * segment.member["value"], *segment.place
 
     def library(self) -> list[Segment]:
         """The segments with the best weights that were kept, pruned ones included, best first."""
@@ -171,11 +170,6 @@ def _check_parent(lineage: Lineage, segment: Segment) -> None:
         )
 
 
-def _place(role: Role, cycle: int, branch: int) -> tuple[int, int, int]:
-    """Orders segments by their place in the run."""
-    return cycle, ROLES.index(role), branch
-
-
 def ranking(fitness: Mapping[int, float]) -> list[int]:
     """Branches by their fitness, the largest first, and the lowest index where they tie.
 
@@ -183,8 +177,3 @@ def ranking(fitness: Mapping[int, float]) -> list[int]:
     """
     able = [branch for branch, value in fitness.items() if not math.isnan(value)]
     return sorted(able, key=lambda branch: (-fitness[branch], branch))
-
-
-def fittest(fitness: Mapping[int, float]) -> int | None:
-    """The first of the :func:`ranking`; :obj:`None` if that is empty."""
-    return next(iter(ranking(fitness)), None)

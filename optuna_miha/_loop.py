@@ -18,6 +18,7 @@ from optuna_miha._curve import EpochResult
 from optuna_miha._entry import Entry
 from optuna_miha._job import Context, Job, Outcome
 from optuna_miha._keeper import Keeper
+from optuna_miha._lease import Lease
 from optuna_miha._ledger import Ledger, Sibling
 from optuna_miha._lineage import ranking
 from optuna_miha._memory import is_out_of_memory
@@ -58,7 +59,7 @@ class Coordinator:
         crossover: What becomes of the two fittest branches together.
         catch: Exceptions of the user's code that fail one trial instead of the run.
         deadline: When to stop, on the clock of :func:`time.monotonic`.
-        before_phase: Called before every phase; what it raises ends the run.
+        lease: The right to run the study; without it the run ends before its next phase.
         after_cycle: Called when the branches of a cycle are over.
     """
 
@@ -77,7 +78,7 @@ class Coordinator:
         crossover: Crossover | AverageWeights | None,
         catch: tuple[type[Exception], ...],
         deadline: float,
-        before_phase: Callable[[], None],
+        lease: Lease,
         after_cycle: Callable[[], None],
     ) -> None:
         self._study = study
@@ -95,7 +96,7 @@ class Coordinator:
         self._crossover = crossover
         self._catch = catch
         self._deadline = deadline
-        self._before_phase = before_phase
+        self._lease = lease
         self._after_cycle = after_cycle
         self._epoch_seconds: float | None = None
 
@@ -105,7 +106,7 @@ class Coordinator:
             while (phase := next_phase(self._plan, stretch, self._lineage)) is not None:
                 if is_stopped(self._study) or time.monotonic() >= self._deadline:
                     break
-                self._before_phase()
+                self._lease.check()
                 self._progress.phase(f"cycle {phase.cycle} {phase.role}")
                 self._see_through(phase, stretch)
                 self._study.set_user_attr(_keys.SPENT, self._lineage.spent)
@@ -115,7 +116,8 @@ class Coordinator:
                 self._keeper.clean(self._lineage.best())
         finally:
             with suppress(Exception):  # It is tried again when the study is resumed.
-                self._ledger.fail_interrupted()
+                if self._lease.is_mine():  # Who took over trains by now.
+                    self._ledger.fail_interrupted()
 
     def _see_through(self, phase: Phase, stretch: Stretch) -> None:
         """One phase: the siblings train rung by rung, and between rungs some are cut."""

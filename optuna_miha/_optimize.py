@@ -127,8 +127,9 @@ def optimize(
         trainer:
             A training loop of the user's own; the weights are then not averaged.
         initial_params:
-            Initial values by name of the parameter, for those that are suggested without one;
-            these start in the middle of their range otherwise.
+            Initial values by name of the parameter. They override those that the ``suggest_*``
+            functions declare; what has neither starts in the middle of its range, or at its
+            first choice.
         artifact_store:
             Where checkpoints are kept, for instance an
             :class:`optuna.artifacts.Boto3ArtifactStore`.
@@ -149,8 +150,8 @@ def optimize(
             Whether convolution weights are laid out with the channels last, which is faster on
             many devices.
         n_threads:
-            Intra-op threads of torch while a segment trains. The default 1 gives the same
-            result on any machine, and leaves the other cores to the other ``n_jobs``.
+            Intra-op threads of torch while a segment trains. The default 1 makes the result
+            independent of the number of cores, and leaves the others to the other ``n_jobs``.
         callbacks:
             Called with the study and the trial after every trial. They may call
             ``study.stop()``.
@@ -242,6 +243,7 @@ def optimize(
         check_direction(study, recipe)
         check_fresh(initial.recipe, recipe)
         check_training(recipe, context)
+        del recipe  # It would lie on the device as long as the run lasts.
         if stretches is not None:
             workers.check()
 
@@ -294,7 +296,7 @@ def optimize(
                         crossover=crossover,
                         catch=tuple(catch) if isinstance(catch, Iterable) else (catch,),
                         deadline=deadline,
-                        before_phase=lease.check,
+                        lease=lease,
                         after_cycle=dashboard.refresh,
                     ).run(stretch)
 

@@ -90,6 +90,24 @@ def _parameters(groups: Iterable[Any]) -> Iterator[Tensor]:
             yield group[1] if isinstance(group, tuple) else group
 
 
+def follow(optimizer: optim.Optimizer, device: torch.device) -> None:
+    """Bring what an optimizer set up when it was built to where its parameters were moved.
+
+    Adagrad alone does so. Its fused implementation is for the CPU: torch 2.7 has none for others.
+
+    Args:
+        optimizer: The optimizer; changed in place.
+        device: Where its parameters are.
+    """
+    if not optimizer.state:
+        return
+    state = optimizer.state_dict()
+    if device.type != "cpu" and isinstance(optimizer, optim.Adagrad):
+        for group in state["param_groups"]:
+            group["fused"] = None
+    optimizer.load_state_dict(state)
+
+
 def capture_optimizer(optimizer: optim.Optimizer) -> dict[str, Any]:
     """Class name and state; hyperparameters are left out, since the heir has its own."""
     return {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import optuna
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
 from optuna_miha._lease import Lease
 from optuna_miha._optuna import reason_of, reconnect
@@ -57,6 +57,10 @@ class Mender:
             except (StorageInternalError, CheckpointLostError) as error:
                 if not self._mends(error, spent()):
                     raise
+            except UpdateFinishedTrialError:
+                if not self._lease.is_mine():  # Who took over has failed our trials.
+                    self._lease.check()
+                raise
 
     def _mends(self, error: StorageInternalError | CheckpointLostError, spent: int) -> bool:
         """Whether the run can go on; returns when it can."""

@@ -12,12 +12,15 @@ _FIRST = 1 / 3
 """With which part of its rate a training begins. A final phase has three times the rate of what
 it continues, and goes on as that ended."""
 
+_LEAST_RAISED = 5
+"""Epochs. A shorter training would end at a rate that is still high."""
+
 
 def pace(epoch: int, n_epochs: int) -> float:
     """The learning rate of an epoch, in multiples of the training's own.
 
     Over the first tenth it rises from a third to one, then falls to zero along half a cosine. A
-    training of one epoch has the third alone.
+    training of less than five epochs is too short for a rise, and falls from the third.
 
     Reference: L. N. Smith, *A disciplined approach to neural network hyper-parameters: Part 1*,
     2018, section 4, for one rise before the fall.
@@ -26,6 +29,8 @@ def pace(epoch: int, n_epochs: int) -> float:
         epoch: The epoch, from 0 on.
         n_epochs: Epochs of the training.
     """
+    if n_epochs < _LEAST_RAISED:
+        return _FIRST * half_cosine(epoch, n_epochs)
     n_rising = math.ceil(_WARMUP_SHARE * n_epochs)
     if epoch < n_rising:
         return _FIRST + (1 - _FIRST) * epoch / n_rising

@@ -13,7 +13,7 @@ from optuna_miha._engine import intra_op_threads
 from optuna_miha._model_fn import ModelFn, build_recipe
 from optuna_miha._preflight import check_direction
 from optuna_miha._rng import preserved_rng, seed_all
-from optuna_miha._trainer import train
+from optuna_miha._trainer import move, train
 
 
 def plain_objective(
@@ -42,9 +42,7 @@ def plain_objective(
     def objective(trial: optuna.Trial) -> float:
         recipe = build_recipe(model_fn, trial, seed)
         check_direction(trial.study, recipe)
-        recipe.model.to(device)
-        if isinstance(recipe.loss_fn, torch.nn.Module):
-            recipe.loss_fn.to(device)
+        move(recipe, torch.device(device))
         sign = -1 if trial.study.direction == StudyDirection.MAXIMIZE else 1
         best = math.inf
         with intra_op_threads(1), preserved_rng():

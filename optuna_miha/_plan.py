@@ -66,9 +66,10 @@ class Plan:
         restarts:
             Whether, where the network overfits within a fraction of the budget, what is left
             goes to new trainings from the initial weights instead of the final phase: each
-            takes one and a half times the epochs that the best had behind it, with two changes
-            of the best parameters so far and twice their learning rate, which is annealed. A
-            trunk past its best has nothing to hand on. Not without ``anneal``.
+            takes one and a half times the epochs that the best had behind it, with the best
+            parameters so far, from the second one on with two changes of them, and twice their
+            learning rate, which is annealed. A trunk past its best has nothing to hand on. Not
+            without ``anneal``.
 
     Raises:
         TypeError: If a value is of the wrong type.

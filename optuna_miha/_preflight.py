@@ -9,10 +9,10 @@ from optuna.study import StudyDirection
 from torch import Tensor, nn
 
 from optuna_miha._checkpoint import averaged
-from optuna_miha._job import Context, on_device
-from optuna_miha._recipe import Recipe
+from optuna_miha._job import Context
+from optuna_miha._recipe import Recipe, device_of
 from optuna_miha._rng import preserved_rng, seed_all
-from optuna_miha._trainer import batch_loss, batches_of, check_loss, device_of, evaluate
+from optuna_miha._trainer import batch_loss, batches_of, check_loss, evaluate
 
 _ELEMENTWISE = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
 _SENSES = {"loss": StudyDirection.MINIMIZE, "accuracy": StudyDirection.MAXIMIZE}
@@ -93,7 +93,7 @@ def check_training(recipe: Recipe, context: Context) -> None:
         return
     with preserved_rng():
         seed_all(context.seed)
-        recipe = on_device(recipe, context)
+        context.on_device(recipe)
         averaged(recipe.model, context.ema_decay)
         recipe.model.train()
         for batch in batches_of(recipe):

@@ -29,6 +29,11 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(dim=1) == targets).double().mean()
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter lies."""
+    return next(model.parameters()).device
+
+
 @dataclass(kw_only=True)
 class Recipe:
     """A network and everything that its training needs.
@@ -110,11 +115,8 @@ class Recipe:
             raise TypeError(
                 f"`optimizer` must be a torch.optim.Optimizer, got {_kind(self.optimizer)}."
             )
-        if self.optimizer is not None and not _optimizes(self.optimizer, self.model):
-            raise ValueError(
-                "`optimizer` holds none of the model's parameters: build it from "
-                "`model.parameters()` of the same model that the recipe gets."
-            )
+        if self.optimizer is not None:
+            _check_holds(self.optimizer, self.model)
         if self.batch_size is None:
             self.batch_size = getattr(self.train_data, "batch_size", None) or DEFAULT_BATCH_SIZE
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
@@ -173,9 +175,22 @@ def _checked(data: Any, name: str) -> Data:
     return data
 
 
-def _optimizes(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return any(id(p) in held for p in model.parameters())
+def _check_holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Refuse an optimizer of anything but the model's parameters, which alone are inherited."""
+    own = {id(p) for p in model.parameters()}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    foreign = [tuple(p.shape) for p in held if id(p) not in own]
+    if len(foreign) == len(held):
+        raise ValueError(
+            "`optimizer` holds none of the model's parameters: build it from "
+            "`model.parameters()` of the same model that the recipe gets."
+        )
+    if foreign:
+        raise ValueError(
+            f"`optimizer` must hold parameters of `model` alone, got others of shapes {foreign}: "
+            "no branch would inherit their values. Make them a part of the model, a loss with "
+            "parameters for instance by `model.loss = loss_fn`."
+        )
 
 
 def _kind(value: Any) -> str:

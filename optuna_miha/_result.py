@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import torch
+from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial
 
 from optuna_miha import _keys
@@ -17,11 +18,11 @@ from optuna_miha._combination import Combine
 from optuna_miha._ensemble import Ensemble, Library
 from optuna_miha._lineage import Lineage
 from optuna_miha._model_fn import ModelFn, build_recipe
+from optuna_miha._recipe import device_of
 from optuna_miha._schedule import ANNEAL_TO, Schedule
 from optuna_miha._segment import Segment
 from optuna_miha._summary import describe_run
 from optuna_miha._trained import Trained
-from optuna_miha._trainer import device_of
 from optuna_miha.exceptions import MihaError
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ class Result(Trained):
 
     Args:
         model: The network with the weights that validated best, in evaluation mode.
-        params: Its hyperparameters at that epoch.
+        params:
+            The hyperparameters at that epoch; where the learning rate was annealed, ``lr`` is the
+            highest that it had meanwhile.
         value: Its validation value.
         trial: The trial that it comes from; ``study.best_trial`` of an undisturbed study.
         schedule: The hyperparameters over the epochs of its lineage.
@@ -75,10 +78,11 @@ class Result(Trained):
         two to five networks, each of which has to be computed.
 
         What is averaged depends on the loss. For :class:`torch.nn.CrossEntropyLoss`,
-        :class:`torch.nn.NLLLoss` and :class:`torch.nn.BCEWithLogitsLoss` it is the
-        probabilities; the output is the logarithm of their mean, or for the last one its logit,
-        so that the loss, ``argmax`` and ``softmax`` can be applied to it as to the output of one
-        network. For any other loss it is the outputs.
+        :class:`torch.nn.NLLLoss`, :class:`torch.nn.KLDivLoss`,
+        :class:`torch.nn.BCEWithLogitsLoss` and :class:`torch.nn.MultiLabelSoftMarginLoss` it is
+        the probabilities; the output is the logarithm of their mean, or for the last two its
+        logit, so that the loss, ``argmax`` and ``softmax`` can be applied to it as to the output
+        of one network. For any other loss it is the outputs.
 
         Weights that are missing or damaged are left out with a warning. The outputs of all 60
         networks on the validation data are held in main memory meanwhile.
@@ -108,10 +112,9 @@ class Result(Trained):
 
     def describe(self) -> str:
         """The run in words: the race, the best change of every cycle, the final phase."""
-        # What is told here depends on fitness alone, which is larger for the better whichever
-        # way the study goes.
-        lineage = Lineage(optuna.study.StudyDirection.MINIMIZE, self.segments)
-        return describe_run(lineage, self.lineage[-1])
+        is_maximized = self.library.sign < 0
+        direction = StudyDirection.MAXIMIZE if is_maximized else StudyDirection.MINIMIZE
+        return describe_run(Lineage(direction, self.segments), self.lineage[-1])
 
     def code(self) -> str:
         """The configuration of the returned model as PyTorch code, ready to paste.
@@ -123,8 +126,10 @@ class Result(Trained):
         This is where training ended, not how it got there: hyperparameters changed on the way,
         and :func:`optuna_miha.replay` follows them.
         """
-        trial = FixedTrial(self.params)
-        return code_of(build_recipe(self.library.model_fn, trial, self.library.seed), self.params)
+        recipe = build_recipe(self.library.model_fn, FixedTrial(self.params), self.library.seed)
+        last = self.lineage[-1]
+        is_annealed = ANNEAL_TO in self.schedule[-1]
+        return code_of(recipe, self.params, n_annealed=last.trained if is_annealed else None)
 
     def to_dataframe(self) -> pandas.DataFrame:
         """All segments of the run as a table, one row for each, in the order of their trials.

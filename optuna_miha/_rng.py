@@ -18,8 +18,14 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def capture_rng() -> dict[str, Any]:
-    """Their states, as tensors, numbers and strings."""
+def capture_rng(device: torch.device) -> dict[str, Any]:
+    """Their states, as tensors, numbers and strings.
+
+    Args:
+        device:
+            Its generator is among them. Those of other accelerators are not: training that goes
+            on elsewhere takes this one along.
+    """
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     rng: dict[str, Any] = {
         "torch": torch.get_rng_state(),
@@ -29,26 +35,51 @@ def capture_rng() -> dict[str, Any]:
             "rest": (int(position), int(has_gauss), float(cached)),
         },
     }
-    if torch.cuda.is_available():
-        rng["cuda"] = torch.cuda.get_rng_state_all()
+    if _has_generator(device):
+        rng["device"] = torch.get_device_module(device).get_rng_state(device)
     return rng
 
 
-def restore_rng(rng: dict[str, Any]) -> None:
-    """Put them back to the states that :func:`capture_rng` returned."""
+def restore_rng(rng: dict[str, Any], device: torch.device) -> None:
+    """Put them back to the states that :func:`capture_rng` returned, of whatever device.
+
+    Args:
+        rng: The states.
+        device: Whose generator gets that of the device captured.
+    """
     torch.set_rng_state(rng["torch"])
     random.setstate(rng["python"])
     keys = rng["numpy"]["keys"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, *rng["numpy"]["rest"]))
-    if "cuda" in rng and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(rng["cuda"])
+    if "device" in rng and _has_generator(device):
+        torch.get_device_module(device).set_rng_state(rng["device"], device)
 
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Leave them as they were before."""
-    rng = capture_rng()
+    """Leave them as they were before, those of accelerators that are in use included."""
+    cpu = torch.device("cpu")
+    rng = capture_rng(cpu)
+    others = [(d, torch.get_device_module(d).get_rng_state(d)) for d in _in_use()]
     try:
         yield
     finally:
-        restore_rng(rng)
+        restore_rng(rng, cpu)
+        for device, state in others:
+            torch.get_device_module(device).set_rng_state(state, device)
+
+
+def _has_generator(device: torch.device) -> bool:
+    """Whether a device draws from a generator of its own."""
+    return device.type not in ("cpu", "meta")
+
+
+def _in_use() -> list[torch.device]:
+    """The accelerators that this process has begun to use: a look at others would begin it."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return []
+    module = torch.get_device_module(accelerator)
+    if not getattr(module, "is_initialized", lambda: True)():
+        return []
+    return [torch.device(accelerator.type, i) for i in range(torch.accelerator.device_count())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,12 +47,15 @@ class MihaSampler(BaseSampler):
             must lie within the distribution.
 
     Raises:
-        ValueError: When used in a multi-objective study.
+        TypeError: If the seed is not an integer.
+        ValueError: If it is negative, or when used in a multi-objective study.
     """
 
     def __init__(self, seed: int | None = None, *, mutation: ValueMutation | None = None) -> None:
-        self.seed = seed
-        self._own_seed = secrets.randbits(31) if seed is None else seed
+        self.seed = None if seed is None else operator.index(seed)
+        if self.seed is not None and self.seed < 0:
+            raise ValueError(f"`seed` must be an integer from 0 on, got {seed}.")
+        self._own_seed = secrets.randbits(31) if self.seed is None else self.seed
         self._mutation = mutation
         self._proposals: dict[object, Params] = {}
 

@@ -75,6 +75,11 @@ class Segment:
         return self.birth + self.trained
 
     @property
+    def place(self) -> tuple[int, int, int]:
+        """Orders segments by the course of the run."""
+        return place_of(self.role, self.cycle, self.branch)
+
+    @property
     def is_diverged(self) -> bool:
         """Whether it ended in a value that is not a finite number."""
         return bool(self.scores) and not math.isfinite(self.scores[-1])
@@ -83,6 +88,11 @@ class Segment:
     def last_score(self) -> float:
         """The value of the weights that those after it start from."""
         return self.scores[-1] if self.averaged_score is None else self.averaged_score
+
+
+def place_of(role: Role, cycle: int, branch: int) -> tuple[int, int, int]:
+    """Orders what is trained by its place in the course of the run."""
+    return cycle, ROLES.index(role), branch
 
 
 def make_curve(scores: Sequence[float], sign: int, birth: int, parent: Segment | None) -> Curve:

@@ -63,7 +63,7 @@ def settle_components(study: optuna.Study) -> None:
 def settle_plan(study: optuna.Study, n_epochs: int | None, plan: Plan | None) -> Plan:
     """The plan of the run: the stored one, or else the one asked for.
 
-    The budget is not compared: that of a run may grow, and is :func:`settle_stretch`'s concern.
+    The budget is not compared: that of a run may grow, and is :func:`settle_stretches`'s concern.
 
     Raises:
         PlanMismatchError: If both exist and differ in anything but the budget.
@@ -207,6 +207,17 @@ def record_run(
 
 def _new_run() -> str:
     return secrets.token_hex(4)
+
+
+def settings_of(study: optuna.Study) -> tuple[Keep, Engine]:
+    """What a run was told to keep, and how it was computed, as the study has it on record."""
+    known = study.user_attrs.get(_keys.VERSIONS, {})
+    engine = Engine(
+        precision=known.get("precision"),
+        channels_last=known.get("channels_last", False),
+        n_threads=known.get("intra_op_threads", 1),
+    )
+    return study.user_attrs.get(_keys.KEEP, "trunk"), engine
 
 
 def record_keep(study: optuna.Study, keep: Keep) -> None:

@@ -145,7 +145,8 @@ def suggest_loss(
             The loss to start from, or its name in ``choices``; :obj:`None`: the first choice.
         choices:
             Losses by name. :obj:`None`: those of torch that take the same targets as
-            ``initial`` does: cross-entropy or multi-margin; MSE, L1, smooth L1 or Huber.
+            ``initial`` does: cross-entropy or multi-margin; MSE, L1, smooth L1 or Huber; binary
+            cross-entropy with logits or multi-label soft margin.
 
     Returns:
         The loss function.

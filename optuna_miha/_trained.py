@@ -20,7 +20,9 @@ class Trained:
 
     Args:
         model: The network with the weights that validated best, in evaluation mode.
-        params: Its hyperparameters at that epoch.
+        params:
+            The hyperparameters at that epoch; where the learning rate was annealed, ``lr`` is the
+            highest that it had meanwhile.
         value: Its validation value.
         schedule: The hyperparameters over the epochs that it was trained.
     """

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from optuna_miha._curve import EpochResult
-from optuna_miha._data import batch_length, evaluation_batches, training_batches
+from optuna_miha._data import batch_length, evaluation_batches, tensors_to, training_batches
 from optuna_miha._engine import Engine
-from optuna_miha._recipe import LossFn, Recipe
+from optuna_miha._optimizers import follow
+from optuna_miha._recipe import LossFn, Recipe, device_of
 from optuna_miha._rng import preserved_rng
 
 _DEFAULT_ENGINE = Engine()
@@ -141,6 +142,28 @@ def _evaluated(recipe: Recipe, model: nn.Module, engine: Engine) -> dict[str, fl
     return values
 
 
+def move(recipe: Recipe, device: torch.device, engine: Engine = _DEFAULT_ENGINE) -> Recipe:
+    """Move the network, what the optimizer holds, the losses, and data that are tensors.
+
+    Args:
+        recipe: The recipe; changed in place and returned.
+        device: Where to.
+        engine: Says how weights are laid out.
+    """
+    recipe.model.to(device)
+    if recipe.optimizer is not None:
+        follow(recipe.optimizer, device)
+    if engine.channels_last:
+        recipe.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for loss_fn in (recipe.loss_fn, recipe.valid_loss_fn):
+        if isinstance(loss_fn, nn.Module):
+            loss_fn.to(device)
+    # Once for the whole job, instead of once in every epoch.
+    recipe.train_data = tensors_to(recipe.train_data, device)
+    recipe.valid_data = tensors_to(recipe.valid_data, device)
+    return recipe
+
+
 def batches_of(recipe: Recipe) -> Iterable[Any]:
     """The recipe's training batches, where its network is."""
     assert recipe.batch_size is not None
@@ -159,11 +182,6 @@ def batch_loss(recipe: Recipe, model: nn.Module, batch: Any, loss_fn: LossFn) ->
         return recipe.train_step(model, batch, loss_fn)
     *inputs, target = batch
     return loss_fn(model(*inputs), target)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter lies."""
-    return next(model.parameters()).device
 
 
 def rate_setter(optimizer: torch.optim.Optimizer) -> Callable[[float], None]:

@@ -156,7 +156,7 @@ class WorkerProcesses(Workers):
         take two processes one and a half times as long as one job, instead of twice.
         """
         pending = [place for place in range(len(jobs)) if place not in outcomes]
-        n_left = len(pending) % self._number if self._divisible else 0
+        n_left = _n_left_over(len(pending), self._number) if self._divisible else 0
         cut = {place: _halves(jobs[place]) for place in pending[:n_left]}
 
         def submit(job: Job) -> Future[bytes | None]:
@@ -273,6 +273,11 @@ def _lost(error: Exception) -> WorkerError:
         f"The executor lost a job: {type(error).__name__}: {error}. It was shut down, or a worker "
         "died, for instance of too little memory."
     )
+
+
+def _n_left_over(n_jobs: int, n_processes: int) -> int:
+    """Jobs that remain when all processes have got the same number, one at least."""
+    return n_jobs % n_processes if n_jobs > n_processes else 0
 
 
 def _halves(job: Job) -> tuple[Job, Job | None]:

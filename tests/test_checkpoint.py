@@ -24,6 +24,7 @@ from optuna_miha import Recipe
 from optuna_miha._checkpoint import averaged, capture, copy_tensors, inherit
 from optuna_miha._checkpoint_store import CheckpointStore
 from optuna_miha._optimizers import OPTIMIZERS
+from optuna_miha._rng import capture_rng, restore_rng
 from optuna_miha.exceptions import CheckpointError, CheckpointLostError, InheritanceError
 
 
@@ -433,3 +434,12 @@ def test_an_optimizer_of_another_class_inherits_the_weights() -> None:
     assert same(heir.model.state_dict(), made.model.state_dict())
     assert isinstance(heir.optimizer, optim.RMSprop)
     assert heir.optimizer.state_dict()["state"] == {}
+
+
+def test_a_random_state_of_an_accelerator_does_not_keep_training_from_the_cpu() -> None:
+    cpu = torch.device("cpu")
+    torch.manual_seed(5)
+    rng = capture_rng(cpu) | {"device": torch.zeros(16, dtype=torch.uint8)}
+    expected = torch.rand(3)
+    restore_rng(rng, cpu)
+    assert torch.equal(torch.rand(3), expected)

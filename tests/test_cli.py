@@ -104,6 +104,22 @@ def test_run_is_resumed_by_the_name_of_its_model(
     assert "5 epochs trained in all" in capsys.readouterr().out
 
 
+def test_run_is_resumed_with_what_it_was_told_to_keep_and_how_to_compute(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = new_study("sqlite:///other.db")
+    settings = {"keep": "all", "precision": "bf16", "channels_last": True, "n_threads": 2}
+    plan = miha.Plan(24, startup=1)
+    miha.optimize(study, classifier, plan=plan, show_progress_bar=False, **settings)
+    files = {path.name for path in (run / "other-checkpoints" / "tiny").iterdir()}
+    resume = ["resume", "tiny", "net:classifier", "--storage", "other.db", "--n-epochs", "30"]
+    optuna.logging.enable_propagation()
+    assert main(resume) == 0
+    assert "so that its result may differ" not in caplog.text
+    assert files <= {path.name for path in (run / "other-checkpoints" / "tiny").iterdir()}
+    assert new_study("sqlite:///other.db").user_attrs["miha:keep"] == "all"
+
+
 def test_exported_model_runs_on_batches_of_any_length(run: Path) -> None:
     export = ["export", "tiny", "net:classifier", "--storage", "sqlite:///run.db"]
     assert main([*export, "--example", "4", "-o", "net.pt2"]) == 0

@@ -23,7 +23,12 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from optuna_miha._data import batch_length, evaluation_batches, training_batches
+from optuna_miha._data import (
+    batch_length,
+    evaluation_batches,
+    tensors_to,
+    training_batches,
+)
 from optuna_miha._trainer import evaluate
 
 META = torch.device("meta")
@@ -100,6 +105,29 @@ def test_a_tensor_dataset_counts_as_its_tensors() -> None:
     of_tensors = epochs(training_batches(data, 4, CPU))
     of_dataset = epochs(training_batches(TensorDataset(*data), 4, CPU))
     assert same(of_tensors, of_dataset)
+
+
+class Shifted(TensorDataset):
+    """Does more with its tensors than hand them out."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        x, y = super().__getitem__(index)
+        return x + 100, y
+
+
+def test_a_class_derived_from_tensor_dataset_is_asked_for_its_objects() -> None:
+    data = Shifted(*objects(11))
+    for batches in (training_batches(data, 4, CPU), evaluation_batches(data, CPU)):
+        assert all((x > 50).all() for x, _ in batches)
+    assert tensors_to(data, META) is data
+
+
+def test_tensors_are_moved_once_and_stay_what_they_were() -> None:
+    x, y = objects(11)
+    assert [t.device for t in tensors_to((x, y), META)] == [META, META]
+    moved = tensors_to(TensorDataset(x, y), META)
+    assert type(moved) is TensorDataset
+    assert [t.device for t in moved.tensors] == [META, META]
 
 
 def test_training_data_are_not_changed() -> None:

@@ -22,6 +22,7 @@ from optuna_miha._engine import intra_op_threads
 from optuna_miha._job import Job, Outcome, run_job
 from optuna_miha._model_fn import build_recipe
 from optuna_miha._optimizers import make_optimizer
+from optuna_miha._pace import pace
 from optuna_miha._trainer import evaluate, train
 
 MUTABLE = {"activation.2": "relu", "optimizer": "adam", "lr": 0.01, "weight_decay": 0.0}
@@ -279,9 +280,9 @@ def test_annealing_scales_every_group() -> None:
             rates.append([group["lr"] for group in made.optimizer.param_groups])
             yield EpochResult(value=0.0)
 
-    succeed(run_context(model_fn, trainer=watching), params=UNUSED, n_epochs=3, anneal=True)
+    succeed(run_context(model_fn, trainer=watching), params=UNUSED, n_epochs=5, anneal=True)
     assert rates[1] == pytest.approx([0.1 * i for i in range(1, 7)])
-    assert rates[2] == pytest.approx([0.05 * i for i in range(1, 7)])
+    assert rates[3] == pytest.approx([0.05 * i for i in range(1, 7)])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -511,3 +512,14 @@ def test_every_epoch_is_announced_once_in_order() -> None:
     outcome = run_job(run_context(fixed()), job, seen.append)
     assert tuple(seen) == outcome.results
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("n_epochs", range(1, 41))
+def test_annealing_ends_far_below_its_peak(n_epochs: int) -> None:
+    rates = [pace(epoch, n_epochs) for epoch in range(n_epochs)]
+    top = rates.index(max(rates))
+    assert max(rates) == (1 if n_epochs >= 5 else pytest.approx(1 / 3))
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[0] == pytest.approx(1 / 3)
+    assert n_epochs == 1 or rates[-1] < 0.2

@@ -23,6 +23,7 @@ from problems import new_study, run
 import optuna_miha as miha
 from optuna_miha import _keys, _lease
 from optuna_miha._lease import Holder, held
+from optuna_miha._trainer import train
 from optuna_miha.exceptions import StudyLockedError
 
 BRIEF = miha.Plan(24, startup=1)
@@ -232,3 +233,35 @@ def test_a_coordinator_that_was_taken_for_dead_ends_before_its_next_phase(
     with pytest.raises(StudyLockedError, match="took over"):
         run(study, plan=BRIEF, callbacks=[usurp])
     assert study.user_attrs[_keys.LEASE]["nonce"] == other.nonce, "It is the other's to release."
+
+
+def test_a_coordinator_that_lost_the_study_leaves_the_others_trials_alone(
+    tmp_path: Path,
+) -> None:
+    study = new_study(f"sqlite:///{tmp_path}/study.db")
+    theirs: list[int] = []
+
+    def usurp(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if not theirs:
+            write(study, elsewhere())
+            running = study.ask()
+            running.set_user_attr(_keys.ROLE, "branch")
+            theirs.append(running.number)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(study, plan=BRIEF, callbacks=[usurp])
+    assert study.trials[theirs[0]].state == TrialState.RUNNING
+
+
+def test_a_coordinator_whose_trials_were_failed_says_who_took_over(tmp_path: Path) -> None:
+    study = new_study(f"sqlite:///{tmp_path}/study.db")
+
+    def usurped(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
+        write(study, elsewhere())
+        for trial in study.get_trials(states=(TrialState.RUNNING,)):
+            study.tell(trial.number, state=TrialState.FAIL)
+        yield from train(recipe, n_epochs)
+
+    with pytest.raises(StudyLockedError, match="took over"):
+        run(study, plan=BRIEF, trainer=usurped)

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from segments import segment
 
 from optuna_miha import _keys
-from optuna_miha._lineage import Lineage, fittest
+from optuna_miha._lineage import Lineage, ranking
 from optuna_miha._segment import make_curve, segment_of
 
 SCORES = st.dictionaries(
@@ -25,36 +25,31 @@ SCORES = st.dictionaries(
 
 def test_nan_branch_never_becomes_trunk() -> None:
     nan = math.nan
-    assert fittest({0: nan, 1: -5.0}) == 1
-    assert fittest({0: -5.0, 1: nan}) == 0
-    assert fittest({0: nan, 1: nan}) is None
-    assert fittest({0: nan, 1: -math.inf}) == 1
-
-
-def test_nobody_is_the_fittest_of_none() -> None:
-    assert fittest({}) is None
+    assert ranking({0: nan, 1: -5.0}) == [1]
+    assert ranking({0: -5.0, 1: nan}) == [0]
+    assert ranking({0: nan, 1: nan}) == []
+    assert ranking({0: nan, 1: -math.inf}) == [1]
 
 
 def test_the_lowest_branch_wins_a_tie() -> None:
-    assert fittest({2: 1.0, 0: 1.0, 1: 1.0}) == 0
-    assert fittest({2: 1.0, 0: 0.5, 1: 1.0}) == 1
+    assert ranking({2: 1.0, 0: 1.0, 1: 1.0}) == [0, 1, 2]
+    assert ranking({2: 1.0, 0: 0.5, 1: 1.0}) == [1, 2, 0]
 
 
 @given(SCORES, st.randoms(use_true_random=False))
-def test_the_fittest_does_not_depend_on_the_order(scores: dict[int, float], rng: Any) -> None:
+def test_the_ranking_does_not_depend_on_the_order(scores: dict[int, float], rng: Any) -> None:
     items = list(scores.items())
     rng.shuffle(items)
-    assert fittest(dict(items)) == fittest(scores)
+    assert ranking(dict(items)) == ranking(scores)
 
 
 @given(SCORES)
-def test_the_fittest_is_not_exceeded(scores: dict[int, float]) -> None:
-    winner = fittest(scores)
-    numbers = [value for value in scores.values() if not math.isnan(value)]
-    if winner is None:
-        assert not numbers
-    else:
-        assert scores[winner] == max(numbers)
+def test_the_ranking_falls_and_leaves_out_nothing_that_can_be_compared(
+    scores: dict[int, float],
+) -> None:
+    values = [scores[branch] for branch in ranking(scores)]
+    able = [value for value in scores.values() if not math.isnan(value)]
+    assert values == sorted(able, reverse=True)
 
 
 def test_a_pruned_or_failed_sibling_does_not_win() -> None:

@@ -13,6 +13,7 @@ from torch import nn, optim
 from optuna_miha._optimizers import (
     OPTIMIZERS,
     capture_optimizer,
+    follow,
     inherit_optimizer,
     make_optimizer,
     name_of,
@@ -251,6 +252,24 @@ def test_an_heir_that_needs_more_state_than_it_inherits_trains(old: Any, new: An
     train_steps(heir, own)
     assert not same(heir.state_dict(), model.state_dict())
     assert all(parameter.isfinite().all() for parameter in heir.parameters())
+
+
+def test_what_an_optimizer_sets_up_when_built_follows_its_parameters() -> None:
+    model = model_of()
+    optimizer = made("adagrad", model)
+    model.double()  # It is cast as it would be moved.
+    follow(optimizer, torch.device("cpu"))
+    assert {entry["sum"].dtype for entry in optimizer.state.values()} == {torch.float64}
+    assert optimizer.param_groups[0]["fused"]
+    follow(optimizer, torch.device("cuda"))
+    assert not optimizer.param_groups[0]["fused"], "Torch 2.7 has no such kernel for CUDA."
+
+
+def test_an_optimizer_that_has_set_up_nothing_is_left_alone() -> None:
+    optimizer = made("adam", model_of())
+    groups = optimizer.param_groups
+    follow(optimizer, torch.device("cuda"))
+    assert optimizer.param_groups is groups
 
 
 def test_captured_state_holds_no_hyperparameters() -> None:

@@ -123,6 +123,15 @@ def test_errors_name_requirement_value_and_repair(
         assert part in str(caught.value)
 
 
+def test_parameters_that_no_branch_would_inherit_are_refused() -> None:
+    model, stranger = nn.Linear(4, 3), nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([*model.parameters(), stranger])
+    with pytest.raises(ValueError, match=r"of `model` alone, got others of shapes \[\(3,\)\]"):
+        recipe(model=model, optimizer=optimizer)
+    model.loss = nn.ParameterList([stranger])
+    recipe(model=model, optimizer=optimizer)
+
+
 def test_a_recipe_takes_keywords_only() -> None:
     with pytest.raises(TypeError, match="positional"):
         Recipe(nn.Linear(4, 3), nn.MSELoss(), (X, Y), (X, Y))  # type: ignore[misc]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from optuna.trial import FixedTrial
-from problems import blobs, classifier, explicit, new_study, run
+from problems import accuracy_classifier, blobs, classifier, explicit, new_study, run
+from segments import segment
 from torch import nn
 
 import optuna_miha as miha
@@ -242,3 +244,22 @@ def test_onnx_without_its_packages_says_what_to_install(
     with pytest.raises(ImportError, match=r"needs onnx and onnxscript: install it by"):
         result.export(tmp_path / "model.onnx", blobs(2)[0])
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_result_of_a_study_that_maximizes_describes_it_so() -> None:
+    study = new_study(direction="maximize")
+    result = run(study, accuracy_classifier)
+    restarts = (
+        segment(number, role="restart", cycle=9 + number, value=value)
+        for number, value in ((900, 0.1), (901, 0.2))
+    )
+    result = replace(result, segments=(*result.segments, *restarts))
+    assert "(0.2, trial 901)" in result.describe()
+
+
+def test_code_says_of_a_learning_rate_that_it_was_annealed(result: miha.Result) -> None:
+    last = result.lineage[-1]
+    assert last.role == "final"
+    assert f"the highest of {last.trained} epochs" in result.code()
+    plain = run(new_study(), plan=miha.Plan.no_search(3))
+    assert "the highest" not in plain.code()

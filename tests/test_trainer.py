@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from optuna_miha import Recipe
 from optuna_miha._engine import intra_op_threads
-from optuna_miha._trainer import evaluate, train
+from optuna_miha._trainer import evaluate, move, train
 
 
 @pytest.fixture(autouse=True)
@@ -278,3 +278,13 @@ def test_validation_data_without_a_batch_are_refused() -> None:
     made = trainable(valid_data=Nothing())
     with pytest.raises(ValueError, match="`valid_data` must yield at least one batch"):
         evaluate(made, made.model)
+
+
+def test_all_that_a_recipe_holds_is_moved() -> None:
+    meta = torch.device("meta")
+    made = recipe(loss_fn=nn.CrossEntropyLoss(torch.ones(3)))
+    made.valid_loss_fn = nn.CrossEntropyLoss(torch.ones(3))
+    move(made, meta)
+    losses = [made.loss_fn.weight, made.valid_loss_fn.weight]
+    moved = [*made.model.parameters(), *losses, *made.train_data, *made.valid_data]
+    assert {tensor.device for tensor in moved} == {meta}

@@ -164,6 +164,16 @@ def test_what_the_final_phase_continues_has_won_though_it_was_not_the_fittest() 
     assert named(plot_training_history(study), "change won").name == "change won (1)"
 
 
+def test_a_child_of_averaged_weights_starts_from_their_value() -> None:
+    study = optuna.create_study()
+    parent = branch(0, 0, START, [2.0, 1.0])
+    parent.user_attrs[_keys.AVERAGED] = {"value": 0.9}
+    study.add_trial(parent)
+    study.add_trial(branch(1, 1, START, [0.8, 0.7]))
+    record = read_record(study)
+    assert record.course(record.lineage[1])[1] == [0.9, 0.8, 0.7]
+
+
 def test_a_branch_that_failed_at_once_is_marked_where_it_was_born() -> None:
     study = simulated(40)
     at_once = [

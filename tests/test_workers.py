@@ -22,7 +22,7 @@ from problems import blobs, classifier, explicit, history, new_study, run, same,
 import optuna_miha as miha
 from optuna_miha import _remote
 from optuna_miha._job import Job
-from optuna_miha._workers import InProcess, OnExecutor, WorkerProcesses
+from optuna_miha._workers import InProcess, OnExecutor, WorkerProcesses, _n_left_over
 from optuna_miha.exceptions import WorkerError
 
 SHORT = miha.Plan(30, startup=2, fixing_epochs=2)
@@ -234,6 +234,11 @@ def test_jobs_that_are_cut_in_halves_end_as_whole_ones(n_jobs: int, two: WorkerP
         assert one.results == other.results
         assert one.begun == other.begun
         assert states_are_equal(one.state, other.state)
+
+
+def test_jobs_are_left_over_only_where_all_processes_have_one() -> None:
+    left = {n: [_n_left_over(n_jobs, n) for n_jobs in range(1, 8)] for n in (2, 3, 8)}
+    assert left == {2: [0, 0, 1, 0, 1, 0, 1], 3: [0, 0, 0, 1, 2, 0, 1], 8: [0] * 7}
 
 
 def test_a_job_that_fails_in_its_first_half_has_no_second(two: WorkerProcesses) -> None:

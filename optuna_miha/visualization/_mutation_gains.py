@@ -176,7 +176,7 @@ def _gain(
         name, theirs = "control", control.scores[age - 1] if age else math.nan
     else:
         age = len(segment.scores)
-        name, theirs = "parent", parent.scores[-1] if parent is not None else math.nan
+        name, theirs = "parent", parent.last_score if parent is not None else math.nan
     ours = segment.scores[age - 1] if age else math.nan
     gain = record.lineage.sign * (theirs - ours)
     gain = 100 * gain / theirs if is_relative and theirs else gain

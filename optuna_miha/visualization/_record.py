@@ -54,7 +54,7 @@ class Record:
         points = list(enumerate(segment.scores, start=segment.birth + 1))
         parent = self.lineage.parent(segment)
         if parent is not None and parent.scores:
-            points.insert(0, (segment.birth, parent.scores[-1]))
+            points.insert(0, (segment.birth, parent.last_score))
         points = [(epoch, value) for epoch, value in points if math.isfinite(value)]
         return [epoch for epoch, _ in points], [value for _, value in points]
 

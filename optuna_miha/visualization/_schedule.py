@@ -83,8 +83,8 @@ class _Row:
 def plot_schedule(study: optuna.Study) -> Any:
     """Every hyperparameter over the epochs of the surviving lineage.
 
-    Numbers are steps, on a log scale where the parameter has one; the learning rate's fall to
-    zero in the final phase is drawn as it happens, epoch by epoch. Categories, and whatever
+    Numbers are steps, on a log scale where the parameter has one; where the learning rate is
+    annealed, its rise and fall are drawn as they happen, epoch by epoch. Categories, and whatever
     never changed, are bars; where a parameter did not exist, as the momentum of another
     optimizer, there is none. The learning rate comes first, what never changed last.
 
