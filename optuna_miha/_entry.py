@@ -10,7 +10,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_miha._optuna import add_finished_trial, start_trial
+from optuna_miha._optuna import add_finished_trial, start_trial, tell
 
 
 class Entry:
@@ -92,7 +92,7 @@ class Entry:
             value: Its value, if it is complete; a pruned trial gets its last report.
         """
         if self._trial is not None:
-            frozen = self._study.tell(self._trial, value, state)
+            frozen = tell(self._study, self._trial, value, state)
             self._running.pop(frozen.number, None)
             return frozen
         reports = self._content["intermediate_values"]

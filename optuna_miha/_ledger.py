@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_miha import _keys
 from optuna_miha._checkpoint import State
 from optuna_miha._entry import Entry
-from optuna_miha._optuna import enqueued_params
+from optuna_miha._optuna import enqueued_params, tell
 from optuna_miha._phases import Phase
 from optuna_miha._plan import race_rungs
 from optuna_miha._record import read_lineage
@@ -233,7 +233,7 @@ class Ledger:
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             attrs = trial.user_attrs
             if _keys.ROLE in attrs or _keys.GUEST in attrs:
-                self._study.tell(trial.number, state=TrialState.FAIL)
+                tell(self._study, trial.number, state=TrialState.FAIL)
             if _keys.GUEST in attrs:
                 own = {k: v for k, v in attrs.items() if not k.startswith(_keys.PREFIX)}
                 self._study.enqueue_trial(enqueued_params(trial), user_attrs=own)

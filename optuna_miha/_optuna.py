@@ -210,6 +210,24 @@ def is_stopped(study: Study) -> bool:
     return study._stop_flag
 
 
+def tell(
+    study: Study,
+    trial: Trial | int,
+    value: float | None = None,
+    state: TrialState | None = None,
+) -> FrozenTrial:
+    """``study.tell``, without the stop that a sampler may ask for when it is told.
+
+    Those that go through a finite space stop the study once they are through. What they have
+    proposed is then still to be trained on.
+    """
+    was_stopped = study._stop_flag
+    try:
+        return study.tell(trial, value, state)
+    finally:
+        study._stop_flag = was_stopped
+
+
 def _settings(component: Any) -> dict[str, Any]:
     plain = (bool, int, float, str, type(None))
     return {k: v for k, v in vars(component).items() if isinstance(v, plain)}

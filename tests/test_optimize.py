@@ -277,6 +277,36 @@ def test_callbacks_see_every_trial_and_can_stop_the_study(whole_tiny: Any) -> No
     assert history(whole) == history(whole_tiny)
 
 
+def two_rates(trial: Any) -> miha.Recipe:
+    """A search space that is soon exhausted."""
+    recipe = classifier(trial)
+    lr = trial.suggest_categorical("lr", [1e-3, 1e-2])
+    recipe.optimizer = torch.optim.SGD(recipe.model.parameters(), lr=lr)
+    return recipe
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [optuna.samplers.GridSampler({"lr": [1e-3, 1e-2]}), optuna.samplers.BruteForceSampler(seed=0)],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_a_sampler_that_is_through_with_its_space_does_not_end_the_run(
+    sampler: optuna.samplers.BaseSampler,
+) -> None:
+    study, seen = new_study(sampler=sampler), 0
+
+    def stop_after_nine(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 9:
+            study.stop()
+
+    first = run(study, two_rates, callbacks=[stop_after_nine])
+    assert seen >= 9
+    assert first.n_epochs_trained < TINY.n_epochs, "A callback still ends it."
+    assert run(study, two_rates).n_epochs_trained == TINY.n_epochs
+
+
 def test_a_timeout_ends_the_call_and_leaves_the_rest_for_the_next(whole_tiny: Any) -> None:
     study = new_study()
     with pytest.raises(miha.exceptions.MihaError, match="No segment"):

@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, PercentilePruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -29,6 +29,7 @@ from optuna_miha._optuna import (
     sqlite_file,
     start_trial,
     stoppable,
+    tell,
 )
 
 
@@ -221,6 +222,20 @@ def test_optunas_own_loop_sets_what_a_run_sets() -> None:
 
     study.optimize(lambda trial: 0.0, n_trials=3, callbacks=[callback])
     assert seen == [False, True]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_sampler_that_is_told_of_a_trial_does_not_stop_the_run(before: bool) -> None:
+    study = optuna.create_study(sampler=GridSampler({"x": [0.5]}))
+    with stoppable(study):
+        trial = study.ask()
+        trial.suggest_float("x", 0.0, 1.0)
+        if before:
+            study.stop()
+        assert tell(study, trial, 0.0).value == 0.0
+        assert is_stopped(study) is before
+        study.tell(study.ask(), 0.0)
+        assert is_stopped(study), "Optuna's own call has stopped it."
 
 
 def test_another_thread_is_not_in_the_run() -> None:
