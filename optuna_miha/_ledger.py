@@ -113,7 +113,6 @@ class Ledger:
         self._seed = seed
         self._callbacks = callbacks
         self._running = running
-        self._guests: list[optuna.Trial] = []
         self.fail_interrupted()
         self.lineage = read_lineage(study)
 
@@ -163,22 +162,22 @@ class Ledger:
         Args:
             phase: The population.
             first: The first free place.
-            n_most: How many the budget has room for; the others wait for the next one.
+            n_most: How many the budget has room for; the others go on waiting.
 
         Returns:
             Trials by place.
         """
-        while self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        places: dict[int, optuna.Trial] = {}
+        waiting = (TrialState.WAITING,)
+        while len(places) < n_most and self._study.get_trials(deepcopy=False, states=waiting):
             trial = self._study.ask()
             if _keys.ROLE in trial.user_attrs:
-                self._study.tell(trial, state=TrialState.FAIL)  # Somebody copied ours.
-            else:
-                trial.set_user_attr(_keys.GUEST, True)
-                self._guests.append(trial)
-                self._running[trial.number] = trial
-        admitted, self._guests = self._guests[:n_most], self._guests[n_most:]
-        places = dict(enumerate(admitted, start=first))
-        for branch, trial in places.items():
+                tell(self._study, trial, state=TrialState.FAIL)  # Somebody copied ours.
+                continue
+            branch = first + len(places)
+            places[branch] = trial
+            self._running[trial.number] = trial
+            trial.set_user_attr(_keys.GUEST, True)
             self._warn_of_unknown(trial)
             for key, value in self._birth_attrs(phase, branch).items():
                 trial.set_user_attr(key, value)

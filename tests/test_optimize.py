@@ -237,6 +237,34 @@ def test_an_enqueued_trial_that_cannot_be_fails_alone() -> None:
     assert result.n_epochs_trained == TINY.n_epochs
 
 
+def test_a_number_that_was_enqueued_is_used_though_it_is_out_of_its_range() -> None:
+    study = new_study(pruner=optuna.pruners.NopPruner())
+    study.enqueue_trial({"lr": 1e3})
+    with pytest.warns(UserWarning, match="out of"):
+        result = run(study)
+    [guest] = [s for s in result.segments if s.params["lr"] == 1e3]
+    assert (guest.number, guest.role) == (0, "branch")
+
+
+def test_enqueued_trials_without_room_in_the_budget_wait_for_more_of_it() -> None:
+    study = new_study()
+    for place in range(12):
+        study.enqueue_trial({"lr": 1e-3 * (place + 1)}, user_attrs={"place": place})
+
+    def guests() -> list[TrialState]:
+        found = [t for t in study.trials if "place" in t.user_attrs]
+        assert [t.user_attrs["place"] for t in found] == list(range(12)), "Each is there once."
+        return [t.state for t in found]
+
+    run(study, plan=None, n_epochs=40)
+    n_waiting = guests().count(TrialState.WAITING)
+    assert 0 < n_waiting < 12
+    assert guests()[-n_waiting:] == [TrialState.WAITING] * n_waiting, "First come, first served."
+    assert TrialState.FAIL not in guests()
+    run(study, plan=None, n_epochs=120)
+    assert guests().count(TrialState.WAITING) < n_waiting
+
+
 def test_an_enqueued_name_that_nobody_suggests_is_warned_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
