@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import optuna
+from optuna.trial import TrialState
 
 from optuna_miha import _keys
 from optuna_miha._averaging import average_fittest
@@ -114,10 +115,27 @@ class Coordinator:
                     self._after_cycle()
             else:
                 self._keeper.clean(self._lineage.best())
+                self._tell_of_unspent(stretch)
         finally:
             with suppress(Exception):  # It is tried again when the study is resumed.
                 if self._lease.is_mine():  # Who took over trains by now.
                     self._ledger.fail_interrupted()
+
+    def _tell_of_unspent(self, stretch: Stretch) -> None:
+        """Warn if the final phase failed and left epochs over."""
+        unspent = stretch.end - self._lineage.spent
+        present = [s for s in self._lineage if s.cycle >= stretch.first_cycle]
+        finals = [s for s in present if s.role == "final"]
+        if unspent <= 0 or not finals or finals[-1].state != TrialState.FAIL:
+            return
+        if self._lineage.best() is None:
+            return  # There is no result, which says more.
+        last = self._study.get_trials(deepcopy=False)[finals[-1].number]
+        _logger.warning(
+            f"The final phase failed (trial {last.number}: {last.user_attrs[_keys.ERROR]}), and "
+            f"{unspent} of {stretch.end} epochs are unspent: a larger `n_epochs` goes on from the "
+            "best network."
+        )
 
     def _see_through(self, phase: Phase, stretch: Stretch) -> None:
         """One phase: the siblings train rung by rung, and between rungs some are cut."""

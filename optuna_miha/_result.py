@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 import torch
 from optuna.study import StudyDirection
-from optuna.trial import FixedTrial, FrozenTrial
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from optuna_miha import _keys
 from optuna_miha._checkpoint_store import CheckpointStore
@@ -180,7 +180,7 @@ def make_result(
     if best is None or best.checkpoint is None:
         raise MihaError(
             f"No segment of the study {study.study_name!r} was completed, so there is no model "
-            "yet: call `optuna_miha.optimize` on it."
+            f"yet: {_remedy(study, lineage)}"
         )
     seed = study.user_attrs[_keys.RUN_SEED]
     recipe = build_recipe(model_fn, FixedTrial(best.params), seed)
@@ -207,6 +207,22 @@ def make_result(
             initial_params=study.user_attrs[_keys.INITIAL],
             sign=lineage.sign,
         ),
+    )
+
+
+def _remedy(study: optuna.Study, lineage: Lineage) -> str:
+    """Why a run has no result, and what helps."""
+    failed = [s.number for s in lineage if s.state == TrialState.FAIL]
+    if not failed:
+        return (
+            "it was stopped before, by `timeout` or `study.stop()`. Call `optuna_miha.optimize` "
+            "on it again."
+        )
+    last = study.get_trials(deepcopy=False)[failed[-1]]
+    return (
+        f"{len(failed)} of {len(lineage)} trials failed (the last of them, trial {last.number}: "
+        f"{last.user_attrs[_keys.ERROR]}). Mend `model_fn`, then call `optuna_miha.optimize` with "
+        "a larger `n_epochs`, or on a study of another name."
     )
 
 

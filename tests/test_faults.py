@@ -27,7 +27,7 @@ from optuna_miha import _checkpoint_store, _keys
 from optuna_miha._lineage import Lineage
 from optuna_miha._phases import Stretch, next_phase
 from optuna_miha._segment import Segment
-from optuna_miha.exceptions import CheckpointError, CheckpointLostError
+from optuna_miha.exceptions import CheckpointError, CheckpointLostError, MihaError
 
 
 class StopAfter:
@@ -193,6 +193,50 @@ def test_what_diverges_at_any_lr_ends() -> None:
     finals = [s for s in result.segments if s.role == "final"]
     assert [s.state for s in finals] == [TrialState.FAIL] * 4
     assert result.value == pytest.approx(1 / 6)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no room left"), None])
+def test_a_final_phase_that_fails_says_what_is_unspent(
+    error: Exception | None, log: pytest.LogCaptureFixture
+) -> None:
+    def train(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
+        for epoch in range(1, n_epochs + 1):
+            if epoch == 9 and error is not None:  # The others are shorter.
+                raise error
+            yield miha.EpochResult(value=math.nan if epoch == 9 else 1 / epoch)
+
+    plan = miha.Plan(40, startup=1, fixing_epochs=6, mutations=(), restarts=False)
+    study = new_study()
+    first = run(study, no_rate, plan=plan, trainer=train, catch=(RuntimeError,))
+    [final] = [t for t in study.trials if t.user_attrs["miha:role"] == "final"]
+    unspent = 40 - first.n_epochs_trained
+    assert unspent > 0
+    [warning] = [r.getMessage() for r in log.records if "The final phase failed" in r.message]
+    assert f"{unspent} of 40 epochs are unspent" in warning
+    assert f"trial {final.number}: {final.user_attrs['miha:error']}" in warning
+
+    log.clear()
+    assert run(study, no_rate, plan=None, n_epochs=50).n_epochs_trained == 50
+    assert "The final phase failed" not in log.text
+
+
+def no_rate(trial: Any) -> miha.Recipe:
+    """A network whose learning rate cannot be lowered."""
+    trial.suggest_float("unused", 0.0, 1.0)
+    return classifier(trial)
+
+
+def test_where_every_trial_failed_the_error_is_told_and_more_epochs_make_it_good() -> None:
+    def fail(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
+        raise RuntimeError("no room left")
+        yield
+
+    study = new_study()
+    said = r"(\d+) of \1 trials failed .* RuntimeError: no room left\)\. Mend `model_fn`"
+    with pytest.raises(MihaError, match=said):
+        run(study, no_rate, plan=SHORT, trainer=fail, catch=(RuntimeError,))
+    assert {t.state for t in study.trials} == {TrialState.FAIL}
+    assert math.isfinite(run(study, no_rate, plan=None, n_epochs=50).value)
 
 
 def test_a_trunk_is_not_tried_again_where_no_lr_can_be_lowered() -> None:
