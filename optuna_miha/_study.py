@@ -237,8 +237,8 @@ def open_store(
 
     By default a folder beside the SQLite file, a temporary one for a study in memory, or
     ``miha-checkpoints/`` in the working directory for any other storage. The study remembers
-    the folder; where it is gone, because study and checkpoints were moved together, the default
-    is tried.
+    the folder; where study and checkpoints were moved or copied together, it is the one beside
+    the study.
 
     Raises:
         ValueError: If both a store and a folder are given.
@@ -263,16 +263,23 @@ def open_store(
 
 
 def checkpoint_folder(study: optuna.Study) -> Path:
-    """The folder that the study remembers, or where it is gone, the default one."""
+    """The folder that the study remembers; the default one where that is gone, or was copied."""
     known = study.user_attrs.get(_keys.CHECKPOINT_DIR)
-    if known is not None and Path(known).is_dir():
-        return Path(known)
-    return _default_folder(study)
+    if known is None or not Path(known).is_dir():
+        return _default_folder(study)
+    if sqlite_file(study) is not None:
+        beside = _default_folder(study)
+        # Of a copy, the remembered one is the original's.
+        if beside.parts[-2:] == Path(known).parts[-2:] and beside.is_dir():
+            return beside
+    return Path(known)
 
 
 def _default_folder(study: optuna.Study) -> Path:
     file = sqlite_file(study)
     safe_name = "".join(c if c.isalnum() or c in "-_." else "_" for c in study.study_name)
+    if not safe_name.strip("."):  # It would lead to another folder.
+        safe_name = safe_name.replace(".", "_")
     if file is not None:
         return file.with_name(f"{file.stem}-checkpoints") / safe_name
     if is_in_memory(study):

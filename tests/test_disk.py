@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from optuna_miha import _keys
 from optuna_miha._cli import main
 from optuna_miha._lease import held
 from optuna_miha._lineage import Lineage
+from optuna_miha._study import checkpoint_folder
 from optuna_miha.exceptions import StudyLockedError
 
 
@@ -189,3 +191,44 @@ def test_at_keep_final_no_second_copy_of_the_model_is_registered(tmp_path: Path)
     run(study, plan=SHORT, keep="final")
     names = [meta.filename for meta in get_all_artifact_meta(study)]
     assert names == ["schedule-40-epochs.csv"]
+
+
+@pytest.mark.parametrize("first", ["original", "copy"])
+def test_a_study_that_was_copied_with_its_checkpoints_leaves_those_of_the_original_alone(
+    first: str, tmp_path: Path
+) -> None:
+    def study_in(name: str) -> optuna.Study:
+        return new_study(f"sqlite:///{tmp_path}/{name}/a.db")
+
+    (tmp_path / "original").mkdir()
+    before = weights(run(study_in("original"), plan=SHORT))
+    shutil.copytree(tmp_path / "original", tmp_path / "copy")
+    second = "copy" if first == "original" else "original"
+    folder = tmp_path / second / "a-checkpoints" / "tiny"
+    files = {path.name for path in folder.iterdir()}
+
+    after = weights(run(study_in(first), plan=None, n_epochs=60))
+    assert {path.name for path in folder.iterdir()} == files
+    assert same(weights(miha.load_result(study_in(second), classifier)), before)
+    assert same(weights(miha.load_result(study_in(first), classifier)), after)
+    longer = run(study_in(second), plan=None, n_epochs=60)
+    assert same(weights(longer), after)
+    assert same(weights(miha.load_result(study_in(first), classifier)), after)
+
+
+def test_a_folder_that_was_chosen_is_kept_to_though_there_is_one_beside_the_study(
+    tmp_path: Path,
+) -> None:
+    study = new_study(f"sqlite:///{tmp_path}/a.db")
+    run(study, plan=SHORT, checkpoint_dir=tmp_path / "chosen")
+    (tmp_path / "a-checkpoints" / "tiny").mkdir(parents=True)
+    assert checkpoint_folder(study) == tmp_path / "chosen"
+
+
+@pytest.mark.parametrize("name", [".", "..", "a/../.."])
+def test_no_name_of_a_study_leads_out_of_the_folder_of_checkpoints(
+    name: str, tmp_path: Path
+) -> None:
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path}/a.db", study_name=name)
+    folder = checkpoint_folder(study).resolve()
+    assert folder.parent == tmp_path / "a-checkpoints"
