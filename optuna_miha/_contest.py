@@ -26,9 +26,11 @@ from optuna_miha._model_fn import Initial, ModelFn, build_initial, build_recipe
 from optuna_miha._optimize import optimize
 from optuna_miha._plan import Plan
 from optuna_miha._pruner import SlopePruner
+from optuna_miha._record import read_lineage
 from optuna_miha._sampler import MihaSampler
-from optuna_miha._study import open_store, settle_initial
+from optuna_miha._study import open_store, phase_ahead, settle_initial
 from optuna_miha._trainer import evaluate
+from optuna_miha.exceptions import MihaError
 
 # Attributes of a study.
 SETTINGS = "compare:settings"
@@ -182,15 +184,25 @@ class Contest:
         def count(study: optuna.Study, trial: FrozenTrial) -> None:
             bar.update(trial.user_attrs.get(_keys.TRAINED, 0))
 
-        result = optimize(
-            study,
-            self.model_fn,
-            plan=self.plans[method],
-            keep="final",
-            device=self.device,
-            callbacks=[count],
-            show_progress_bar=False,
-        )
+        plan = self.plans[method]
+        try:
+            result = optimize(
+                study,
+                self.model_fn,
+                plan=plan,
+                keep="final",
+                device=self.device,
+                callbacks=[count],
+                show_progress_bar=False,
+            )
+        except MihaError:
+            lineage = read_lineage(study)
+            if lineage.best() is not None or phase_ahead(study, plan, None, lineage) is not None:
+                raise
+            # It is over, and whatever it trained diverged.
+            return _Selected(
+                value=math.nan, params={}, weights=None, epochs=lineage.spent, curve=[]
+            )
         curve, spent = [], 0
         # Not in the order of trials, which another attempt may have begun.
         for segment in sorted(result.segments, key=lambda s: s.place):

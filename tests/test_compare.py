@@ -27,6 +27,7 @@ from optuna_miha._compare import METHODS, _classic_plan, compare
 from optuna_miha._comparison import Comparison, Run
 from optuna_miha._plan import Plan
 from optuna_miha._statistics import sign_flip_p
+from optuna_miha.exceptions import MihaError
 from optuna_miha.visualization import plot_comparison
 
 N_EPOCHS = 26
@@ -289,6 +290,35 @@ def test_hopeless_and_diverged_trials_are_cut_and_the_search_goes_on() -> None:
 
 
 STATES = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def test_a_method_that_diverges_from_beginning_to_end_leaves_blanks() -> None:
+    def step(model: nn.Module, batch: Any, loss_fn: Any) -> Tensor:
+        loss: Tensor = loss_fn(model(batch[0]), batch[1])
+        return math.nan * loss if model.training else loss
+
+    net, storage = Net(train_step=step, test=blobs(30, seed=2)), InMemoryStorage()
+    comparison = run(net, "miha", "miha-classic", "no-search", storage=storage)
+    for one in comparison.runs:
+        assert math.isnan(one.value)
+        assert (one.test, one.curve) == (None, ())
+        assert 0 < one.epochs <= N_EPOCHS
+    assert timeless(run(net, "miha", "miha-classic", "no-search", storage=storage)) == timeless(
+        comparison
+    )
+
+
+def test_an_error_that_is_no_divergence_ends_the_comparison() -> None:
+    class Raising(Net):
+        def count(self, *_: Any) -> None:
+            self.n_steps += 1
+            if self.n_steps > 50:
+                raise MihaError("not now")
+
+    storage = InMemoryStorage()
+    with pytest.raises(MihaError, match="not now"):
+        run(Raising(), "miha", storage=storage)
+    assert "compare:run" not in study_of(storage, "miha").user_attrs
 
 
 def test_classic_comes_as_near_to_the_budget_as_it_can() -> None:
