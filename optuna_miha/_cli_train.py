@@ -17,7 +17,7 @@ from optuna_miha._compare import METHODS, compare
 from optuna_miha._demo import demo
 from optuna_miha._optimize import optimize
 from optuna_miha._record import check_run
-from optuna_miha._server import find_storage, load_study
+from optuna_miha._server import find_storage, load_study, open_storage
 from optuna_miha._study import settings_of
 from optuna_miha.visualization import plot_comparison
 from optuna_miha.visualization._style import import_plotly
@@ -49,7 +49,7 @@ def _compare(args: argparse.Namespace) -> int:
         n_epochs=args.n_epochs,
         methods=args.methods,
         seeds=args.seeds,
-        storage=args.storage,
+        storage=open_storage(args.storage),
         name=args.name,
         direction=args.direction,
         device=args.device,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any, BinaryIO
@@ -35,25 +36,43 @@ def find_storage(reference: str) -> BaseStorage:
         ValueError: If there is none, or a folder holds several.
         StorageError: If it cannot be read.
     """
-    from sqlalchemy.exc import DBAPIError
-
-    try:
-        return _opened(reference)
-    except DBAPIError as error:
-        # A URL may hold a password; it is not repeated.
-        said = f"{type(error.orig).__name__}: {str(error.orig).strip()}"
-        raise StorageError(f"The storage cannot be opened. The database says: {said}.") from error
-
-
-def _opened(reference: str) -> BaseStorage:
     scheme, separator, rest = reference.partition("://")
     if not separator:
-        return _open_file(_only_file(Path(reference)))
+        with _in_words(reference):
+            return _open_file(_only_file(Path(reference)))
     # Optuna would create the file of a misspelled URL.
     file = Path(rest.partition("?")[0].removeprefix("/"))
     if scheme.startswith("sqlite") and file.name not in ("", ":memory:") and not file.is_file():
         raise ValueError(f"The file of the storage must exist, got {reference!r}: {file} is none.")
-    return get_storage(reference)
+    return open_storage(reference)
+
+
+def open_storage(url: str) -> BaseStorage:
+    """Open the storage of a URL, a new one if there is none.
+
+    Raises:
+        ValueError: If it is not the URL of a database.
+        StorageError: If it cannot be read.
+    """
+    with _in_words(url):
+        return get_storage(url)
+
+
+@contextmanager
+def _in_words(url: str) -> Iterator[None]:
+    """Say what SQLAlchemy has against a URL, which may hold a password and is not repeated."""
+    from sqlalchemy.exc import ArgumentError, DBAPIError
+
+    try:
+        yield
+    except ArgumentError as error:
+        raise ValueError(
+            "The storage must be the URL of a database that SQLAlchemy knows, got one that begins "
+            f"with {url.partition('://')[0]!r}: write for instance sqlite:///run.db."
+        ) from error
+    except DBAPIError as error:
+        said = f"{type(error.orig).__name__}: {str(error.orig).strip()}"
+        raise StorageError(f"The storage cannot be opened. The database says: {said}.") from error
 
 
 def load_study(name: str, storage: BaseStorage) -> optuna.Study:

@@ -138,6 +138,9 @@ STORAGE = ["--storage", "sqlite:///run.db"]
         (["report", "other", *STORAGE], "one of the storage's, 'tiny', 'empty', got 'other'"),
         (["report", "tiny", "--storage", "sqlite:///none.db"], "none.db"),
         (["report", "tiny", "--storage", "none.db"], "a URL, a file or a folder"),
+        (["report", "tiny", "--storage", "bogus://me:secret@x"], "begins with 'bogus'"),
+        (["compare", "net:classifier", "--storage", "bogus://me:secret@x"], "begins with 'bogus'"),
+        (["compare", "net:classifier", "--storage", "none.db"], "begins with 'none.db'"),
         (["report", "tiny", "--storage", "net.py"], "neither"),
         (["report", "tiny", *STORAGE, "-o", "none/out.html"], "folder of none/out.html"),
         (["report", "empty", *STORAGE], "must hold a run"),
@@ -164,6 +167,7 @@ def test_mistakes_are_named_on_stderr_and_exit_with_2(
     captured = capsys.readouterr()
     assert code == 2
     assert message in captured.err
+    assert "secret" not in captured.err
     assert captured.out == ""
     assert not (run / "none.db").exists()
 
