@@ -17,7 +17,13 @@ _REDUCTIONS = ("size_average", "reduce")
 """Arguments that torch's losses keep for code of ten years ago."""
 
 
-def code_of(recipe: Recipe, params: Mapping[str, Any], *, n_annealed: int | None = None) -> str:
+def code_of(
+    recipe: Recipe,
+    params: Mapping[str, Any],
+    *,
+    n_annealed: int | None = None,
+    is_raised: bool = True,
+) -> str:
     """Python code that puts a configuration into a network named ``model``.
 
     It sets the activations and dropout rates that were suggested, and defines ``optimizer``,
@@ -28,6 +34,7 @@ def code_of(recipe: Recipe, params: Mapping[str, Any], *, n_annealed: int | None
         recipe: What ``model_fn`` returns for the configuration.
         params: The configuration.
         n_annealed: Over how many epochs its learning rate was annealed; :obj:`None`: it was not.
+        is_raised: Whether it rose before it fell.
     """
     model, loss_fn = recipe.model, recipe.loss_fn
     used = {"batch_size", "optimizer", "lr", "weight_decay", "momentum", "loss"}
@@ -45,7 +52,12 @@ def code_of(recipe: Recipe, params: Mapping[str, Any], *, n_annealed: int | None
     parts.append("# `model` is the network as you wrote it.")
     parts += changes
     assert recipe.optimizer is not None
-    if n_annealed is not None:
+    if n_annealed is not None and not is_raised:
+        parts.append(
+            f"# The learning rate is the first of {n_annealed} epochs: it fell from it to zero "
+            "along half a\n# cosine."
+        )
+    elif n_annealed is not None:
         parts.append(
             f"# The learning rate is the highest of {n_annealed} epochs: it rose to it from a "
             "third over the first\n# tenth of them, then fell to zero along half a cosine."

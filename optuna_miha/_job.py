@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from optuna.distributions import FloatDistribution
 from optuna.trial import FixedTrial
 
 from optuna_miha._checkpoint import State, averaged, capture, copy_tensors, inherit
@@ -16,7 +17,7 @@ from optuna_miha._curve import EpochResult
 from optuna_miha._engine import Engine, intra_op_threads
 from optuna_miha._memory import give_back, is_out_of_memory
 from optuna_miha._model_fn import ModelFn, build_recipe
-from optuna_miha._pace import pace
+from optuna_miha._pace import half_cosine, pace
 from optuna_miha._recipe import LossFn, Recipe
 from optuna_miha._rng import preserved_rng, seed_all
 from optuna_miha._trainer import Trainer, evaluate, is_failed, move, rate_setter, train
@@ -66,7 +67,8 @@ class Job:
         params: The hyperparameters.
         state: Where to continue; :obj:`None`: from the initial weights.
         n_epochs: Epochs to train; 0: the state is validated as it is.
-        anneal: Whether the learning rate is annealed over these epochs, as :func:`pace` says.
+        anneal: Whether the learning rate is annealed over these epochs: as :func:`pace` says
+            where it is a float parameter named ``lr``, else without the rise.
         patience: Ends after this many epochs without improvement; :obj:`None`: never.
         birth_cost: The cost that counts as the first to improve on, when patience is given.
         place: Its place among its siblings, by which it finds its device.
@@ -155,7 +157,8 @@ class _Log:
 
 
 def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None, State]:
-    recipe = build_recipe(context.model_fn, FixedTrial(job.params), context.seed)
+    trial = FixedTrial(job.params)
+    recipe = build_recipe(context.model_fn, trial, context.seed)
     context.on_device(recipe, job.place)
     # How to evaluate a network is known to the trainer alone, so that no average is kept then.
     ema = averaged(recipe.model, 0.0 if context.trainer is not None else context.ema_decay)
@@ -169,12 +172,15 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
         return capture(recipe, ema, epoch) | {"best": _validated(context, recipe, ema, epoch)}
     assert recipe.optimizer is not None
     set_rate = rate_setter(recipe.optimizer)
+    # What nobody has raised would first fall to a third.
+    is_raised = isinstance(trial.distributions.get("lr"), FloatDistribution)
+    annealed = pace if is_raised else half_cosine
     trainer = context.trainer or partial(train, engine=context.engine)
     progress = iter(trainer(recipe, job.n_epochs))
     least, waited = job.birth_cost, 0
     while len(log.results) < job.n_epochs and waited != job.patience:
         if job.anneal:
-            set_rate(pace(len(log.results), job.n_epochs))
+            set_rate(annealed(len(log.results), job.n_epochs))
         log.begun += 1
         result = next(progress, None)
         if result is None:

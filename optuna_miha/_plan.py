@@ -40,8 +40,9 @@ class Plan:
             Share of ``n_epochs`` kept for the final phase.
         anneal:
             ``"cosine"``: the final phase continues the best trunk. Over its first tenth the
-            learning rate rises to three times what it was, since what wins over a few epochs at
-            a constant rate has too small a one; then it goes to zero along half a cosine.
+            learning rate rises to three times what it was, if it is a float parameter named
+            ``lr``, since what wins over a few epochs at a constant rate has too small a one; then
+            it goes to zero along half a cosine.
             :obj:`None`: it continues the present trunk at a constant learning rate.
         ema_decay:
             Decay, per epoch, of the moving average of the weights by whose validation value

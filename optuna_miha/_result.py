@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import torch
+from optuna.distributions import FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
@@ -129,7 +130,12 @@ class Result(Trained):
         recipe = build_recipe(self.library.model_fn, FixedTrial(self.params), self.library.seed)
         last = self.lineage[-1]
         is_annealed = ANNEAL_TO in self.schedule[-1]
-        return code_of(recipe, self.params, n_annealed=last.trained if is_annealed else None)
+        return code_of(
+            recipe,
+            self.params,
+            n_annealed=last.trained if is_annealed else None,
+            is_raised=isinstance(last.distributions.get("lr"), FloatDistribution),
+        )
 
     def to_dataframe(self) -> pandas.DataFrame:
         """All segments of the run as a table, one row for each, in the order of their trials.

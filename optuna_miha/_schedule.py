@@ -22,8 +22,9 @@ class Schedule(Sequence[dict[str, Any]]):
     them as a table. Each row is a dictionary of ``from_epoch`` and ``to_epoch`` (the row holds
     after the first and up to the last), ``role``, and every hyperparameter. In a row that has
     ``anneal_to``, the learning rate is annealed until that epoch: over the first tenth it rises
-    from a third of ``lr`` to ``lr``, then it falls to zero along half a cosine. In the last row
-    that epoch lies behind ``to_epoch`` where the best weights came before the end.
+    from a third of ``lr`` to ``lr``, then it falls to zero along half a cosine; where ``lr`` is
+    no float parameter, it only falls. In the last row that epoch lies behind ``to_epoch`` where
+    the best weights came before the end.
 
     Args:
         rows: The rows, in the order of their epochs.

@@ -233,6 +233,18 @@ def test_patience_ends_a_job_after_epochs_without_improvement(
     assert outcome.state["epoch"] == trained
 
 
+def rated(**changes: Any) -> Callable[[Any], Recipe]:
+    """The same with a learning rate that is suggested."""
+
+    def model_fn(trial: Any) -> Recipe:
+        made = fixed(**changes)(trial)
+        assert made.optimizer is not None
+        made.optimizer.param_groups[0]["lr"] = trial.suggest_float("lr", 1e-3, 1.0)
+        return made
+
+    return model_fn
+
+
 def test_annealing_rises_to_the_learning_rate_and_falls_towards_zero() -> None:
     seen: list[list[float]] = []
 
@@ -244,16 +256,16 @@ def test_annealing_rises_to_the_learning_rate_and_falls_towards_zero() -> None:
     optimizers: list[torch.optim.Optimizer] = []
 
     def model_fn(trial: Any) -> Recipe:
-        made = fixed(train_step=step)(trial)
+        made = rated(train_step=step)(trial)
         assert made.optimizer is not None
         optimizers.append(made.optimizer)
         seen.append([])
         return made
 
-    context = run_context(model_fn, ema_decay=0.0)
-    state = succeed(context, params=UNUSED, n_epochs=1).state
-    succeed(context, params=UNUSED, n_epochs=20, state=state, anneal=True)
-    succeed(context, params=UNUSED, n_epochs=2, state=state)
+    context, params = run_context(model_fn, ema_decay=0.0), UNUSED | {"lr": 0.02}
+    state = succeed(context, params=params, n_epochs=1).state
+    succeed(context, params=params, n_epochs=20, state=state, anneal=True)
+    succeed(context, params=params, n_epochs=2, state=state)
     per_step = seen[1]
     assert len(per_step) == 20 * 4  # 24 objects by 7: four steps an epoch.
     rates = per_step[::4]
@@ -280,9 +292,35 @@ def test_annealing_scales_every_group() -> None:
             rates.append([group["lr"] for group in made.optimizer.param_groups])
             yield EpochResult(value=0.0)
 
-    succeed(run_context(model_fn, trainer=watching), params=UNUSED, n_epochs=5, anneal=True)
-    assert rates[1] == pytest.approx([0.1 * i for i in range(1, 7)])
-    assert rates[3] == pytest.approx([0.05 * i for i in range(1, 7)])
+    succeed(run_context(model_fn, trainer=watching), params=UNUSED, n_epochs=4, anneal=True)
+    assert rates[0] == pytest.approx([0.1 * i for i in range(1, 7)])
+    assert rates[2] == pytest.approx([0.05 * i for i in range(1, 7)])
+
+
+@pytest.mark.parametrize("name", [None, "lr", "learning_rate"])
+def test_a_learning_rate_that_nobody_has_raised_is_annealed_without_a_rise(
+    name: str | None,
+) -> None:
+    def model_fn(trial: Any) -> Recipe:
+        made = fixed()(trial)
+        assert made.optimizer is not None
+        if name == "lr":
+            made.optimizer.param_groups[0]["lr"] = trial.suggest_categorical(name, [0.02, 0.2])
+        elif name is not None:
+            made.optimizer.param_groups[0]["lr"] = trial.suggest_float(name, 1e-3, 1.0)
+        return made
+
+    rates: list[float] = []
+
+    def watching(made: Recipe, n_epochs: int) -> Iterator[EpochResult]:
+        for _ in range(n_epochs):
+            rates.append(made.optimizer.param_groups[0]["lr"])
+            yield EpochResult(value=0.0)
+
+    params = UNUSED if name is None else UNUSED | {name: 0.02}
+    succeed(run_context(model_fn, trainer=watching), params=params, n_epochs=20, anneal=True)
+    falling = [0.5 * (1 + math.cos(math.pi * epoch / 20)) for epoch in range(20)]
+    assert rates == pytest.approx([0.02 * part for part in falling])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

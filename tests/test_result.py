@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import torch
 from optuna.trial import FixedTrial
-from problems import accuracy_classifier, blobs, classifier, explicit, new_study, run
+from problems import (
+    accuracy_classifier,
+    blobs,
+    classifier,
+    explicit,
+    new_study,
+    run,
+    same,
+    weights,
+)
 from segments import segment
 from torch import nn
 
@@ -263,3 +272,19 @@ def test_code_says_of_a_learning_rate_that_it_was_annealed(result: miha.Result) 
     assert f"the highest of {last.trained} epochs" in result.code()
     plain = run(new_study(), plan=miha.Plan.no_search(3))
     assert "the highest" not in plain.code()
+
+
+def test_code_says_of_a_learning_rate_that_was_not_raised_that_it_fell() -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        recipe = classifier(trial)
+        lr = trial.suggest_categorical("lr", [0.01, 0.02])
+        recipe.optimizer = torch.optim.SGD(recipe.model.parameters(), lr=lr)
+        return recipe
+
+    study = new_study()
+    result = run(study, model_fn)
+    last = result.lineage[-1]
+    assert last.role == "final", "the case does not occur: choose another seed"
+    assert f"the first of {last.trained} epochs" in result.code()
+    again = miha.replay(result.schedule, model_fn, device="cpu")
+    assert same(weights(result), dict(again.model.state_dict()))
