@@ -46,11 +46,10 @@ def training_batches(
 
 
 def evaluation_batches(data: Data, device: torch.device) -> Iterable[Any]:
-    """An iterable over the validation batches, in order."""
+    """An iterable over the validation batches, in order; the network may change their values."""
     tensors = _tensors(data)
     if tensors is not None:
-        parts = (torch.split(tensor.to(device), EVALUATION_BATCH_SIZE) for tensor in tensors)
-        return list(zip(*parts, strict=True))
+        return _Copies([tensor.to(device) for tensor in tensors])
     if isinstance(data, DataLoader):
         return _OnDevice(data, device)
     return _OnDevice(DataLoader(data, batch_size=EVALUATION_BATCH_SIZE), device)  # type: ignore[arg-type]
@@ -120,6 +119,22 @@ class _ShuffledTensors:
         gathered = (t.index_select(0, order.to(t.device)) for t in self._tensors)
         batches = list(zip(*(torch.split(t, self._batch_size) for t in gathered), strict=True))
         return iter(batches[:-1] if self._drop_last else batches)
+
+
+class _Copies:
+    """Parts of tensors, in order, one at a time.
+
+    They are copied, since a network that begins with an operation in place would change the
+    user's data otherwise.
+    """
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._tensors = tensors
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        parts = (torch.split(tensor, EVALUATION_BATCH_SIZE) for tensor in self._tensors)
+        for batch in zip(*parts, strict=True):
+            yield tuple(part.clone() for part in batch)
 
 
 class _OnDevice:

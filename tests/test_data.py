@@ -294,6 +294,17 @@ def test_evaluation_goes_through_the_objects_in_order(of: Any) -> None:
     assert torch.equal(torch.cat([batch[1] for batch in batches]), y)
 
 
+def test_an_evaluation_batch_is_a_copy_each_time() -> None:
+    data = objects(600)
+    before = [tensor.clone() for tensor in data]
+    batches = evaluation_batches(data, CPU)
+    for x, y in batches:
+        x += 100
+        y += 100
+    assert same(before, list(data))
+    assert torch.equal(torch.cat([x for x, _ in batches]), before[0])
+
+
 def test_evaluation_of_datasets_and_streams_goes_through_all_objects_in_order() -> None:
     for data in (Numbers(7), Stream(7), DataLoader(Numbers(7), batch_size=2)):
         batches = visited(evaluation_batches(data, CPU))

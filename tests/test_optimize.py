@@ -15,6 +15,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from problems import (
+    SHORT,
     TINY,
     accuracy_classifier,
     blobs,
@@ -27,7 +28,7 @@ from problems import (
     weights,
 )
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import optuna_miha as miha
 
@@ -164,6 +165,25 @@ def test_datasets_and_loaders_train_like_tensors(kind: str, whole_tiny: Any) -> 
         return recipe
 
     assert history(run(new_study(), model_fn)) == history(whole_tiny)
+
+
+def test_a_network_that_begins_in_place_leaves_the_users_data_alone() -> None:
+    train, valid = blobs(60, seed=0), blobs(30, seed=1)
+    before = [tensor.clone() for tensor in (*train, *valid)]
+
+    def of(train_data: Any, valid_data: Any) -> Any:
+        return lambda trial: miha.Recipe(
+            model=nn.Sequential(nn.LeakyReLU(0.1, inplace=True), nn.Linear(4, 3)),
+            loss_fn=nn.CrossEntropyLoss(),
+            train_data=train_data,
+            valid_data=valid_data,
+        )
+
+    of_tensors = run(new_study(), of(train, valid), plan=SHORT)
+    assert all(map(torch.equal, (*train, *valid), before))
+    # A loader puts its objects together in new tensors.
+    objects = [Subset(TensorDataset(*data), range(len(data[0]))) for data in (train, valid)]
+    assert history(run(new_study(), of(*objects), plan=SHORT)) == history(of_tensors)
 
 
 def test_maximizing_accuracy_returns_the_most_accurate_model() -> None:
