@@ -23,9 +23,22 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Share of objects whose largest output is their class.
 
     Args:
-        outputs: Scores, ``(n_objects, n_classes, ...)``.
+        outputs: Scores, ``(n_objects, n_classes, ...)``, of two classes or more.
         targets: Class indices, ``(n_objects, ...)``.
+
+    Raises:
+        ValueError: If the shapes are others.
     """
+    shape, expected = tuple(outputs.shape), tuple(outputs.shape[:1] + outputs.shape[2:])
+    if len(shape) < 2 or shape[1] < 2 or tuple(targets.shape) != expected:
+        raise ValueError(
+            "The built-in accuracy needs outputs (n_objects, n_classes, ...), of at least two "
+            "classes, and class indices (n_objects, ...) as targets, got outputs of shape "
+            f"{shape} and targets of {tuple(targets.shape)}: turn one-hot targets into indices "
+            "by `targets.argmax(1)`, or pass a metric of your own, for logits of the targets' "
+            'shape `metrics={"accuracy": lambda outputs, targets: '
+            "((outputs > 0) == targets).double().mean()}`."
+        )
     return (outputs.argmax(dim=1) == targets).double().mean()
 
 
@@ -58,7 +71,8 @@ class Recipe:
             Objects per step. :obj:`None`: that of the ``DataLoader``, or else 32.
         metrics:
             Figures besides the loss, by name: each is called once per epoch with the outputs
-            and targets of the whole validation data. ``"accuracy"`` is built in.
+            and targets of the whole validation data. ``"accuracy"`` is built in, for scores of
+            two classes or more and targets that are class indices.
         monitor:
             What decides: ``"loss"``, or the name of a metric. The study's direction must
             agree.

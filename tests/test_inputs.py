@@ -181,6 +181,28 @@ def test_a_wrong_argument_is_refused_before_anything_is_written(case: str) -> No
     assert study.user_attrs == {}
 
 
+@pytest.mark.parametrize("n_outputs", [1, 3], ids=["one logit", "one-hot"])
+def test_data_that_have_no_accuracy_are_refused_before_anything_is_written(n_outputs: int) -> None:
+    def one_hot(n_objects: int) -> Any:
+        x, y = blobs(n_objects)
+        return x, nn.functional.one_hot(y, 3)[:, :n_outputs].float()
+
+    def model_fn(trial: Any) -> Any:
+        return recipe_with(
+            model=nn.Linear(4, n_outputs),
+            loss_fn=nn.BCEWithLogitsLoss(),
+            train_data=one_hot(60),
+            valid_data=one_hot(30),
+            monitor="accuracy",
+        )(trial)
+
+    study = new_study(direction="maximize")
+    with pytest.raises(ValueError, match=rf"outputs of shape \(30, {n_outputs}\)"):
+        run(study, model_fn)
+    assert study.trials == []
+    assert study.user_attrs == {}
+
+
 def test_an_executor_that_is_shut_down_is_refused() -> None:
     from concurrent.futures import ThreadPoolExecutor
 

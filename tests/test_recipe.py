@@ -181,6 +181,21 @@ def test_accuracy_counts_every_pixel() -> None:
     assert float(accuracy(scores, targets)) == pytest.approx(7 / 8)
 
 
+@pytest.mark.parametrize(
+    ("outputs", "targets"),
+    [((8, 1), (8, 1)), ((8, 1), (8,)), ((8,), (8,)), ((8, 3), (8, 3)), ((8, 3), (8, 1))],
+    ids=["one column", "one column, indices", "no column", "one-hot", "column of indices"],
+)
+def test_accuracy_of_other_shapes_is_refused(
+    outputs: tuple[int, ...], targets: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match="at least two classes") as caught:
+        accuracy(torch.zeros(outputs), torch.zeros(targets))
+    assert f"outputs of shape {outputs} and targets of {targets}" in str(caught.value)
+    for repair in ("`targets.argmax(1)`", "((outputs > 0) == targets).double().mean()"):
+        assert repair in str(caught.value)
+
+
 def test_lists_of_tensors_become_tuples() -> None:
     made = recipe(train_data=[X, Y], valid_data=[X, X, Y])
     assert isinstance(made.train_data, tuple)
