@@ -31,6 +31,9 @@ def training_batches(
         skip_single:
             Leave out a last batch of one object, of which batch normalization cannot take a
             variance. Batch sizes change, so that one may come up that the user never met.
+
+    Raises:
+        TypeError: If a loader has an ``__iter__`` of its own, which would be lost.
     """
     tensors = _tensors(data)
     if tensors is not None:
@@ -169,6 +172,14 @@ def _with_batch_size(
     Its ``generator`` is left out: its state is not in our checkpoints, and the global random
     state, which is, takes its place.
     """
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        raise TypeError(
+            "`train_data` must be a DataLoader that iterates as torch's does, got "
+            f"{type(loader).__qualname__}, which has an `__iter__` of its own: batch sizes "
+            "change, so that the loader is built anew from its dataset. Do the work in the "
+            "dataset or the `collate_fn`, or give the loader a `batch_sampler`: it is then used "
+            "as it is."
+        )
     settings: dict[str, Any] = {
         "batch_size": batch_size,
         "num_workers": loader.num_workers,

@@ -60,8 +60,9 @@ class Recipe:
             mean over the batch.
         train_data:
             A tuple of tensors ``(*inputs, target)`` of equal length, a
-            :class:`~torch.utils.data.Dataset`, or a :class:`~torch.utils.data.DataLoader`
-            whose settings are kept, but for the batch size.
+            :class:`~torch.utils.data.Dataset`, or a :class:`~torch.utils.data.DataLoader`. Each
+            branch builds it anew, with its settings but for the batch size and ``generator``,
+            unless it has a ``batch_sampler``: then it is used as it is.
         valid_data:
             The same for validation; it decides which branch wins.
         optimizer:

@@ -233,6 +233,41 @@ def test_a_batch_sampler_is_left_alone() -> None:
     assert visited(training_batches(loader, 2, CPU)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
 
 
+class Doubling(DataLoader[Any]):
+    """Works on its batches."""
+
+    def __iter__(self) -> Any:
+        return ((2 * x, y) for x, y in super().__iter__())
+
+
+class Named(DataLoader[Any]):
+    """Iterates as torch's does."""
+
+    def __init__(self, *arguments: Any, name: str, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.name = name
+
+
+def test_a_loader_that_would_lose_its_own_iteration_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"got Doubling, .*`collate_fn`.*`batch_sampler`"):
+        training_batches(Doubling(Numbers(9), batch_size=2), 4, CPU)
+
+
+def test_a_loader_that_is_used_as_it_is_may_have_its_own_iteration() -> None:
+    sampler = BatchSampler(SequentialSampler(range(9)), batch_size=5, drop_last=False)
+    loaders = Doubling(Numbers(9), batch_sampler=sampler), Doubling(Stream(9), batch_size=None)
+    for batches in (
+        *(training_batches(loader, 4, CPU) for loader in loaders),
+        evaluation_batches(Doubling(Numbers(9), batch_size=2), CPU),
+    ):
+        assert all((x.flatten() == 2 * y).all() for x, y in batches)
+
+
+def test_a_class_of_loaders_that_iterates_as_torchs_is_built_anew() -> None:
+    loader = Named(Numbers(9), batch_size=2, name="mine")
+    assert visited(training_batches(loader, 6, CPU)) == [[0, 1, 2, 3, 4, 5], [6, 7, 8]]
+
+
 @pytest.mark.parametrize(
     "collate",
     [

@@ -37,6 +37,13 @@ def uncopyable() -> nn.Module:
     return model
 
 
+class Doubling(DataLoader[Any]):
+    """Works on its batches."""
+
+    def __iter__(self) -> Any:
+        return ((2 * x, y) for x, y in super().__iter__())
+
+
 X, Y = blobs(60)
 MODEL = nn.Linear(4, 3)
 
@@ -101,6 +108,11 @@ CASES: dict[str, tuple[Any, type[Exception], list[str]]] = {
         ),
         ValueError,
         ["at least one batch", "drop_last"],
+    ),
+    "loader that would lose its iteration": (
+        recipe_with(train_data=Doubling(TensorDataset(X, Y), batch_size=16)),
+        TypeError,
+        ["train_data", "Doubling", "`__iter__`", "`collate_fn`", "`batch_sampler`"],
     ),
     "NaN in the validation data": (
         recipe_with(valid_data=(X * float("nan"), Y)),
