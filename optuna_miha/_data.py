@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
@@ -199,9 +199,12 @@ def _with_batch_size(
         settings["shuffle"] = True
     else:
         settings["sampler"] = loader.sampler
-    if skip_single and not isinstance(loader.dataset, IterableDataset):
-        n_objects = len(loader.sampler)  # type: ignore[arg-type]
-        settings["drop_last"] = loader.drop_last or _leaves_single(n_objects, batch_size)
+    if isinstance(loader.sampler, Sized):  # A stream's is not, nor need one of the user's be.
+        n_objects = len(loader.sampler)
+        # Nothing would be left of fewer objects, where the last batch is dropped.
+        settings["batch_size"] = max(1, min(batch_size, n_objects))
+        if skip_single and _leaves_single(n_objects, batch_size):
+            settings["drop_last"] = True
     return DataLoader(loader.dataset, **settings)
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SequentialSampler,
     SubsetRandomSampler,
     TensorDataset,
@@ -165,6 +166,27 @@ def test_a_loader_that_does_not_shuffle_goes_on_in_order(batch_size: int) -> Non
 def test_a_rebuilt_loader_keeps_dropping_the_last_batch() -> None:
     loader = DataLoader(Numbers(13), batch_size=2, drop_last=True, shuffle=True)
     assert [len(batch) for batch in visited(training_batches(loader, 5, CPU))] == [5, 5]
+
+
+@pytest.mark.parametrize("sampler", [None, SubsetRandomSampler([1, 3, 5, 7])])
+def test_a_batch_larger_than_the_data_is_not_dropped(sampler: Any) -> None:
+    loader = DataLoader(Numbers(9), batch_size=2, sampler=sampler, drop_last=True)
+    n_objects = 9 if sampler is None else 4
+    assert [len(batch) for batch in visited(training_batches(loader, 64, CPU))] == [n_objects]
+
+
+class Unmeasured(Sampler[int]):
+    """Does not say how many objects it visits."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(7))
+
+
+@pytest.mark.parametrize("skip_single", [False, True])
+def test_a_sampler_need_not_have_a_length(skip_single: bool) -> None:
+    loader = DataLoader(Numbers(9), batch_size=2, sampler=Unmeasured())
+    batches = training_batches(loader, 4, CPU, skip_single=skip_single)
+    assert visited(batches) == [[0, 1, 2, 3], [4, 5, 6]]
 
 
 def test_a_rebuilt_loader_keeps_its_collate_fn() -> None:

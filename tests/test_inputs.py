@@ -10,7 +10,7 @@ import pytest
 import torch
 from problems import blobs, classifier, new_study, run
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import optuna_miha as miha
 
@@ -103,9 +103,7 @@ CASES: dict[str, tuple[Any, type[Exception], list[str]]] = {
         ["model.parameters()"],
     ),
     "loader that yields nothing": (
-        recipe_with(
-            train_data=DataLoader(TensorDataset(X[:8], Y[:8]), batch_size=32, drop_last=True)
-        ),
+        recipe_with(train_data=DataLoader(TensorDataset(X, Y), sampler=SubsetRandomSampler([]))),
         ValueError,
         ["at least one batch", "drop_last"],
     ),
@@ -268,6 +266,16 @@ def test_a_last_batch_of_one_object_does_not_break_batch_normalization() -> None
 
     values = {run(new_study(), f).value for f in (normalized, from_dataset, from_loader)}
     assert len(values) == 1
+
+
+def test_small_data_of_a_loader_that_drops_the_last_batch_are_trained_on() -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        data = TensorDataset(*blobs(20))
+        loader = DataLoader(data, batch_size=8, shuffle=True, drop_last=True)
+        return recipe_with(model=nn.Linear(4, 3), train_data=loader)(trial)
+
+    result = run(new_study(), model_fn)
+    assert max(s.params["batch_size"] for s in result.segments) > 20, "choose another seed"
 
 
 def test_an_error_of_one_branch_is_logged_with_the_way_past_it(

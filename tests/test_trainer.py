@@ -12,7 +12,7 @@ from helpers import network, objects, recipe, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from optuna_miha import Recipe
 from optuna_miha._engine import intra_op_threads
@@ -266,7 +266,7 @@ def _parameters(made: Recipe) -> list[tuple[str, nn.Parameter]]:
     "data",
     [
         Nothing(),
-        DataLoader(TensorDataset(*objects(5)), batch_size=7, drop_last=True),
+        DataLoader(TensorDataset(*objects(5)), sampler=SubsetRandomSampler([]), drop_last=True),
     ],
 )
 def test_training_data_without_a_batch_are_refused(data: Any) -> None:
