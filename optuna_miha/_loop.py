@@ -25,6 +25,7 @@ from optuna_miha._lineage import ranking
 from optuna_miha._memory import is_out_of_memory
 from optuna_miha._model_fn import build_recipe, offline_trial
 from optuna_miha._mutation import Params, describe
+from optuna_miha._numbers import as_float
 from optuna_miha._optuna import is_stopped
 from optuna_miha._phases import Phase, Stretch, next_phase
 from optuna_miha._plan import Plan, race_cost, race_rungs
@@ -348,7 +349,7 @@ class Coordinator:
                 sibling.fitness = sibling.record.fitness
                 continue
             curve = make_curve(sibling.scores, self._lineage.sign, sibling.birth, sibling.parent)
-            sibling.fitness = fitness(curve)
+            sibling.fitness = as_float(fitness(curve), "What `fitness` returns")
         by_branch = {s.branch: s for s in alive}
         ranked = [by_branch[b] for b in ranking({b: s.fitness for b, s in by_branch.items()})]
         winner = ranked[0] if ranked else None

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 from torch import nn
 
 from optuna_miha._losses import with_label_smoothing
+from optuna_miha._numbers import as_python
 from optuna_miha._optimizers import make_optimizer, name_of
 from optuna_miha._recipe import Recipe
 from optuna_miha._rng import preserved_rng, seed_all
@@ -97,8 +98,9 @@ def build_initial(
     trial = offline_trial({})
     recipe = build_recipe(model_fn, trial, seed)
     if overrides:
+        overrides = {name: as_python(value) for name, value in overrides.items()}
         _check_overrides(overrides, trial)
-        trial = offline_trial(dict(overrides))
+        trial = offline_trial(overrides)
         recipe = build_recipe(model_fn, trial, seed)
         _check_overrides(overrides, trial)
         for name in overrides:

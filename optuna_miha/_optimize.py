@@ -28,6 +28,7 @@ from optuna_miha._lineage import Lineage
 from optuna_miha._loop import Coordinator
 from optuna_miha._memory import is_out_of_memory
 from optuna_miha._model_fn import ModelFn, build_initial, build_recipe
+from optuna_miha._numbers import as_int
 from optuna_miha._optuna import heartbeats, patience, stoppable
 from optuna_miha._outage import Mender, storage_named
 from optuna_miha._phases import Stretch
@@ -187,7 +188,8 @@ def optimize(
         )
     if not callable(model_fn):
         raise TypeError(f"`model_fn` must be callable, got {type(model_fn).__qualname__}.")
-    if not isinstance(n_jobs, int) or n_jobs < 1:
+    n_jobs, n_epochs = as_int(n_jobs), as_int(n_epochs)
+    if type(n_jobs) is not int or n_jobs < 1:
         raise ValueError(f"`n_jobs` must be a positive number of processes, got {n_jobs!r}.")
     if executor is not None and not isinstance(executor, Executor):
         raise TypeError(

@@ -7,6 +7,8 @@ from bisect import bisect_left, bisect_right
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, Literal
 
+from optuna_miha._numbers import as_int
+
 _RACE_EPOCHS = 3
 """Epochs of the first rung of the start-up race; every later rung doubles a survivor's age."""
 
@@ -104,9 +106,10 @@ class Plan:
         if isinstance(self.mutations, list):  # As it comes back from JSON.
             object.__setattr__(self, "mutations", tuple(self.mutations))
         for name, least in _LEAST.items():
-            value = getattr(self, name)
+            value = as_int(getattr(self, name))
             if value is None and name in _OPTIONAL:
                 continue
+            object.__setattr__(self, name, value)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"`{name}` must be an integer, got {value!r}.")
             if value < least:

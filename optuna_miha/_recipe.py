@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from optuna_miha._numbers import as_int
+
 Data: TypeAlias = tuple[Tensor, ...] | Dataset[Any] | DataLoader[Any]
 LossFn: TypeAlias = Callable[..., Tensor]
 Metric: TypeAlias = Callable[[Tensor, Tensor], "Tensor | float"]
@@ -134,7 +136,8 @@ class Recipe:
             _check_holds(self.optimizer, self.model)
         if self.batch_size is None:
             self.batch_size = getattr(self.train_data, "batch_size", None) or DEFAULT_BATCH_SIZE
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+        self.batch_size = as_int(self.batch_size)
+        if type(self.batch_size) is not int or self.batch_size < 1:
             raise ValueError(f"`batch_size` must be a positive integer, got {self.batch_size!r}.")
         if "loss" in self.metrics:
             raise ValueError(

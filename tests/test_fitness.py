@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -135,6 +138,22 @@ def test_the_slope_of_fewer_than_two_points_is_nan() -> None:
     assert math.isnan(least_squares_slope([]))
     assert math.isnan(least_squares_slope([(1.0, 2.0)]))
     assert least_squares_slope([(0.0, 1.0), (2.0, 5.0)]) == 2.0
+
+
+@pytest.mark.parametrize("number", [torch.tensor(0.5), np.float32(0.5), np.array([0.5])[0]])
+def test_numbers_of_an_epoch_are_kept_as_floats(number: Any) -> None:
+    result = EpochResult(value=number, train_loss=number, metrics={"f1": number}, ema_value=number)
+    numbers = [result.value, result.train_loss, *result.metrics.values(), result.ema_value]
+    assert [(type(n), n) for n in numbers] == [(float, 0.5)] * 4
+
+
+@pytest.mark.parametrize("wrong", [None, torch.ones(2), "low", 1j])
+@pytest.mark.parametrize("name", ["value", "train_loss", "metrics"])
+def test_what_is_not_a_number_is_refused_with_its_name(name: str, wrong: Any) -> None:
+    given = {"value": 1.0, name: {"f1": wrong} if name == "metrics" else wrong}
+    message = "The metric 'f1'" if name == "metrics" else f"`{name}` of an EpochResult"
+    with pytest.raises(TypeError, match=f"{message} must be a number, got .*: give a float"):
+        EpochResult(**given)
 
 
 def test_an_epochs_score_is_the_averaged_weights_value_where_there_is_one() -> None:

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -394,6 +395,50 @@ def test_caught_exceptions_fail_one_trial_and_others_end_the_call() -> None:
     assert result.n_epochs_trained == TINY.n_epochs
     errors = [t.user_attrs.get("miha:error") for t in study.trials]
     assert any(error and "no SGD here" in error for error in errors)
+
+
+@pytest.mark.parametrize("number", [np.float32, torch.tensor], ids=["numpy", "tensor"])
+def test_numbers_of_other_kinds_are_written_to_the_study_as_floats(
+    number: Any, tmp_path: Path
+) -> None:
+    def trainer(recipe: miha.Recipe, n_epochs: int) -> Any:
+        weight = recipe.model[0].weight
+        for _ in range(n_epochs):
+            with torch.no_grad():
+                weight *= 1 - recipe.optimizer.param_groups[0]["lr"]
+            norm = weight.detach().norm().item()
+            yield miha.EpochResult(value=number(norm), metrics={"half": number(norm / 2)})
+
+    study = new_study(f"sqlite:///{tmp_path}/study.db")
+    result = run(study, plan=SHORT, trainer=trainer, fitness=lambda c: number(-c.costs[-1]))
+    again = miha.load_result(study, classifier)
+    assert (again.value, history(again)) == (result.value, history(result))
+    assert {s.role for s in result.segments} == {"trunk", "branch", "final"}
+
+
+def test_arguments_of_numpy_count_as_pythons() -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        recipe = explicit(trial)
+        recipe.model.name = trial.suggest_categorical("name", [False, "narrow"])
+        return recipe
+
+    initial = {"lr": 0.0625, "batch_size": 64, "name": False}
+    numpys = {"lr": np.float32(0.0625), "batch_size": np.int64(64), "name": np.bool_(False)}
+    one = run(new_study(), model_fn, plan=None, n_epochs=30, initial_params=initial)
+    other = run(
+        new_study(),
+        model_fn,
+        plan=None,
+        n_epochs=np.int64(30),
+        n_jobs=np.int64(1),
+        initial_params=numpys,
+    )
+    assert history(one) == history(other)
+
+
+def test_a_fitness_that_is_no_number_is_refused_with_its_value() -> None:
+    with pytest.raises(TypeError, match="What `fitness` returns must be a number, got None"):
+        run(new_study(), plan=SHORT, fitness=lambda curve: None)
 
 
 def test_fitness_decides_who_becomes_the_trunk() -> None:

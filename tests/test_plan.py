@@ -7,7 +7,9 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,6 +42,12 @@ def test_a_number_below_its_least_is_refused_with_both(name: str, least: int) ->
 def test_what_is_no_integer_is_refused_with_its_value(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"`{name}` must be an integer, got {value!r}"):
         Plan(**{name: value})
+
+
+def test_integers_of_other_kinds_are_kept_as_pythons() -> None:
+    plan = Plan(np.int64(400), population_size=torch.tensor(4), patience=np.uint8(3))
+    assert plan == Plan(400, population_size=4, patience=3)
+    assert json.loads(json.dumps(plan.asdict())) == plan.asdict()
 
 
 @pytest.mark.parametrize("name", ["n_epochs", "population_size", "startup", "n_cycles"])

@@ -102,6 +102,7 @@ class Empty(Dataset[Any]):
         ),
         ({"batch_size": 0}, ValueError, ["`batch_size` must be a positive integer", "got 0"]),
         ({"batch_size": 2.5}, ValueError, ["`batch_size` must be a positive integer", "got 2.5"]),
+        ({"batch_size": True}, ValueError, ["`batch_size` must be a positive integer", "True"]),
         (
             {"monitor": "f1"},
             ValueError,
@@ -153,6 +154,12 @@ def test_the_batch_size_is_the_loaders_unless_given(
     train_data: Any, given: int | None, expected: int
 ) -> None:
     assert recipe(train_data=train_data, batch_size=given).batch_size == expected
+
+
+@pytest.mark.parametrize("number", [np.int64(5), torch.tensor(5)])
+def test_a_batch_size_of_another_kind_is_kept_as_pythons(number: Any) -> None:
+    made = recipe(batch_size=number)
+    assert type(made.batch_size) is int and made.batch_size == 5
 
 
 def test_accuracy_is_built_in_and_can_be_replaced() -> None:
