@@ -81,8 +81,8 @@ class Recipe:
             agree.
         train_step:
             ``train_step(model, batch, loss_fn)`` returns the loss of a batch, for batches that
-            are not ``(*inputs, target)``. It is used for validation too, and then only
-            ``"loss"`` can be monitored.
+            are not ``(*inputs, target)``. It is used for validation too; then only ``"loss"``
+            can be monitored, and there are no ``metrics``.
         valid_loss_fn:
             The loss of validation. :obj:`None`: the ``loss_fn`` of the initial configuration,
             so that branches whose training loss differs are compared on one scale.
@@ -157,6 +157,12 @@ class Recipe:
             raise ValueError(
                 f"With a `train_step` only the loss can be monitored, got {self.monitor!r}: "
                 'leave `monitor` at "loss", or pass a trainer of your own to `optimize`.'
+            )
+        if self.train_step is not None and self.metrics:
+            raise ValueError(
+                "With a `train_step`, which returns no outputs, there are no `metrics`, got "
+                f"{', '.join(map(repr, self.metrics))}: leave them out, or pass a trainer of your "
+                "own to `optimize`."
             )
 
 

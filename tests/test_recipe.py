@@ -113,6 +113,14 @@ class Empty(Dataset[Any]):
             ValueError,
             ["only the loss can be monitored", "got 'accuracy'", "trainer of your own"],
         ),
+        (
+            {
+                "metrics": {"f1": lambda outputs, targets: 1.0},
+                "train_step": lambda model, batch, loss_fn: None,
+            },
+            ValueError,
+            ["With a `train_step`", "no `metrics`, got 'f1'", "leave them out", "trainer of your"],
+        ),
     ],
 )
 def test_errors_name_requirement_value_and_repair(
