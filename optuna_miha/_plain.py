@@ -21,6 +21,10 @@ def plain_objective(
 ) -> Callable[[optuna.Trial], float]:
     """Make an ordinary objective of ``model_fn``: train from scratch, report every epoch.
 
+    The global random generators are seeded for each trial. With ``study.optimize(n_jobs=...)``
+    above 1, whose trials are threads of one process, trials disturb each other's random numbers
+    and are not reproducible.
+
     Args:
         model_fn: As for :func:`optimize`.
         n_epochs: Epochs of every trial that is not pruned.
