@@ -85,12 +85,13 @@ def _overlay(initial: Params, distributions: Distributions, entry: dict[str, Any
         value = entry.get(kind_of(name))
         if name == "batch_size":
             low, high = _USUAL_BATCH_SIZES
-            if not low <= initial[name] <= high:
+            if isinstance(initial[name], (int, float)) and not low <= initial[name] <= high:
                 value = 32
         if value is None:
             continue
         if isinstance(distribution, (FloatDistribution, IntDistribution)):
-            candidate[name] = fit(distribution, value)
+            if not isinstance(value, str):
+                candidate[name] = fit(distribution, value)
         elif contains(distribution, value):
             candidate[name] = value
     if offered and "momentum" in entry and "momentum" not in initial:

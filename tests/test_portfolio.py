@@ -148,3 +148,21 @@ def test_momentum_is_cut_to_its_bounds() -> None:
     space = FULL_SPACE | {"momentum": FloatDistribution(0.0, 0.5)}
     race = candidates(START | {"momentum": 0.1}, space, 8)
     assert all(c["momentum"] <= 0.5 for c in race)
+
+
+@pytest.mark.parametrize(
+    ("name", "initial", "distribution"),
+    [
+        ("activation.slope", 0.1, FloatDistribution(0.01, 0.3)),
+        ("activation", 1, IntDistribution(0, 1)),
+        ("optimizer.beta1", 0.9, FloatDistribution(0.5, 0.99)),
+        ("batch_size", None, CategoricalDistribution((None, 16, 32))),
+        ("lr", "high", CategoricalDistribution(("high", "low"))),
+    ],
+)
+def test_a_value_that_does_not_suit_a_parameter_leaves_it_as_it_is(
+    name: str, initial: Any, distribution: BaseDistribution
+) -> None:
+    space = {name: distribution, "weight_decay": FULL_SPACE["weight_decay"]}
+    race = candidates({name: initial, "weight_decay": 0.0}, space, 2)
+    assert race[1] == {name: initial, "weight_decay": 1e-2}
