@@ -18,6 +18,7 @@ from optuna_miha._numbers import as_python
 from optuna_miha._optimizers import make_optimizer, name_of
 from optuna_miha._recipe import Recipe
 from optuna_miha._rng import preserved_rng, seed_all
+from optuna_miha._schedule import PLACE
 from optuna_miha._space import DEFAULT_LR, contains, declare_initial, value_or_initial
 from optuna_miha._suggest import (
     suggest_batch_size,
@@ -93,7 +94,8 @@ def build_initial(
 
     Raises:
         ValueError: If ``overrides`` names a parameter that is not suggested, or a value that
-            its distribution does not contain.
+            its distribution does not contain; or if a parameter is named as a column of a
+            schedule.
     """
     trial = offline_trial({})
     recipe = build_recipe(model_fn, trial, seed)
@@ -109,6 +111,12 @@ def build_initial(
                     f"`initial_params` must name parameters that `model_fn` suggests, got "
                     f"{name!r}; it suggests {sorted(trial.distributions)}."
                 )
+    taken = sorted(trial.distributions.keys() & set(PLACE))
+    if taken:
+        raise ValueError(
+            f"A hyperparameter must not be named as a column of the schedule {PLACE}, got "
+            f"{taken[0]!r}: give it another name."
+        )
     return Initial(recipe, dict(trial.params), dict(trial.distributions))
 
 

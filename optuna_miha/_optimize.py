@@ -33,7 +33,12 @@ from optuna_miha._optuna import heartbeats, patience, stoppable
 from optuna_miha._outage import Mender, storage_named
 from optuna_miha._phases import Stretch
 from optuna_miha._plan import Plan
-from optuna_miha._preflight import check_direction, check_fresh, check_training
+from optuna_miha._preflight import (
+    check_direction,
+    check_distributions,
+    check_fresh,
+    check_training,
+)
 from optuna_miha._progress import Progress
 from optuna_miha._record import check_study, read_lineage
 from optuna_miha._recovery import record_lost, recover
@@ -243,6 +248,7 @@ def optimize(
         if stretches is not None:
             workers = stack.enter_context(make_workers(context, n_jobs, executor))
         check_direction(study, recipe)
+        check_distributions(study, initial.distributions)
         check_fresh(initial.recipe, recipe)
         check_training(recipe, context)
         del recipe  # It would lie on the device as long as the run lasts.

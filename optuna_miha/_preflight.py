@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import optuna
+from optuna.distributions import check_distribution_compatibility
 from optuna.study import StudyDirection
 from torch import Tensor, nn
 
 from optuna_miha._checkpoint import averaged
 from optuna_miha._job import Context
+from optuna_miha._mutation import Distributions
 from optuna_miha._recipe import Recipe, device_of
 from optuna_miha._rng import preserved_rng, seed_all
 from optuna_miha._trainer import batch_loss, batches_of, check_loss, evaluate
@@ -61,6 +63,31 @@ def settle_direction(recipe: Recipe, direction: str | None) -> str:
             f"{direction!r}: leave it out."
         )
     return str(direction or known)
+
+
+def check_distributions(study: optuna.Study, distributions: Distributions) -> None:
+    """Refuse a study whose trials have parameters of the same names but of another kind.
+
+    Optuna would, at the first trial of the run.
+
+    Args:
+        study: The study, which may hold trials of something else.
+        distributions: Those of the initial configuration, by name.
+
+    Raises:
+        ValueError: If a parameter cannot be both.
+    """
+    for trial in study.get_trials(deepcopy=False):
+        for name in trial.distributions.keys() & distributions.keys():
+            theirs, ours = trial.distributions[name], distributions[name]
+            try:
+                check_distribution_compatibility(theirs, ours)
+            except ValueError as error:
+                raise ValueError(
+                    f"The parameter {name!r} must be of one kind in all trials of a study, got "
+                    f"{ours}, but trial {trial.number} of {study.study_name!r} has {theirs}: "
+                    "start a study of another name, or suggest the same."
+                ) from error
 
 
 def check_fresh(first: Recipe, second: Recipe) -> None:

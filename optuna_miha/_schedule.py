@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, overload
 
 ANNEAL_TO = "anneal_to"
-_PLACE = ("from_epoch", "to_epoch", "role", ANNEAL_TO)
+PLACE = ("from_epoch", "to_epoch", "role", ANNEAL_TO)
 """What a row holds besides hyperparameters."""
 
 
@@ -114,7 +114,7 @@ class Schedule(Sequence[dict[str, Any]]):
 
 def params_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """The hyperparameters of a row."""
-    return {name: value for name, value in row.items() if name not in _PLACE}
+    return {name: value for name, value in row.items() if name not in PLACE}
 
 
 def _check_epochs(number: int, row: Mapping[str, Any], end: int) -> None:

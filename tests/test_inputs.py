@@ -294,3 +294,51 @@ def test_an_error_of_one_branch_is_logged_with_the_way_past_it(
     finally:
         optuna.logging.disable_propagation()
     assert "catch=(ArithmeticError,)" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        optuna.distributions.CategoricalDistribution(("adam", "lion")),
+        optuna.distributions.IntDistribution(0, 3),
+    ],
+)
+def test_trials_of_something_else_with_a_parameter_of_another_kind_are_refused(
+    kind: str, theirs: Any, tmp_path: Any
+) -> None:
+    study = new_study(None if kind == "memory" else f"sqlite:///{tmp_path}/study.db")
+    value = theirs.to_external_repr(0)
+    study.add_trial(
+        optuna.trial.create_trial(
+            params={"optimizer": value}, distributions={"optimizer": theirs}, value=1.0
+        )
+    )
+    with pytest.raises(ValueError) as caught:
+        run(study)
+    for word in ("'optimizer'", str(theirs), "'adadelta'", "trial 0", "another name"):
+        assert word in str(caught.value)
+    assert len(study.trials) == 1
+    assert study.user_attrs == {}
+
+
+def test_trials_of_something_else_with_the_same_choices_do_not_hinder() -> None:
+    first = run(new_study())
+    study = new_study()
+    lr = optuna.distributions.FloatDistribution(1e-6, 1.0, log=True)
+    trial = optuna.trial.create_trial(params={"lr": 0.1}, distributions={"lr": lr}, value=1.0)
+    study.add_trial(trial)
+    assert run(study).value == first.value
+
+
+@pytest.mark.parametrize("name", ["from_epoch", "to_epoch", "role", "anneal_to"])
+def test_a_parameter_named_as_a_column_of_the_schedule_is_refused(name: str) -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        trial.suggest_float(name, 0, 1)
+        return classifier(trial)
+
+    study = new_study()
+    with pytest.raises(ValueError, match=f"column of the schedule.*got '{name}'"):
+        run(study, model_fn)
+    assert study.trials == []
+    assert study.user_attrs == {}
