@@ -8,10 +8,12 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import parent_process
+from operator import itemgetter
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -121,12 +123,45 @@ def run_remote(key: str, packed_context: bytes | None, job: bytes) -> bytes | No
                 return None
             _latest = key, unpack(packed_context)
         outcome = run_job(_latest[1], unpack(job))
-    try:
-        unpack(pack(outcome.exception))
-    except Exception:
-        # An exception that cannot travel would be lost; its words can.
-        outcome = replace(outcome, exception=RuntimeError(outcome.error))
+    if outcome.exception is not None:
+        outcome = replace(outcome, exception=_portable(outcome.exception))
     return pack(replace(outcome, state=on_cpu(outcome.state)))
+
+
+def _portable(exception: BaseException) -> Any:
+    """What arrives as ``exception``, or as its words if it cannot travel."""
+    forms = []
+    for form in (exception, _Parts(exception)):
+        with suppress(Exception):
+            is_other = str(unpack(pack(form))) != str(exception)
+            forms.append((is_other, form))
+    if not forms:
+        return RuntimeError(f"{type(exception).__name__}: {exception}")
+    return min(forms, key=itemgetter(0))[1]  # The first of those that arrive as they were.
+
+
+class _Parts:
+    """Arrives as an exception whose own ``__init__`` was not called.
+
+    Pickle calls it with ``args``, which are those of ``Exception.__init__``: the class's own may
+    take others.
+    """
+
+    def __init__(self, exception: BaseException) -> None:
+        self._exception = exception
+
+    def __reduce__(self) -> Any:
+        exception = self._exception
+        return _assembled, (type(exception), exception.args, vars(exception))
+
+
+def _assembled(
+    cls: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> BaseException:
+    exception = cls.__new__(cls)
+    exception.args = args
+    vars(exception).update(attributes)  # Its notes are among them.
+    return exception
 
 
 def run_nothing() -> None:

@@ -591,11 +591,12 @@ def test_the_length_of_a_run_is_announced_before_it_starts(
     assert "1 cycles of 2 branches x 2 and fixing 3" in caplog.text
 
 
-class _TwoArguments(Exception):
-    """Pickles, but does not come back."""
+class Unportable(Exception):
+    """Cannot be pickled."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{code}: {reason}")
+        self.lock = threading.Lock()
 
 
 def test_an_exception_that_cannot_travel_arrives_in_words() -> None:
@@ -604,12 +605,13 @@ def test_an_exception_that_cannot_travel_arrives_in_words() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
         if threading.get_ident() != main:
-            raise _TwoArguments(7, "in the worker")
+            raise Unportable(7, "in the worker")
         return recipe
 
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(1) as executor, pytest.raises(RuntimeError, match="7: in the worker"):
+    words = "Unportable: 7: in the worker"
+    with ThreadPoolExecutor(1) as executor, pytest.raises(RuntimeError, match=words):
         run(new_study(), model_fn, executor=executor)
 
 

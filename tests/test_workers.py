@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -253,6 +253,67 @@ def test_what_a_progress_bar_raises_is_not_the_jobs_fault() -> None:
 
     with pytest.raises(OSError, match="disk full"):
         InProcess(run_context(one_parameter)).run([job(2)], broken)
+
+
+class TwoArguments(Exception):
+    """Pickles, but does not come back."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.code = code
+        self.__notes__ = ["a note"]  # As `add_note` does, from Python 3.11 on.
+
+
+class Worded(ValueError):
+    """Would come back with its words said twice."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"code {code}")
+
+
+def arrived(fail: Callable[[], Any]) -> Any:
+    """What the coordinator gets of an exception in a worker."""
+
+    def model_fn(trial: Any) -> miha.Recipe:
+        fail()
+        raise AssertionError("It did not fail.")
+
+    with ThreadPoolExecutor(1) as executor:
+        workers = OnExecutor(run_context(model_fn), executor)
+        [outcome] = workers.run([Job(params={}, state=None, n_epochs=1)], lambda *_: None)
+    return outcome.exception
+
+
+def test_exceptions_arrive_as_they_were() -> None:
+    def fail(cls: Any, *args: Any) -> None:
+        raise cls(*args)
+
+    exception = arrived(lambda: fail(TwoArguments, 7, "in the worker"))
+    assert type(exception) is TwoArguments
+    assert str(exception) == "7: in the worker"
+    assert exception.code == 7
+    assert exception.__notes__ == ["a note"]
+    assert str(arrived(lambda: fail(Worded, 3))) == "code 3"
+    assert arrived(lambda: fail(FileNotFoundError, 2, "none")).errno == 2
+    assert arrived(lambda: b"\xff".decode()).start == 0
+    assert type(arrived(lambda: fail(KeyError, object()))) is KeyError
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_an_exception_of_two_arguments_is_caught_whatever_the_number_of_jobs(n_jobs: int) -> None:
+    def fail(output: Any, target: Any) -> Any:
+        raise TwoArguments(7, "no SGD")
+
+    def model_fn(trial: Any) -> miha.Recipe:
+        recipe = explicit(trial)
+        if trial.params["optimizer"] == "sgd":
+            recipe.loss_fn = fail
+        return recipe
+
+    study = new_study()
+    run(study, model_fn, n_jobs=n_jobs, catch=TwoArguments)
+    errors = [t.user_attrs.get("miha:error") for t in study.trials]
+    assert "TwoArguments: 7: no SGD" in errors
 
 
 SCRIPT = """
