@@ -13,6 +13,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 from torch import nn
 
+from optuna_miha._activations import find_activations
 from optuna_miha._losses import with_label_smoothing
 from optuna_miha._numbers import as_python
 from optuna_miha._optimizers import make_optimizer, name_of
@@ -174,7 +175,8 @@ class _Proposed(BaseSampler):
 
 def _suggest_default_space(trial: optuna.trial.BaseTrial, recipe: Recipe) -> None:
     """Make everything mutable that a bare recipe names."""
-    suggest_activations(trial, recipe.model)
+    if find_activations(recipe.model):  # Nobody asked for them where there are none.
+        suggest_activations(trial, recipe.model)
     suggest_dropout(trial, recipe.model)
     optimizer = recipe.optimizer
     if optimizer is None:

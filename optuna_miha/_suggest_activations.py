@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 import optuna
+from optuna.trial import FixedTrial
 from torch import nn
 
 from optuna_miha._activations import (
@@ -73,11 +75,8 @@ def suggest_activations(
     check_names("activation", [*choices, *([initial] if initial else [])], ACTIVATIONS)
     _check_groups(per, n_groups)
     found = find_activations(model, include_output=include_output)
-    if not found:
-        _logger.warning(
-            f"suggest_activations found no activation module in {type(model).__name__}: write "
-            "activations as modules, `self.act = nn.ReLU()` in place of `torch.relu`."
-        )
+    if not found and not isinstance(trial, FixedTrial):  # Which is asked only after others.
+        _warn_of_none(type(model).__name__)
     neurons = neurons_before(model)
     for path, present in found.items():
         start = initial or present
@@ -94,6 +93,15 @@ def suggest_activations(
             group_activation(model, path, chosen, dim)
         elif chosen[0] != present:
             replace_activation(model, path, chosen[0])
+
+
+@cache
+def _warn_of_none(name: str) -> None:
+    """Said once in a process: a run asks again for every trial."""
+    _logger.warning(
+        f"suggest_activations found no activation module in {name}: write activations as "
+        "modules, `self.act = nn.ReLU()` in place of `torch.relu`."
+    )
 
 
 def _check_groups(per: str, n_groups: object) -> None:

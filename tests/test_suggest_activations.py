@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 import torch
 from helpers import choices_of, first_trial
 from optuna.trial import FixedTrial
-from problems import blobs, new_study, run
+from problems import SHORT, blobs, classifier, new_study, run
 from torch import Tensor, nn
 
 import optuna_miha as miha
@@ -88,19 +87,50 @@ class TestLayers:
         with pytest.raises(ValueError, match=r"must be one of .*'relu'.*got 'sofmax'"):
             miha.suggest_activations(first_trial(), net(), **bad)
 
-    def test_a_network_without_activation_modules_gets_a_hint(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        logger = logging.getLogger("optuna")
-        propagate = logger.propagate
-        logger.propagate = True
-        try:
-            with caplog.at_level(logging.WARNING, logger="optuna"):
-                miha.suggest_activations(first_trial(), nn.Linear(2, 2))
-        finally:
-            logger.propagate = propagate
-        logging_ours = [r.getMessage() for r in caplog.records]
-        assert any("no activation module in Linear" in text for text in logging_ours)
+
+class Bare(nn.Linear):
+    """A network without activation modules, known by its name to one test alone."""
+
+
+def test_a_network_without_activation_modules_gets_a_hint_once_in_a_run(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        x, y = blobs(40)
+        model = Bare(4, 3)
+        miha.suggest_activations(trial, model)
+        lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+        return miha.Recipe(
+            model=model,
+            loss_fn=nn.CrossEntropyLoss(),
+            train_data=(x[:30], y[:30]),
+            valid_data=(x[30:], y[30:]),
+            optimizer=torch.optim.SGD(model.parameters(), lr=lr),
+        )
+
+    run(new_study(), model_fn, plan=SHORT, initial_params={"lr": 1e-3})
+    hints = [r for r in log.records if "no activation module in Bare:" in r.getMessage()]
+    assert len(hints) == 1
+
+
+class Barer(nn.Linear):
+    """As above."""
+
+
+def test_a_default_search_space_without_activations_is_no_reason_for_a_hint(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        recipe = classifier(trial)
+        return miha.Recipe(
+            model=Barer(4, 3),
+            loss_fn=recipe.loss_fn,
+            train_data=recipe.train_data,
+            valid_data=recipe.valid_data,
+        )
+
+    run(new_study(), model_fn, plan=SHORT)
+    assert "no activation module" not in log.text
 
 
 def groups(path: str, *names: str) -> dict[str, str]:
