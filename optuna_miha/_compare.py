@@ -18,7 +18,12 @@ from optuna_miha._contest import Contest
 from optuna_miha._engine import settled_device
 from optuna_miha._model_fn import ModelFn, build_initial, build_recipe
 from optuna_miha._plan import Plan
-from optuna_miha._preflight import check_fresh, check_training, settle_direction
+from optuna_miha._preflight import (
+    check_fresh,
+    check_training,
+    check_valid_loss,
+    settle_direction,
+)
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
@@ -132,7 +137,9 @@ def compare(
         # Nothing was written until here.
         recipe = build_recipe(model_fn, FixedTrial(initial.params), numbers[0])
         check_fresh(initial.recipe, recipe)
-        check_training(recipe, contest.context(initial, numbers[0]))
+        context = contest.context(initial, numbers[0])
+        check_valid_loss(initial.recipe, recipe, context)
+        check_training(recipe, context)
 
     runs = {}
     with ExitStack() as stack:

@@ -38,6 +38,7 @@ from optuna_miha._preflight import (
     check_distributions,
     check_fresh,
     check_training,
+    check_valid_loss,
 )
 from optuna_miha._progress import Progress
 from optuna_miha._record import check_study, read_lineage
@@ -250,6 +251,8 @@ def optimize(
         check_direction(study, recipe)
         check_distributions(study, initial.distributions)
         check_fresh(initial.recipe, recipe)
+        if is_new:  # Later the two recipes may start from different values.
+            check_valid_loss(initial.recipe, recipe, context)
         check_training(recipe, context)
         del recipe  # It would lie on the device as long as the run lasts.
         if stretches is not None:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
+import io
 import math
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import optuna
+import torch
 from optuna.distributions import check_distribution_compatibility
 from optuna.study import StudyDirection
 from torch import Tensor, nn
 
-from optuna_miha._checkpoint import averaged
+from optuna_miha._checkpoint import averaged, capture
+from optuna_miha._data import evaluation_batches
 from optuna_miha._job import Context
 from optuna_miha._mutation import Distributions
-from optuna_miha._recipe import Recipe, device_of
+from optuna_miha._recipe import LossFn, Recipe, device_of
 from optuna_miha._rng import preserved_rng, seed_all
 from optuna_miha._trainer import batch_loss, batches_of, check_loss, evaluate
 
@@ -105,19 +114,66 @@ def check_fresh(first: Recipe, second: Recipe) -> None:
         )
 
 
+def check_valid_loss(first: Recipe, second: Recipe, context: Context) -> None:
+    """Refuse a validation loss that depends on the network itself.
+
+    All branches are validated by the loss of one recipe, which knows no network but its own. So
+    the losses of two recipes must agree about the outputs of a network that is neither's: that of
+    the second, with other weights.
+
+    Args:
+        first: A recipe of the initial configuration; its weights stay as they are.
+        second: Another one, which is used up.
+        context: The run's; a trainer of the user's own validates as it likes.
+
+    Raises:
+        ValueError: If they do not agree.
+    """
+    losses = [recipe.valid_loss_fn or recipe.loss_fn for recipe in (first, second)]
+    is_own = context.trainer is not None or second.train_step is not None
+    if is_own or losses[0] is losses[1]:
+        return
+    with preserved_rng(), torch.no_grad():
+        seed_all(context.seed)
+        device = device_of(context.on_device(second).model)
+        first.model.eval()  # A loss may add something in training alone.
+        with _on(device, first.model, losses[0]), _other_weights(second.model):
+            try:
+                batch = _outputs(second, context)
+                expected, again = (_seeded(losses[1], batch, context.seed) for _ in range(2))
+            except Exception:
+                return  # Whatever it is, `check_training` meets it too, and says so.
+            if not _agree(expected, again):
+                return  # It differs by itself, as by a count of its calls.
+            error = None
+            try:
+                is_alike = _agree(expected, _seeded(losses[0], batch, context.seed))
+            except Exception as caught:  # It misses what a forward pass leaves in the network.
+                is_alike, error = False, caught
+    if not is_alike:
+        raise ValueError(
+            "The validation loss must depend on outputs and targets alone, since one serves all "
+            "branches, got one that depends on the network itself: add what does in a "
+            "`train_step=lambda model, batch, loss_fn: ...`, or give a `valid_loss_fn` without it."
+        ) from error
+
+
 def check_training(recipe: Recipe, context: Context) -> None:
     """Compute one training loss and one validation, without taking a step.
 
     Args:
         recipe: The initial recipe, which is used up.
-        context: The run's; with a trainer of the user's own there is nothing to check.
+        context: The run's; with a trainer of the user's own only the state is checked.
 
     Raises:
-        TypeError: If the loss is not a tensor.
-        ValueError: If it is not a scalar, or the monitored value is not a number.
+        TypeError: If the loss is not a tensor, or the state could not be read back.
+        ValueError: If it is not a scalar, the monitored value is not a number, or the optimizer
+            needs more than its gradients.
     """
     if context.trainer is not None:
+        _check_state(recipe)
         return
+    _check_optimizer(recipe)
     with preserved_rng():
         seed_all(context.seed)
         context.on_device(recipe)
@@ -129,7 +185,7 @@ def check_training(recipe: Recipe, context: Context) -> None:
                 _check_shapes(recipe.model(*inputs), target)
             with context.engine.autocast(device_of(recipe.model)):
                 loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
-            check_loss(loss)
+            check_loss(recipe, loss)
             break
         else:
             raise ValueError(
@@ -141,6 +197,90 @@ def check_training(recipe: Recipe, context: Context) -> None:
         raise ValueError(
             f"The monitored {recipe.monitor!r} of the untrained network is NaN: check the "
             "validation data for NaN values, and the loss for targets that it does not expect."
+        )
+    _check_state(recipe)  # With what forward passes leave in it.
+
+
+@contextmanager
+def _on(device: torch.device, model: nn.Module, loss_fn: LossFn) -> Iterator[None]:
+    """Move a network and its loss to a device for a while."""
+    before = device_of(model)
+    modules = [part for part in (model, loss_fn) if isinstance(part, nn.Module)]
+    try:
+        for module in modules:
+            module.to(device)
+        yield
+    finally:
+        for module in modules:
+            module.to(before)
+
+
+@contextmanager
+def _other_weights(model: nn.Module) -> Iterator[None]:
+    """Change all weights of a network somewhat for a while."""
+    before = [parameter.clone() for parameter in model.parameters()]
+    try:
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.mul_(1 + 0.1 * torch.rand_like(parameter))
+        yield
+    finally:
+        for parameter, value in zip(model.parameters(), before, strict=True):
+            parameter.copy_(value)
+
+
+def _outputs(recipe: Recipe, context: Context) -> tuple[Any, Any]:
+    """The outputs and targets of a validation batch."""
+    recipe.model.eval()
+    device = device_of(recipe.model)
+    *inputs, target = next(iter(evaluation_batches(recipe.valid_data, device)))
+    with context.engine.autocast(device):
+        output = recipe.model(*inputs)
+    is_low = context.engine.precision is not None and isinstance(output, Tensor)
+    return output.float() if is_low else output, target
+
+
+def _seeded(loss_fn: LossFn, batch: tuple[Any, Any], seed: int) -> Tensor:
+    seed_all(seed)
+    return torch.as_tensor(loss_fn(*batch)).cpu().double()
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, equal_nan=True)
+
+
+def _check_state(recipe: Recipe) -> None:
+    """Write a checkpoint to memory and read it: it would be a pity to fail after all epochs."""
+    file = io.BytesIO()
+    with preserved_rng():
+        recipe.model.state_dict()  # Errors of the user's own code are told as they are.
+        try:
+            torch.save(capture(recipe, None, 0), file)
+            file.seek(0)
+            torch.load(file, map_location="cpu", weights_only=True)
+        except (pickle.PickleError, AttributeError, TypeError) as error:
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            raise TypeError(
+                "The state of the network, `get_extra_state` included, must consist of tensors, "
+                "numbers, strings, and lists, tuples and dictionaries of them, so that a "
+                f"checkpoint can be read without running code, got {named[1] if named else error}"
+                ": convert it, for instance by `torch.as_tensor`, `float` or `list`."
+            ) from error
+
+
+def _check_optimizer(recipe: Recipe) -> None:
+    assert recipe.optimizer is not None
+    needed = [
+        name
+        for name, parameter in inspect.signature(recipe.optimizer.step).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if needed:
+        raise ValueError(
+            "The built-in trainer takes steps by `optimizer.step()`, but that of "
+            f"{type(recipe.optimizer).__name__} needs `{needed[0]}`: use another optimizer, or "
+            "pass a trainer of your own to `optimize`."
         )
 
 

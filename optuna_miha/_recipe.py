@@ -85,7 +85,9 @@ class Recipe:
             can be monitored, and there are no ``metrics``.
         valid_loss_fn:
             The loss of validation. :obj:`None`: the ``loss_fn`` of the initial configuration,
-            so that branches whose training loss differs are compared on one scale.
+            so that branches whose training loss differs are compared on one scale. It must
+            depend on outputs and targets alone; what depends on the network itself, such as a
+            penalty of its weights, a ``train_step`` adds.
         test_data:
             The same as ``valid_data`` for a last evaluation: used by :func:`compare` only,
             after everything is decided, and by nothing that selects.
@@ -213,7 +215,7 @@ def _check_holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         raise ValueError(
             f"`optimizer` must hold parameters of `model` alone, got others of shapes {foreign}: "
             "no branch would inherit their values. Make them a part of the model, a loss with "
-            "parameters for instance by `model.loss = loss_fn`."
+            "parameters for instance by `model.loss = loss_fn`, and use it in a `train_step`."
         )
 
 

@@ -64,7 +64,7 @@ def train(
             with engine.autocast(device):
                 loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
             if n_objects == 0:
-                check_loss(loss)
+                check_loss(recipe, loss)
             recipe.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             recipe.optimizer.step()
@@ -129,7 +129,7 @@ def _evaluated(recipe: Recipe, model: nn.Module, engine: Engine) -> dict[str, fl
             if recipe.metrics:
                 outputs.append(output)
                 targets.append(target)
-        losses.append(torch.as_tensor(loss).reshape(()))
+        losses.append(_scalar(recipe, loss))
         lengths.append(batch_length(batch))
     if not losses:
         raise ValueError("`valid_data` must yield at least one batch, got none.")
@@ -140,6 +140,15 @@ def _evaluated(recipe: Recipe, model: nn.Module, engine: Engine) -> dict[str, fl
         all_outputs, all_targets = torch.cat(outputs), torch.cat(targets)
         values |= {k: float(f(all_outputs, all_targets)) for k, f in recipe.metrics.items()}
     return values
+
+
+def _scalar(recipe: Recipe, loss: Any) -> Tensor:
+    """A loss of validation, which may also be a number."""
+    value: Tensor = torch.as_tensor(loss)
+    if value.numel() != 1:
+        own = recipe.valid_loss_fn not in (None, recipe.loss_fn)
+        raise _not_scalar("valid_loss_fn" if own else "loss_fn", value)
+    return value.reshape(())
 
 
 def move(recipe: Recipe, device: torch.device, engine: Engine = _DEFAULT_ENGINE) -> Recipe:
@@ -201,25 +210,34 @@ def is_failed(result: EpochResult) -> bool:
     return not math.isfinite(result.score)
 
 
-def check_loss(loss: Any) -> None:
+def check_loss(recipe: Recipe, loss: Any) -> None:
     """Refuse what cannot be trained on, with a message that says why.
+
+    Args:
+        recipe: The recipe whose loss it is.
+        loss: What ``loss_fn`` or ``train_step`` returned for a batch.
 
     Raises:
         TypeError: If it is not a tensor.
         ValueError: If it is not a scalar, or has no gradient.
     """
+    name = "loss_fn" if recipe.train_step is None else "train_step"
     if not isinstance(loss, Tensor):
         raise TypeError(
-            f"`loss_fn` must return a tensor, got {type(loss).__qualname__}: compute it with "
-            "torch operations, so that it has a gradient."
+            f"`{name}` must return a tensor, got {type(loss).__qualname__}: compute the loss with "
+            "torch operations, so that it has a gradient, and return it alone."
         )
     if loss.ndim > 0:
-        raise ValueError(
-            f"`loss_fn` must return a scalar, got a tensor of shape {tuple(loss.shape)}: use "
-            '`reduction="mean"`, or take the mean.'
-        )
+        raise _not_scalar(name, loss)
     if not loss.requires_grad:
         raise ValueError(
             "The loss does not depend on the model's parameters (it has no gradient): compute "
             "it from the model's output, without `detach()` or `no_grad()`."
         )
+
+
+def _not_scalar(name: str, loss: Tensor) -> ValueError:
+    return ValueError(
+        f"`{name}` must return a scalar, got a tensor of shape {tuple(loss.shape)}: use "
+        '`reduction="mean"`, or take the mean.'
+    )

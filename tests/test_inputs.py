@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections import deque, namedtuple
 from concurrent.futures import Executor
+from datetime import date
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
-from problems import blobs, classifier, new_study, run
+from helpers import CPU, run_context, same
+from problems import SHORT, blobs, classifier, new_study, run
 from torch import nn
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import optuna_miha as miha
+from optuna_miha._checkpoint import copy_tensors
+from optuna_miha._model_fn import build_initial
+from optuna_miha._preflight import check_valid_loss
+from optuna_miha._rng import capture_rng
 
 
 def recipe_with(**changes: Any) -> Any:
@@ -42,6 +50,46 @@ class Doubling(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         return ((2 * x, y) for x, y in super().__iter__())
+
+
+class Stateful(nn.Linear):
+    """A network with a state of its own besides its parameters."""
+
+    def __init__(self, extra: Any) -> None:
+        super().__init__(4, 3)
+        self.extra = extra
+
+    def get_extra_state(self) -> Any:
+        return {"extra": self.extra}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.extra = state["extra"]
+
+
+class Divergent(nn.Linear):
+    """A network whose forward pass leaves a part of the loss in it."""
+
+    divergence: Any
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.divergence = self.weight.square().mean()
+        return super().forward(x)
+
+
+def of_the_network(loss: Any, **changes: Any) -> Any:
+    """A ``model_fn`` whose loss is a function of network, outputs and targets."""
+
+    def model_fn(trial: Any) -> miha.Recipe:
+        model = Divergent(4, 3)
+        return recipe_with(
+            model=model, loss_fn=lambda output, target: loss(model, output, target), **changes
+        )(trial)
+
+    return model_fn
+
+
+def cross_entropy(model: Any, output: Any, target: Any) -> torch.Tensor:
+    return nn.functional.cross_entropy(output, target)
 
 
 X, Y = blobs(60)
@@ -133,6 +181,41 @@ CASES: dict[str, tuple[Any, type[Exception], list[str]]] = {
         lambda trial: recipe_with(model=uncopyable())(trial),
         TypeError,
         ["copy.deepcopy", "ema_decay=0"],
+    ),
+    "a loss with what a forward pass leaves in the network": (
+        of_the_network(lambda m, o, y: cross_entropy(m, o, y) + m.divergence),
+        ValueError,
+        ["outputs and targets alone", "train_step", "valid_loss_fn"],
+    ),
+    "a loss with a penalty of the weights": (
+        of_the_network(lambda m, o, y: cross_entropy(m, o, y) + 1e-3 * m.weight.square().sum()),
+        ValueError,
+        ["outputs and targets alone"],
+    ),
+    "a loss of validation with a penalty of the weights": (
+        lambda trial: recipe_with(
+            model=(model := nn.Linear(4, 3)),
+            valid_loss_fn=lambda o, y: cross_entropy(None, o, y) + model.weight.abs().sum(),
+        )(trial),
+        ValueError,
+        ["outputs and targets alone"],
+    ),
+    "an optimizer that needs a closure": (
+        lambda trial: recipe_with(
+            model=(model := nn.Linear(4, 3)), optimizer=torch.optim.LBFGS(model.parameters())
+        )(trial),
+        ValueError,
+        ["LBFGS", "`closure`", "trainer of your own"],
+    ),
+    "train_step returns a tuple": (
+        recipe_with(train_step=lambda model, batch, loss_fn: (model(batch[0]).mean(), 1)),
+        TypeError,
+        ["`train_step`", "tuple", "alone"],
+    ),
+    "vector loss of validation": (
+        recipe_with(valid_loss_fn=nn.CrossEntropyLoss(reduction="none")),
+        ValueError,
+        ["`valid_loss_fn`", "scalar", "(30,)"],
     ),
     "no parameters": (recipe_with(model=nn.ReLU()), ValueError, ["parameters", "ReLU"]),
 }
@@ -342,3 +425,116 @@ def test_a_parameter_named_as_a_column_of_the_schedule_is_refused(name: str) -> 
         run(study, model_fn)
     assert study.trials == []
     assert study.user_attrs == {}
+
+
+Pair = namedtuple("Pair", "one two")
+
+UNREADABLE = {
+    "numpy._core": np.zeros(2),
+    "numpy": [np.float32(1)],
+    "datetime.date": {"day": date(2020, 1, 1)},
+    "collections.deque": deque([1.0]),
+    "Pair": Pair(1, 2),
+    "lambda": lambda: 0,
+}
+
+
+@pytest.mark.parametrize("own_trainer", [False, True])
+@pytest.mark.parametrize("named", UNREADABLE)
+def test_a_state_that_could_not_be_read_back_is_refused(named: str, own_trainer: bool) -> None:
+    def trainer(recipe: miha.Recipe, n_epochs: int) -> Any:
+        raise AssertionError("trained")
+
+    study = new_study()
+    with pytest.raises(TypeError, match="must consist of tensors, numbers, strings") as caught:
+        run(
+            study,
+            lambda trial: recipe_with(model=Stateful(UNREADABLE[named]))(trial),
+            trainer=trainer if own_trainer else None,
+        )
+    assert named in str(caught.value)
+    assert "torch.as_tensor" in str(caught.value)
+    assert study.trials == []
+    assert study.user_attrs == {}
+
+
+def test_what_a_forward_pass_leaves_in_the_state_is_looked_at_too() -> None:
+    class Noting(Stateful):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.extra = np.float64(x.detach().mean())
+            return super().forward(x)
+
+    study = new_study()
+    with pytest.raises(TypeError, match=r"got numpy.*multiarray\.scalar"):
+        run(study, lambda trial: recipe_with(model=Noting(None))(trial))
+    assert study.user_attrs == {}
+
+
+def test_a_state_of_what_a_checkpoint_may_hold_is_kept() -> None:
+    extra = {"history": [(1, 0.5)], "name": "x", "weights": torch.ones(2), "none": None}
+    result = run(new_study(), lambda trial: recipe_with(model=Stateful(extra))(trial), plan=SHORT)
+    assert result.model.extra["history"] == [(1, 0.5)]
+
+
+class Weighted(nn.Module):
+    """A loss with a buffer, and a state that moves with every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.tensor([1.0, 2.0, 3.0]))
+        self.n_calls = 0
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        self.n_calls += 1
+        factor = 1 + self.n_calls / 1000
+        return factor * nn.functional.cross_entropy(output, target, weight=self.weight)
+
+
+LOSSES: dict[str, Any] = {
+    "drawn": lambda o, y: cross_entropy(None, nn.functional.dropout(o, 0.5), y),
+    "of numpy": lambda o, y: cross_entropy(None, o, y) * (1 + np.random.rand()),
+    "not a number": lambda o, y: cross_entropy(None, o, y) * float("nan"),
+}
+
+
+@pytest.mark.parametrize("kind", [*LOSSES, "stateful", "of training", "constant of the network"])
+def test_losses_that_do_not_depend_on_the_network_are_taken(kind: str) -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        recipe = classifier(trial)
+        model: Any = recipe.model
+        model.register_buffer("shares", torch.tensor([0.2, 0.3, 0.5]))
+        if kind == "stateful":
+            recipe.loss_fn = Weighted()
+        elif kind == "of training":
+            recipe.loss_fn = lambda o, y: (
+                cross_entropy(None, o, y) + model.training * model[0].weight.square().sum()
+            )
+        elif kind == "constant of the network":
+            recipe.loss_fn = lambda o, y: nn.functional.cross_entropy(o, y, weight=model.shares)
+        else:
+            recipe.loss_fn = lambda o, y: LOSSES[kind](o, y)
+        return recipe
+
+    first, second = (build_initial(model_fn, 0).recipe for _ in range(2))
+    check_valid_loss(first, second, run_context(model_fn))
+
+
+def test_looking_at_the_validation_loss_leaves_networks_and_generators_as_they_were() -> None:
+    first, second = (build_initial(classifier, 0).recipe for _ in range(2))
+    before = copy_tensors([first.model.state_dict(), second.model.state_dict(), capture_rng(CPU)])
+    check_valid_loss(first, second, run_context(classifier))
+    after = [first.model.state_dict(), second.model.state_dict(), capture_rng(CPU)]
+    assert same(before, copy_tensors(after))
+
+
+def test_a_train_step_may_add_to_the_loss_what_depends_on_the_network() -> None:
+    def train_step(model: Any, batch: Any, loss_fn: Any) -> torch.Tensor:
+        x, y = batch
+        return loss_fn(model(x), y) + model.divergence
+
+    study = new_study()
+    result = run(study, of_the_network(cross_entropy, train_step=train_step), plan=SHORT)
+    x, y = blobs(30, seed=1)
+    with torch.no_grad():
+        expected = train_step(result.model, (x, y), nn.CrossEntropyLoss())
+    assert result.value == pytest.approx(float(expected))
