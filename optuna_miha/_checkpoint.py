@@ -32,11 +32,12 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
         return None
     try:
         return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise TypeError(
             "The network must be copyable by `copy.deepcopy`, because its weights are averaged, "
-            f"got: {error} Use `torch.nn.utils.parametrizations.weight_norm` instead of "
-            "`torch.nn.utils.weight_norm`, or `Plan(ema_decay=0)`."
+            f"got: {error}. Use `torch.nn.utils.parametrizations.weight_norm` instead of "
+            "`torch.nn.utils.weight_norm`, keep out of the network what cannot be copied, or use "
+            "`Plan(ema_decay=0)`."
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque, namedtuple
 from concurrent.futures import Executor
 from datetime import date
@@ -42,6 +43,13 @@ def uncopyable() -> nn.Module:
     """A network that holds the result of a computation."""
     model = nn.Linear(4, 3)
     model.halved = model.weight / 2
+    return model
+
+
+def locked() -> nn.Module:
+    """A network that holds a lock."""
+    model = nn.Linear(4, 3)
+    model.lock = threading.Lock()
     return model
 
 
@@ -181,6 +189,11 @@ CASES: dict[str, tuple[Any, type[Exception], list[str]]] = {
         lambda trial: recipe_with(model=uncopyable())(trial),
         TypeError,
         ["copy.deepcopy", "ema_decay=0"],
+    ),
+    "a network with a part that cannot be copied": (
+        lambda trial: recipe_with(model=locked())(trial),
+        TypeError,
+        ["copy.deepcopy", "lock", "keep out of the network"],
     ),
     "a loss with what a forward pass leaves in the network": (
         of_the_network(lambda m, o, y: cross_entropy(m, o, y) + m.divergence),
