@@ -383,7 +383,14 @@ def test_text_of_the_study_is_shown_as_it_is() -> None:
 
 
 def test_a_log_scale_has_few_round_ticks() -> None:
-    for low, high in [(0.1, 0.9), (1e-5, 1.0), (0.011, 0.012), (1.0, 1e30), (3.0, 3.0)]:
+    for low, high in [
+        (0.1, 0.9),
+        (1e-5, 1.0),
+        (0.011, 0.012),
+        (1.0, 1e30),
+        (3.0, 3.0),
+        (1, 1e308),
+    ]:
         axis = scale(low, high, is_log=True)
         assert 1 <= len(axis["tickvals"]) <= 7
         assert axis["range"][0] < np.log10(low) <= np.log10(high) < axis["range"][1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import importlib
 import math
+import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -45,6 +46,8 @@ _MANTISSAS: tuple[tuple[float, ...], ...] = (
     tuple(k / 20 for k in range(20, 200)),
 )
 _MOST_TICKS = 7
+
+_LARGEST = math.log10(sys.float_info.max)
 
 
 def import_plotly() -> Any:
@@ -192,6 +195,7 @@ def number(value: Any) -> str:
 
 def _log_ticks(bottom: float, top: float) -> list[float]:
     """Round values between two powers of ten, as many as are readable."""
+    top = min(top, _LARGEST)  # The margin above what is drawn may leave the floats.
     chosen: list[float] = []
     for mantissas in _MANTISSAS:
         ticks = [
