@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from optuna.distributions import FloatDistribution
 from optuna.trial import FixedTrial
 
 from optuna_miha._checkpoint import State, averaged, capture, copy_tensors, inherit
@@ -20,6 +19,7 @@ from optuna_miha._model_fn import ModelFn, build_recipe
 from optuna_miha._pace import half_cosine, pace
 from optuna_miha._recipe import LossFn, Recipe
 from optuna_miha._rng import preserved_rng, seed_all
+from optuna_miha._space import scalable_rate
 from optuna_miha._trainer import Trainer, evaluate, is_failed, move, rate_setter, train
 
 
@@ -173,8 +173,7 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
     assert recipe.optimizer is not None
     set_rate = rate_setter(recipe.optimizer)
     # What nobody has raised would first fall to a third.
-    is_raised = isinstance(trial.distributions.get("lr"), FloatDistribution)
-    annealed = pace if is_raised else half_cosine
+    annealed = half_cosine if scalable_rate(trial.distributions) is None else pace
     trainer = context.trainer or partial(train, engine=context.engine)
     progress = iter(trainer(recipe, job.n_epochs))
     least, waited = job.birth_cost, 0

@@ -109,14 +109,22 @@ class Lease:
         if self._usurper is not None:
             raise _locked(self._study, self._usurper, "It took over from this process.")
 
-    def confirm(self) -> None:
-        """Look whether it is still there, after the storage was away, and renew it.
+    def look(self) -> None:
+        """The same after a look at the study, where another process may have written.
 
         Raises:
             StudyLockedError: If somebody else took over.
         """
         if not self.is_mine():
             self.check()
+
+    def confirm(self) -> None:
+        """Look whether it is still there, after the storage was away, and renew it.
+
+        Raises:
+            StudyLockedError: If somebody else took over.
+        """
+        self.look()
         self.write()
 
     def write(self) -> None:
@@ -171,8 +179,7 @@ def held(study: optuna.Study) -> Iterator[Lease]:
         _wait_until_free(study)
         lease.write()
         time.sleep(_SETTLE)
-        if not lease.is_mine():
-            lease.check()
+        lease.look()
         over = threading.Event()
         thread = threading.Thread(
             target=_renew, args=(lease, over), name="optuna-miha-lease", daemon=True

@@ -58,8 +58,7 @@ class Mender:
                 if not self._mends(error, spent()):
                     raise
             except UpdateFinishedTrialError:
-                if not self._lease.is_mine():  # Who took over has failed our trials.
-                    self._lease.check()
+                self._lease.look()  # Who took over has failed our trials.
                 raise
 
     def _mends(self, error: StorageInternalError | CheckpointLostError, spent: int) -> bool:

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from optuna_miha._lineage import Lineage
 from optuna_miha._plan import Plan
 from optuna_miha._segment import Role, Segment
-from optuna_miha._space import fit
+from optuna_miha._space import fit, scalable_rate
 
 _STALE_CYCLES = 3
 """Cycles in a row without a new best after which the rest of the budget is better annealed."""
@@ -190,8 +190,8 @@ def scaled(
             none of numbers, it stays as it is.
         factor: By what.
     """
-    distribution = distributions.get("lr")
-    if factor == 1 or not isinstance(distribution, FloatDistribution):
+    distribution = scalable_rate(distributions)
+    if factor == 1 or distribution is None:
         return params
     return params | {"lr": fit(distribution, float(f"{params['lr'] * factor:.4g}"))}
 

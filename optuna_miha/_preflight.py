@@ -23,7 +23,7 @@ from optuna_miha._job import Context
 from optuna_miha._mutation import Distributions
 from optuna_miha._recipe import LossFn, Recipe, device_of
 from optuna_miha._rng import preserved_rng, seed_all
-from optuna_miha._trainer import batch_loss, batches_of, check_loss, evaluate
+from optuna_miha._trainer import batch_loss, batches_of, check_loss, evaluate, outputs_of
 
 _ELEMENTWISE = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
 _SENSES = {"loss": StudyDirection.MINIMIZE, "accuracy": StudyDirection.MAXIMIZE}
@@ -170,10 +170,13 @@ def check_training(recipe: Recipe, context: Context) -> None:
         ValueError: If it is not a scalar, the monitored value is not a number, or the optimizer
             needs more than its gradients.
     """
-    if context.trainer is not None:
-        _check_state(recipe)
-        return
-    _check_optimizer(recipe)
+    if context.trainer is None:
+        _check_optimizer(recipe)
+        _check_losses(recipe, context)
+    _check_state(recipe)  # With what forward passes leave in it.
+
+
+def _check_losses(recipe: Recipe, context: Context) -> None:
     with preserved_rng():
         seed_all(context.seed)
         context.on_device(recipe)
@@ -198,7 +201,6 @@ def check_training(recipe: Recipe, context: Context) -> None:
             f"The monitored {recipe.monitor!r} of the untrained network is NaN: check the "
             "validation data for NaN values, and the loss for targets that it does not expect."
         )
-    _check_state(recipe)  # With what forward passes leave in it.
 
 
 @contextmanager
@@ -234,10 +236,7 @@ def _outputs(recipe: Recipe, context: Context) -> tuple[Any, Any]:
     recipe.model.eval()
     device = device_of(recipe.model)
     *inputs, target = next(iter(evaluation_batches(recipe.valid_data, device)))
-    with context.engine.autocast(device):
-        output = recipe.model(*inputs)
-    is_low = context.engine.precision is not None and isinstance(output, Tensor)
-    return output.float() if is_low else output, target
+    return outputs_of(recipe.model, inputs, device, context.engine), target
 
 
 def _seeded(loss_fn: LossFn, batch: tuple[Any, Any], seed: int) -> Tensor:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import torch
-from optuna.distributions import FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
@@ -22,6 +21,7 @@ from optuna_miha._model_fn import ModelFn, build_recipe
 from optuna_miha._recipe import device_of
 from optuna_miha._schedule import ANNEAL_TO, Schedule
 from optuna_miha._segment import Segment
+from optuna_miha._space import scalable_rate
 from optuna_miha._summary import describe_run
 from optuna_miha._trained import Trained
 from optuna_miha.exceptions import MihaError
@@ -134,7 +134,7 @@ class Result(Trained):
             recipe,
             self.params,
             n_annealed=last.trained if is_annealed else None,
-            is_raised=isinstance(last.distributions.get("lr"), FloatDistribution),
+            is_raised=scalable_rate(last.distributions) is not None,
         )
 
     def to_dataframe(self) -> pandas.DataFrame:

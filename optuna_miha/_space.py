@@ -112,6 +112,12 @@ def fit(distribution: FloatDistribution | IntDistribution, value: float) -> floa
     return int(value) if isinstance(distribution, IntDistribution) else float(value)
 
 
+def scalable_rate(distributions: Mapping[str, BaseDistribution]) -> FloatDistribution | None:
+    """The distribution of the learning rate where it can be scaled: if it is one of floats."""
+    distribution = distributions.get("lr")
+    return distribution if isinstance(distribution, FloatDistribution) else None
+
+
 def kind_of(name: str) -> str:
     """The kind of mutation that a parameter belongs to: ``activation.fc1`` -> ``activation``."""
     return name.split(".", 1)[0]

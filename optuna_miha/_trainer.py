@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -121,10 +121,7 @@ def _evaluated(recipe: Recipe, model: nn.Module, engine: Engine) -> dict[str, fl
                 loss = recipe.train_step(model, batch, loss_fn)
         else:
             *inputs, target = batch
-            with engine.autocast(device):
-                output = model(*inputs)
-            if engine.precision is not None and isinstance(output, Tensor):
-                output = output.float()
+            output = outputs_of(model, inputs, device, engine)
             loss = loss_fn(output, target)
             if recipe.metrics:
                 outputs.append(output)
@@ -140,6 +137,23 @@ def _evaluated(recipe: Recipe, model: nn.Module, engine: Engine) -> dict[str, fl
         all_outputs, all_targets = torch.cat(outputs), torch.cat(targets)
         values |= {k: float(f(all_outputs, all_targets)) for k, f in recipe.metrics.items()}
     return values
+
+
+def outputs_of(
+    model: nn.Module, inputs: Sequence[Any], device: torch.device, engine: Engine
+) -> Any:
+    """What a network answers, in single precision however it was computed.
+
+    Args:
+        model: The network.
+        inputs: Those of a batch, without its target.
+        device: Where both are.
+        engine: How to compute.
+    """
+    with engine.autocast(device):
+        output = model(*inputs)
+    is_low = engine.precision is not None and isinstance(output, Tensor)
+    return output.float() if is_low else output
 
 
 def _scalar(recipe: Recipe, loss: Any) -> Tensor:

@@ -9,11 +9,19 @@ import optuna
 import torch
 from optuna.distributions import CategoricalDistribution
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from optuna_miha import MihaSampler, Recipe
 from optuna_miha._job import Context, Job, Outcome, run_job
 
 CPU = torch.device("cpu")
+
+
+class Doubling(DataLoader[Any]):
+    """A loader that works on its batches."""
+
+    def __iter__(self) -> Any:
+        return ((2 * x, y) for x, y in super().__iter__())
 
 
 def objects(n: int = 24, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CPU, network, objects, recipe, same
+from helpers import CPU, Doubling, network, objects, recipe, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -253,13 +253,6 @@ def test_a_batch_sampler_is_left_alone() -> None:
     sampler = BatchSampler(SequentialSampler(range(9)), batch_size=4, drop_last=False)
     loader = DataLoader(Numbers(9), batch_sampler=sampler)
     assert visited(training_batches(loader, 2, CPU)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
-
-
-class Doubling(DataLoader[Any]):
-    """Works on its batches."""
-
-    def __iter__(self) -> Any:
-        return ((2 * x, y) for x, y in super().__iter__())
 
 
 class Named(DataLoader[Any]):

@@ -12,7 +12,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from helpers import CPU, run_context, same
+from helpers import CPU, Doubling, run_context, same
 from problems import SHORT, blobs, classifier, new_study, run
 from torch import nn
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
@@ -51,13 +51,6 @@ def locked() -> nn.Module:
     model = nn.Linear(4, 3)
     model.lock = threading.Lock()
     return model
-
-
-class Doubling(DataLoader[Any]):
-    """Works on its batches."""
-
-    def __iter__(self) -> Any:
-        return ((2 * x, y) for x, y in super().__iter__())
 
 
 class Stateful(nn.Linear):
