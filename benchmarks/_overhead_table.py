@@ -28,8 +28,7 @@ def report(rows: list[Row]) -> list[str]:
         cells = []
         for network in NETWORKS:
             own = chosen(rows, variant=variant, network=network)
-            ratio = figures(own, lambda row: row["wall_s"] / row["loop_wall_s"]).text(2)
-            cells.append(ratio)
+            cells.append(figures(own, lambda row: row["wall_s"] / row["loop_wall_s"]).text(2))
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return [*lines, "", *_list_of(rows)]
 

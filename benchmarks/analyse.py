@@ -27,7 +27,7 @@ _READING = (
 
 _IMAGE = (
     "![Test loss by task and method, as a ratio to that of the initial configuration alone.]"
-    "(_static/benchmark.svg)",
+    "(_static/benchmark.svg)"
 )
 
 
@@ -89,7 +89,7 @@ def page(rows: Sequence[Row], budgets: Sequence[Results], folder: Path) -> str:
     """The block of the documentation's page."""
     present = {row["task"] for row in rows}
     tasks = [task for task in TASKS if task in present]
-    lines = [*_IMAGE, "", "## Tasks", "", *tables.tasks_table(tasks), ""]
+    lines = [_IMAGE, "", "## Tasks", "", *tables.tasks_table(tasks), ""]
     lines += ["## Methods", "", *tables.methods_table(rows), ""]
     for results in budgets:
         lines += [f"## {results.n_epochs} epochs", "", _READING, ""]
