@@ -11,8 +11,8 @@ from typing import Any
 
 from _figures import Row
 
-from optuna_miha._comparison import Comparison, Run
-from optuna_miha._statistics import mean, sign_flip_p
+from optuna_miha._results.comparison import Comparison, Run
+from optuna_miha._results.significance import mean, sign_flip_p
 
 OURS, FIXED, LINEAR = "miha", "no-search", "linear-output"
 

@@ -25,11 +25,11 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from optuna_miha._checkpoint import State
-from optuna_miha._comparison import Run
-from optuna_miha._job import Context, Job, run_job
-from optuna_miha._model_fn import ModelFn, build_initial
-from optuna_miha._rng import preserved_rng, seed_all
+from optuna_miha._model.model_fn import ModelFn, build_initial
+from optuna_miha._model.rng import preserved_rng, seed_all
+from optuna_miha._results.comparison import Run
+from optuna_miha._training.job import Context, Job, run_job
+from optuna_miha._training.state import State
 
 POPULATION = 4
 """Syne Tune's default; small budgets allow no more."""

@@ -20,7 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from torch import nn
 
 import optuna_miha as miha
-from optuna_miha import _job
+from optuna_miha._training import job
 
 _SEED = 0
 
@@ -64,18 +64,18 @@ def read_marks(marks: Path) -> dict[int, float]:
 @contextmanager
 def taking_turns(turns: Turns) -> Iterator[None]:
     """Have the tuned loop train an epoch after each epoch that is trained in this process."""
-    train_alone = _job.train
+    train_alone = job.train
 
     def train_in_turns(*args: Any, **settings: Any) -> Iterator[miha.EpochResult]:
         for result in train_alone(*args, **settings):
             turns.take()
             yield result
 
-    _job.train = train_in_turns
+    job.train = train_in_turns
     try:
         yield
     finally:
-        _job.train = train_alone
+        job.train = train_alone
 
 
 def open_storage(kind: str, folder: Path) -> BaseStorage | None:

@@ -9,9 +9,9 @@ from typing import Any
 from optuna.trial import FixedTrial
 from torch import Tensor, nn
 
-from optuna_miha._engine import intra_op_threads
-from optuna_miha._model_fn import ModelFn, build_initial, build_recipe
-from optuna_miha._trainer import evaluate
+from optuna_miha._model.model_fn import ModelFn, build_initial, build_recipe
+from optuna_miha._training.compute import intra_op_threads
+from optuna_miha._training.trainer import evaluate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from optuna.trial import FixedTrial
 from torch import Tensor, nn
 
 import optuna_miha as miha
-from optuna_miha._checkpoint import copy_tensors
-from optuna_miha._model_fn import build_recipe
-from optuna_miha._trainer import evaluate
+from optuna_miha._model.model_fn import build_recipe
+from optuna_miha._training.state import copy_tensors
+from optuna_miha._training.trainer import evaluate
 
 
 def soup_of(result: miha.Result) -> tuple[nn.Module, float]:

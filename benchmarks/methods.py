@@ -18,8 +18,8 @@ from _soup import soup_of
 from torch import nn
 
 import optuna_miha as miha
-from optuna_miha._comparison import Run
-from optuna_miha._model_fn import ModelFn
+from optuna_miha._model.model_fn import ModelFn
+from optuna_miha._results.comparison import Run
 
 Role: TypeAlias = Literal["ours", "other", "variant"]
 

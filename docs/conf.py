@@ -28,7 +28,7 @@ nitpicky = True
 nitpick_ignore = [
     ("py:class", "ValueMutation"),
     ("py:class", "Combine"),
-    ("py:class", "optuna_miha._ensemble.Library"),
+    ("py:class", "optuna_miha._results.ensemble.Library"),
 ]
 nitpick_ignore_regex = [
     ("py:.*", r"(optuna|torch|nn|numpy|np|concurrent|collections|os|pathlib|typing|time)\..*"),

@@ -2,7 +2,7 @@
 
 import sys
 
-from optuna_miha._cli import main
+from optuna_miha._cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,6 @@
 """How fit a branch is, given its curve. Larger is fitter; NaN means failed, never selected.
 
-Any function from a :class:`~optuna_miha._curve.Curve` to a float is a fitness.
+Any function from a :class:`~optuna_miha._history.curve.Curve` to a float is a fitness.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
-from optuna_miha._curve import Curve
+from optuna_miha._history.curve import Curve
 
 
 class Fitness(Protocol):

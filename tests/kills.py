@@ -22,10 +22,10 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 import optuna_miha as miha
-from optuna_miha import _keys
-from optuna_miha._phases import Stretch, next_phase
-from optuna_miha._plan import race_cost
-from optuna_miha._record import read_lineage
+from optuna_miha._history import attributes
+from optuna_miha._search.phases import Stretch, next_phase
+from optuna_miha._search.plan import race_cost
+from optuna_miha._study.schema import read_lineage
 
 _processes = get_context("forkserver")
 _processes.set_forkserver_preload(
@@ -228,7 +228,7 @@ def progress(url: str, plan: miha.Plan) -> tuple[int, int]:
     try:
         study = new_study(storage)
         lineage = read_lineage(study)
-        [stretch] = study.user_attrs.get(_keys.STRETCHES) or [
+        [stretch] = study.user_attrs.get(attributes.STRETCHES) or [
             {"first_cycle": 0, "start": 0, "end": plan.n_epochs}
         ]
         phase = next_phase(plan, Stretch(**stretch), lineage)

@@ -10,9 +10,10 @@ import optuna
 from optuna.trial import TrialState, create_trial
 from segments import FULL_SPACE, START
 
-from optuna_miha import Plan, _keys
-from optuna_miha._mutation import describe, mutate
-from optuna_miha._space import kinds
+from optuna_miha import Plan
+from optuna_miha._history import attributes
+from optuna_miha._search.mutation import describe, mutate
+from optuna_miha._search.space import kinds
 
 
 class Simulation:
@@ -26,10 +27,10 @@ class Simulation:
     def __init__(self, study: optuna.Study, seed: int = 0) -> None:
         self.study = study
         self._rng = np.random.default_rng(seed)
-        for key in (_keys.INITIAL, _keys.SPACE, _keys.VERSIONS):
+        for key in (attributes.INITIAL, attributes.SPACE, attributes.VERSIONS):
             study.set_user_attr(key, {})
-        study.set_user_attr(_keys.RUN_SEED, seed)
-        study.set_user_attr(_keys.PLAN, Plan().asdict())
+        study.set_user_attr(attributes.RUN_SEED, seed)
+        study.set_user_attr(attributes.PLAN, Plan().asdict())
 
     def run(self, n_cycles: int, *, size: int = 3, fixing: int = 6, n_final: int = 40) -> None:
         """A race of eight, cycles, and a final phase."""
@@ -88,21 +89,21 @@ class Simulation:
         best = (min if minimize else max)(scores) if scores else None
         before = START if parent is None else parent["params"]
         attrs = {
-            _keys.ROLE: role,
-            _keys.CYCLE: cycle,
-            _keys.BRANCH: branch,
-            _keys.PARENT: None if parent is None else parent["number"],
-            _keys.BIRTH: birth,
-            _keys.END: birth + n_epochs,
-            _keys.MUTATION: describe(before, params),
-            _keys.TRAINED: n_epochs,
-            _keys.TRAIN_LOSS: [float(loss) * 0.8 for loss in losses],
+            attributes.ROLE: role,
+            attributes.CYCLE: cycle,
+            attributes.BRANCH: branch,
+            attributes.PARENT: None if parent is None else parent["number"],
+            attributes.BIRTH: birth,
+            attributes.END: birth + n_epochs,
+            attributes.MUTATION: describe(before, params),
+            attributes.TRAINED: n_epochs,
+            attributes.TRAIN_LOSS: [float(loss) * 0.8 for loss in losses],
         }
         complete = state == TrialState.COMPLETE
         if complete:
-            attrs[_keys.FITNESS] = scores[-1] * (-1 if minimize else 1)
+            attrs[attributes.FITNESS] = scores[-1] * (-1 if minimize else 1)
         if state == TrialState.FAIL:
-            attrs[_keys.ERROR] = "RuntimeError: it was to fail"
+            attrs[attributes.ERROR] = "RuntimeError: it was to fail"
         self.study.add_trial(
             create_trial(
                 state=state,
@@ -119,7 +120,7 @@ class Simulation:
             "level": level,
             "last": scores[-1] if scores else math.nan,
             "params": params,
-            "fitness": attrs.get(_keys.FITNESS, -math.inf),
+            "fitness": attrs.get(attributes.FITNESS, -math.inf),
         }
 
     @staticmethod

@@ -14,9 +14,9 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
-from optuna_miha._lineage import Lineage
-from optuna_miha._phases import Phase
-from optuna_miha._segment import Segment
+from optuna_miha._history.lineage import Lineage
+from optuna_miha._history.segment import Segment
+from optuna_miha._search.phases import Phase
 
 
 def segment(number: int = 0, **changes: Any) -> Segment:

@@ -11,7 +11,7 @@ from helpers import same
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from optuna_miha._activations import (
+from optuna_miha._model.activations import (
     ACTIVATIONS,
     GroupedActivation,
     activation_name,

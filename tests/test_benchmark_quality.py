@@ -18,7 +18,7 @@ import torch
 from optuna.trial import FixedTrial
 
 import optuna_miha
-from optuna_miha._model_fn import build_initial
+from optuna_miha._model.model_fn import build_initial
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -179,7 +179,7 @@ def test_tasks_depend_on_the_seed_and_nothing_else(modules: dict[str, ModuleType
 
 
 def recipe_of(model_fn: Any) -> Any:
-    from optuna_miha._model_fn import build_initial
+    from optuna_miha._model.model_fn import build_initial
 
     params = build_initial(model_fn, 0).params
     return model_fn(FixedTrial(params))

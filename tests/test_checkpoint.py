@@ -21,10 +21,10 @@ from optuna.artifacts import FileSystemArtifactStore
 from torch import Tensor, nn, optim
 
 from optuna_miha import Recipe
-from optuna_miha._checkpoint import averaged, capture, copy_tensors, inherit
-from optuna_miha._checkpoint_store import CheckpointStore
-from optuna_miha._optimizers import OPTIMIZERS
-from optuna_miha._rng import capture_rng, restore_rng
+from optuna_miha._model.optimizers import OPTIMIZERS
+from optuna_miha._model.rng import capture_rng, restore_rng
+from optuna_miha._study.checkpoint_store import CheckpointStore
+from optuna_miha._training.state import averaged, capture, copy_tensors, inherit
 from optuna_miha.exceptions import CheckpointError, CheckpointLostError, InheritanceError
 
 

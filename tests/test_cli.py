@@ -14,7 +14,7 @@ import torch
 from problems import classifier, new_study
 
 import optuna_miha as miha
-from optuna_miha._cli import main
+from optuna_miha._cli.main import main
 
 
 def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -22,11 +22,11 @@ from problems import blobs
 from torch import Tensor, nn
 
 import optuna_miha as miha
-from optuna_miha._cli import main
-from optuna_miha._compare import METHODS, _classic_plan, compare
-from optuna_miha._comparison import Comparison, Run
-from optuna_miha._plan import Plan
-from optuna_miha._statistics import sign_flip_p
+from optuna_miha._cli.main import main
+from optuna_miha._compare.compare import METHODS, _classic_plan, compare
+from optuna_miha._results.comparison import Comparison, Run
+from optuna_miha._results.significance import sign_flip_p
+from optuna_miha._search.plan import Plan
 from optuna_miha.exceptions import MihaError
 from optuna_miha.visualization import plot_comparison
 

@@ -23,20 +23,20 @@ from segments import FULL_SPACE, START, is_offered, segment
 from torch import Tensor, nn
 
 import optuna_miha as miha
-from optuna_miha._averaging import average_fittest
-from optuna_miha._checkpoint import averaged_state
-from optuna_miha._checkpoint_store import CheckpointStore
-from optuna_miha._crossover import Child, check_crossover, cross_fittest
-from optuna_miha._entry import Entry
-from optuna_miha._job import Job, run_job
-from optuna_miha._ledger import Sibling
-from optuna_miha._lineage import Lineage
-from optuna_miha._model_fn import build_recipe
-from optuna_miha._mutation import mutate
-from optuna_miha._sampler import Run
-from optuna_miha._segment import Segment
-from optuna_miha._space import kinds
-from optuna_miha._trainer import evaluate
+from optuna_miha._history.lineage import Lineage
+from optuna_miha._history.segment import Segment
+from optuna_miha._model.model_fn import build_recipe
+from optuna_miha._run.averaging import average_fittest
+from optuna_miha._search.crossover import Child, check_crossover, cross_fittest
+from optuna_miha._search.mutation import mutate
+from optuna_miha._search.sampler import Run
+from optuna_miha._search.space import kinds
+from optuna_miha._study.buffered_trial import Entry
+from optuna_miha._study.checkpoint_store import CheckpointStore
+from optuna_miha._study.trial_log import Sibling
+from optuna_miha._training.job import Job, run_job
+from optuna_miha._training.state import averaged_state
+from optuna_miha._training.trainer import evaluate
 
 PLAN = miha.Plan(
     80,
@@ -295,7 +295,7 @@ def test_anything_else_is_refused(crossover: Any, words: str) -> None:
 
 
 def test_weights_of_a_trainer_of_ones_own_are_not_averaged() -> None:
-    from optuna_miha._trainer import train
+    from optuna_miha._training.trainer import train
 
     with pytest.raises(ValueError, match="built-in trainer"):
         run(new_study(), trainer=train, crossover=miha.AverageWeights())

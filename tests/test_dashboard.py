@@ -28,9 +28,9 @@ from problems import TINY, classifier, new_study
 from runs import simulated
 
 import optuna_miha as miha
-from optuna_miha import _dashboard
-from optuna_miha._dashboard import HEADING, Dashboard
-from optuna_miha._server import RunArtifacts, find_storage
+from optuna_miha._report import dashboard
+from optuna_miha._report.dashboard import HEADING, Dashboard
+from optuna_miha._report.dashboard_server import RunArtifacts, find_storage
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed.")
@@ -233,7 +233,7 @@ def test_note_takes_no_word_of_the_study_for_markdown() -> None:
     best = lineage.best()
     assert best is not None
     best.params["<b>|*a*"] = "[x](http://example.org)\n\n# big"
-    text = _dashboard.note(lineage)
+    text = dashboard.note(lineage)
     assert r"| \<b\>\|\*a\* | \[x\]\(http://example\.org\) \# big |" in text
 
 
@@ -264,7 +264,7 @@ def test_what_fails_is_warned_of_once_and_ends_nothing(
 
     for name in ("save_note", "save_plotly_graph_object"):
         monkeypatch.setattr(optuna_dashboard, name, fails)
-    monkeypatch.setattr(_dashboard, "upload_artifact", fails)
+    monkeypatch.setattr(dashboard, "upload_artifact", fails)
     study = new_study(f"sqlite:///{tmp_path}/run.db")
     plan = miha.Plan.no_search(3)
     result = miha.optimize(study, classifier, plan=plan, show_progress_bar=False)

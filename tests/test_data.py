@@ -24,13 +24,13 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from optuna_miha._data import (
+from optuna_miha._training.data import (
     batch_length,
     evaluation_batches,
     tensors_to,
     training_batches,
 )
-from optuna_miha._trainer import evaluate
+from optuna_miha._training.trainer import evaluate
 
 META = torch.device("meta")
 """A device that every machine has, and that data must be moved to."""

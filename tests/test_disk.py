@@ -18,11 +18,11 @@ from torch import nn
 from torch.optim import SGD
 
 import optuna_miha as miha
-from optuna_miha import _keys
-from optuna_miha._cli import main
-from optuna_miha._lease import held
-from optuna_miha._lineage import Lineage
-from optuna_miha._study import checkpoint_folder
+from optuna_miha._cli.main import main
+from optuna_miha._history import attributes
+from optuna_miha._history.lineage import Lineage
+from optuna_miha._study.lease import held
+from optuna_miha._study.setup import checkpoint_folder
 from optuna_miha.exceptions import StudyLockedError
 
 
@@ -52,7 +52,7 @@ def test_the_disk_holds_few_checkpoints_at_any_time_and_one_in_the_end(
     result = run(new_study(), plan=plan, artifact_store=store, keep="final")
     assert 2 <= store.most <= population_size + 3
     [left] = tmp_path.iterdir()
-    assert left.name == result.trial.user_attrs[_keys.CHECKPOINT]["id"]
+    assert left.name == result.trial.user_attrs[attributes.CHECKPOINT]["id"]
 
 
 class Counting(nn.Linear):
@@ -121,7 +121,7 @@ def test_what_a_killed_run_left_is_removed_when_it_is_resumed_and_others_files_s
 ) -> None:
     study = new_study()
     run(study, plan=SHORT, callbacks=[stop_after(3)], checkpoint_dir=tmp_path)
-    run_id = study.user_attrs[_keys.RUN]
+    run_id = study.user_attrs[attributes.RUN]
     orphan = tmp_path / f"branch-001-0-{run_id}-0123456789ab.pt"
     others = tmp_path / "branch-001-0-00000000-0123456789ab.pt", tmp_path / "thesis.pt"
     for path in (orphan, *others):

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from problems import TINY, classifier, history, new_study, run, same, weights
 
 import optuna_miha as miha
-from optuna_miha import _workers
+from optuna_miha._training import pools
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_a_job_that_kills_every_worker_ends_the_run_and_says_so(
     where: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # New ones take seconds to start; two deaths in a row show as much as three.
-    monkeypatch.setattr(_workers, "_MOST_DEATHS", 2)
+    monkeypatch.setattr(pools, "_MOST_DEATHS", 2)
     lethal = KillsAlways()
     study = new_study()
     with pytest.raises(miha.exceptions.WorkerError, match="died"):

@@ -12,7 +12,7 @@ from problems import TINY, classifier, new_study, run, same, weights
 from torch import nn
 
 import optuna_miha as miha
-from optuna_miha._engine import Engine, intra_op_threads
+from optuna_miha._training.compute import Engine, intra_op_threads
 
 SHORT = miha.Plan(30, startup=2, fixing_epochs=2)
 

@@ -23,12 +23,12 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import optuna_miha as miha
-from optuna_miha._checkpoint_store import CheckpointStore
-from optuna_miha._combination import combination_for
-from optuna_miha._ensemble import Ensemble, select
-from optuna_miha._keeper import Keeper
-from optuna_miha._lineage import LIBRARY_SIZE, Lineage
-from optuna_miha._segment import Segment
+from optuna_miha._history.lineage import LIBRARY_SIZE, Lineage
+from optuna_miha._history.segment import Segment
+from optuna_miha._results.combination import combination_for
+from optuna_miha._results.ensemble import Ensemble, select
+from optuna_miha._study.checkpoint_store import CheckpointStore
+from optuna_miha._study.retention import Keeper
 from optuna_miha.exceptions import MihaError
 
 X, Y = blobs(30, seed=1)

@@ -23,10 +23,11 @@ from torch import nn
 from torch.optim import SGD
 
 import optuna_miha as miha
-from optuna_miha import _checkpoint_store, _keys
-from optuna_miha._lineage import Lineage
-from optuna_miha._phases import Stretch, next_phase
-from optuna_miha._segment import Segment
+from optuna_miha._history import attributes
+from optuna_miha._history.lineage import Lineage
+from optuna_miha._history.segment import Segment
+from optuna_miha._search.phases import Stretch, next_phase
+from optuna_miha._study import checkpoint_store
 from optuna_miha.exceptions import CheckpointError, CheckpointLostError, MihaError
 
 
@@ -77,7 +78,7 @@ def test_without_its_last_checkpoints_a_run_ends_as_if_they_had_not_been_lost(
     result = run(study, plan=SHORT, checkpoint_dir=tmp_path)
     assert history(result) == history(whole)
     assert same(weights(result), weights(whole))
-    lost = study.user_attrs[_keys.LOST]
+    lost = study.user_attrs[attributes.LOST]
     assert not set(lost) & {s.number for s in result.segments}, "nothing is selected from it"
     [warning] = [r.getMessage() for r in log.records if r.getMessage().startswith("Lost")]
     assert f"trial {max(lost) if n_lost == 1 else ''}" in warning
@@ -98,7 +99,7 @@ def test_of_two_checkpoints_that_were_swapped_both_are_known_by_their_hash(
     assert history(result) == history(whole)
     assert same(weights(result), weights(whole))
     # Those two alone were trained again, from the newest ancestor that is whole.
-    assert len(study.user_attrs[_keys.LOST]) == 2
+    assert len(study.user_attrs[attributes.LOST]) == 2
     assert len(study.trials) == len(whole.segments) + 2
     for path in (newest, before):
         assert f"Checkpoint {path.name} is damaged" in log.text
@@ -122,7 +123,7 @@ def test_where_not_one_checkpoint_is_found_nothing_is_thrown_away(tmp_path: Path
     run(study, plan=SHORT, callbacks=[StopAfter(5)], checkpoint_dir=tmp_path / "right")
     with pytest.raises(CheckpointLostError, match="Nor is any other file"):
         run(study, plan=SHORT, checkpoint_dir=tmp_path / "wrong")
-    assert _keys.LOST not in study.user_attrs
+    assert attributes.LOST not in study.user_attrs
     assert run(study, plan=SHORT, checkpoint_dir=tmp_path / "right").n_epochs_trained == 40
 
 
@@ -276,7 +277,7 @@ def test_a_store_that_fails_for_a_moment_is_tried_again(
 def test_a_store_that_stays_full_ends_the_call_and_the_run_can_be_resumed(
     first: int, whole: miha.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_checkpoint_store, "PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(checkpoint_store, "PAUSES", (0.01, 0.01, 0.01))
     study, store = new_study(), Failing(tmp_path, first=first, n=4)
     with pytest.raises(CheckpointError, match=r"tried 4 times: OSError: .*No space left"):
         run(study, plan=SHORT, artifact_store=store)
@@ -284,7 +285,7 @@ def test_a_store_that_stays_full_ends_the_call_and_the_run_can_be_resumed(
     named = {
         attr["id"]
         for trial in study.trials
-        for key in (_keys.CHECKPOINT, _keys.MEMBER)
+        for key in (attributes.CHECKPOINT, attributes.MEMBER)
         if (attr := trial.user_attrs.get(key)) is not None
     }
     assert all((tmp_path / name).stat().st_size > 100 for name in named)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optuna_miha._curve import Curve, EpochResult
+from optuna_miha._history.curve import Curve, EpochResult
 from optuna_miha.fitness import classic, last_value, least_squares_slope, power_law, slope
 
 NAN = math.nan

@@ -10,8 +10,8 @@ import pytest
 from problems import classifier, history, new_study, run
 
 import optuna_miha as miha
-from optuna_miha import _keys
-from optuna_miha._record import FORMAT
+from optuna_miha._history import attributes
+from optuna_miha._study.schema import FORMAT
 
 STORED = Path(__file__).parent / "data" / "format1"
 PLAN = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False)
@@ -26,7 +26,7 @@ def storage(tmp_path: Path) -> str:
 
 def test_a_stored_study_is_loaded(storage: str) -> None:
     study = new_study(storage)
-    assert study.user_attrs[_keys.FORMAT] == 1
+    assert study.user_attrs[attributes.FORMAT] == 1
     result = miha.load_result(study, classifier)
     assert result.n_epochs_trained == 15
     assert result.value == study.best_value
@@ -44,16 +44,16 @@ def test_a_stored_study_is_resumed_from_its_checkpoint(storage: str) -> None:
 
 def test_a_study_without_a_number_is_of_the_first_format(storage: str) -> None:
     with sqlite3.connect(storage.removeprefix("sqlite:///")) as connection:
-        connection.execute("DELETE FROM study_user_attributes WHERE key = ?", (_keys.FORMAT,))
+        connection.execute("DELETE FROM study_user_attributes WHERE key = ?", (attributes.FORMAT,))
     study = new_study(storage)
-    assert _keys.FORMAT not in study.user_attrs
+    assert attributes.FORMAT not in study.user_attrs
     assert run(study, keep="final", plan=PLAN).n_epochs_trained == 40
 
 
 def test_a_new_study_says_its_format() -> None:
     study = new_study()
     run(study, plan=miha.Plan(24, startup=1))
-    assert study.user_attrs[_keys.FORMAT] == FORMAT
+    assert study.user_attrs[attributes.FORMAT] == FORMAT
 
 
 def test_the_stored_study_is_small_and_says_nothing_of_the_machine_it_was_written_on() -> None:

@@ -15,15 +15,16 @@ import pytest
 from problems import SHORT, After, history, new_study, run, same, weights
 
 import optuna_miha as miha
-from optuna_miha import _checkpoint_store, _keys, _outage
+from optuna_miha._history import attributes
+from optuna_miha._study import checkpoint_store, retry
 from optuna_miha.exceptions import CheckpointError, StorageError
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody makes room meanwhile, so there is nothing to wait for."""
-    monkeypatch.setattr(_checkpoint_store, "PAUSES", (0.01, 0.01))
-    monkeypatch.setattr(_outage, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(checkpoint_store, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(retry, "PAUSES", (0.01, 0.01))
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def named_files(study: optuna.Study) -> set[str]:
     return {
         attr["id"]
         for trial in study.trials
-        for key in (_keys.CHECKPOINT, _keys.MEMBER)
+        for key in (attributes.CHECKPOINT, attributes.MEMBER)
         if (attr := trial.user_attrs.get(key)) is not None
     }
 

@@ -14,25 +14,25 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from problems import classifier, new_study, run
 
 import optuna_miha as miha
-from optuna_miha import _keys
-from optuna_miha._lineage import Lineage
-from optuna_miha._record import FORMAT, read_lineage
-from optuna_miha._segment import segment_of
+from optuna_miha._history import attributes
+from optuna_miha._history.lineage import Lineage
+from optuna_miha._history.segment import segment_of
+from optuna_miha._study.schema import FORMAT, read_lineage
 from optuna_miha.exceptions import FormatError, MihaError, RecordError
 
 TRIAL_KEYS = [
-    _keys.ROLE,
-    _keys.CYCLE,
-    _keys.BRANCH,
-    _keys.PARENT,
-    _keys.BIRTH,
-    _keys.TRAINED,
-    _keys.FITNESS,
-    _keys.MUTATION,
-    _keys.TRAIN_LOSS,
-    _keys.CHECKPOINT,
-    _keys.MEMBER,
-    _keys.AVERAGED,
+    attributes.ROLE,
+    attributes.CYCLE,
+    attributes.BRANCH,
+    attributes.PARENT,
+    attributes.BIRTH,
+    attributes.TRAINED,
+    attributes.FITNESS,
+    attributes.MUTATION,
+    attributes.TRAIN_LOSS,
+    attributes.CHECKPOINT,
+    attributes.MEMBER,
+    attributes.AVERAGED,
 ]
 
 HOSTILE = st.recursive(
@@ -60,15 +60,15 @@ FILE = {"id": f"trunk-000-0-{12 * '0'}.pt", "sha256": 64 * "0"}
 def attrs(number: int) -> dict[str, Any]:
     """Of a chain of segments of two epochs each."""
     return {
-        _keys.ROLE: "trunk",
-        _keys.CYCLE: number,
-        _keys.BRANCH: 0,
-        _keys.PARENT: number - 1 if number else None,
-        _keys.BIRTH: 2 * number,
-        _keys.TRAINED: 2,
-        _keys.FITNESS: -1.0,
-        _keys.CHECKPOINT: FILE | {"best_epoch": 2 * number + 1},
-        _keys.MEMBER: FILE | {"value": 1.0},
+        attributes.ROLE: "trunk",
+        attributes.CYCLE: number,
+        attributes.BRANCH: 0,
+        attributes.PARENT: number - 1 if number else None,
+        attributes.BIRTH: 2 * number,
+        attributes.TRAINED: 2,
+        attributes.FITNESS: -1.0,
+        attributes.CHECKPOINT: FILE | {"best_epoch": 2 * number + 1},
+        attributes.MEMBER: FILE | {"value": 1.0},
     }
 
 
@@ -135,41 +135,41 @@ def test_whatever_stands_there_is_read_or_refused_by_name_at_length(
 
 
 BAD: list[tuple[str, Any]] = [
-    (_keys.ROLE, "king"),
-    (_keys.ROLE, ["trunk"]),
-    (_keys.CYCLE, 10**12),
-    (_keys.CYCLE, "1"),
-    (_keys.CYCLE, True),
-    (_keys.BRANCH, -1),
-    (_keys.BRANCH, 10**5000),
-    (_keys.BIRTH, math.nan),
-    (_keys.BIRTH, None),
-    (_keys.TRAINED, 0),
-    (_keys.TRAINED, 3),
-    (_keys.TRAINED, 10**9),
-    (_keys.TRAINED, 1e300),
-    (_keys.FITNESS, "good"),
-    (_keys.FITNESS, 10**400),
-    (_keys.MUTATION, "x" * 10_000_000),
-    (_keys.TRAIN_LOSS, [1.0, "x"]),
-    (_keys.CHECKPOINT, "file.pt"),
-    (_keys.CHECKPOINT, FILE),
-    (_keys.CHECKPOINT, FILE | {"id": "x" * 10_000_000, "best_epoch": 1}),
-    (_keys.CHECKPOINT, FILE | {"id": "../trunk-000-0-000000000000.pt", "best_epoch": 1}),
-    (_keys.CHECKPOINT, FILE | {"id": "/etc/passwd", "best_epoch": 1}),
-    (_keys.CHECKPOINT, FILE | {"id": "thesis.pt", "best_epoch": 1}),
-    (_keys.CHECKPOINT, FILE | {"id": f"a\0-{12 * '0'}.pt", "best_epoch": 1}),
-    (_keys.CHECKPOINT, FILE | {"id": 7, "best_epoch": 1}),
-    (_keys.CHECKPOINT, FILE | {"sha256": "", "best_epoch": 1}),
-    (_keys.CHECKPOINT, {"best_epoch": 1}),
-    (_keys.MEMBER, FILE | {"value": math.nan}),
-    (_keys.MEMBER, FILE | {"value": 1.0, "id": "~/.ssh/id_rsa"}),
-    (_keys.AVERAGED, {"value": None}),
-    (_keys.PARENT, 7),  # There is no such trial.
-    (_keys.PARENT, 2),  # Itself.
-    (_keys.PARENT, 3),  # Which descends from it.
-    (_keys.PARENT, 0),  # Which ended earlier.
-    (_keys.PARENT, "1"),
+    (attributes.ROLE, "king"),
+    (attributes.ROLE, ["trunk"]),
+    (attributes.CYCLE, 10**12),
+    (attributes.CYCLE, "1"),
+    (attributes.CYCLE, True),
+    (attributes.BRANCH, -1),
+    (attributes.BRANCH, 10**5000),
+    (attributes.BIRTH, math.nan),
+    (attributes.BIRTH, None),
+    (attributes.TRAINED, 0),
+    (attributes.TRAINED, 3),
+    (attributes.TRAINED, 10**9),
+    (attributes.TRAINED, 1e300),
+    (attributes.FITNESS, "good"),
+    (attributes.FITNESS, 10**400),
+    (attributes.MUTATION, "x" * 10_000_000),
+    (attributes.TRAIN_LOSS, [1.0, "x"]),
+    (attributes.CHECKPOINT, "file.pt"),
+    (attributes.CHECKPOINT, FILE),
+    (attributes.CHECKPOINT, FILE | {"id": "x" * 10_000_000, "best_epoch": 1}),
+    (attributes.CHECKPOINT, FILE | {"id": "../trunk-000-0-000000000000.pt", "best_epoch": 1}),
+    (attributes.CHECKPOINT, FILE | {"id": "/etc/passwd", "best_epoch": 1}),
+    (attributes.CHECKPOINT, FILE | {"id": "thesis.pt", "best_epoch": 1}),
+    (attributes.CHECKPOINT, FILE | {"id": f"a\0-{12 * '0'}.pt", "best_epoch": 1}),
+    (attributes.CHECKPOINT, FILE | {"id": 7, "best_epoch": 1}),
+    (attributes.CHECKPOINT, FILE | {"sha256": "", "best_epoch": 1}),
+    (attributes.CHECKPOINT, {"best_epoch": 1}),
+    (attributes.MEMBER, FILE | {"value": math.nan}),
+    (attributes.MEMBER, FILE | {"value": 1.0, "id": "~/.ssh/id_rsa"}),
+    (attributes.AVERAGED, {"value": None}),
+    (attributes.PARENT, 7),  # There is no such trial.
+    (attributes.PARENT, 2),  # Itself.
+    (attributes.PARENT, 3),  # Which descends from it.
+    (attributes.PARENT, 0),  # Which ended earlier.
+    (attributes.PARENT, "1"),
 ]
 
 
@@ -185,13 +185,13 @@ def test_a_bad_attribute_is_refused_with_its_trial_and_its_name(key: str, value:
 
 def test_a_missing_attribute_is_refused_too() -> None:
     made = trial(0)
-    made.user_attrs = {k: v for k, v in made.user_attrs.items() if k != _keys.BIRTH}
+    made.user_attrs = {k: v for k, v in made.user_attrs.items() if k != attributes.BIRTH}
     with pytest.raises(RecordError, match=r"'miha:epoch' of trial 0 must be there, got nothing"):
         segment_of(made)
 
 
 def test_parents_in_a_circle_are_refused() -> None:
-    ring = {n: {_keys.PARENT: (n + 1) % 4} for n in range(4)}
+    ring = {n: {attributes.PARENT: (n + 1) % 4} for n in range(4)}
     with pytest.raises(RecordError, match="miha:parent"):
         Lineage.from_trials(StudyDirection.MINIMIZE, chain(ring))
 
@@ -206,23 +206,23 @@ def test_a_child_of_what_failed_is_refused() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        (_keys.PLAN, ["no plan"]),
-        (_keys.PLAN, {"n_epochs": -3}),
-        (_keys.PLAN, {"n_aeons": 3}),
-        (_keys.SPACE, {"lr": "a float"}),
-        (_keys.SPACE, {"lr": 3}),
-        (_keys.SPACE, "lr"),
-        (_keys.STRETCHES, [{"start": 0}]),
-        (_keys.STRETCHES, 3),
-        (_keys.STRETCHES, [3]),
-        (_keys.RUN_SEED, "0"),
-        (_keys.RUN_SEED, -1),
-        (_keys.INITIAL, [1]),
-        (_keys.VERSIONS, "new"),
-        (_keys.LOST, "3"),
-        (_keys.LOST, [1.5]),
-        (_keys.FORMAT, "1"),
-        (_keys.FORMAT, math.nan),
+        (attributes.PLAN, ["no plan"]),
+        (attributes.PLAN, {"n_epochs": -3}),
+        (attributes.PLAN, {"n_aeons": 3}),
+        (attributes.SPACE, {"lr": "a float"}),
+        (attributes.SPACE, {"lr": 3}),
+        (attributes.SPACE, "lr"),
+        (attributes.STRETCHES, [{"start": 0}]),
+        (attributes.STRETCHES, 3),
+        (attributes.STRETCHES, [3]),
+        (attributes.RUN_SEED, "0"),
+        (attributes.RUN_SEED, -1),
+        (attributes.INITIAL, [1]),
+        (attributes.VERSIONS, "new"),
+        (attributes.LOST, "3"),
+        (attributes.LOST, [1.5]),
+        (attributes.FORMAT, "1"),
+        (attributes.FORMAT, math.nan),
     ],
 )
 def test_a_bad_attribute_of_the_study_is_refused_by_name(key: str, value: Any) -> None:
@@ -235,7 +235,14 @@ def test_a_bad_attribute_of_the_study_is_refused_by_name(key: str, value: Any) -
 
 
 @pytest.mark.parametrize(
-    "key", [_keys.RUN_SEED, _keys.INITIAL, _keys.SPACE, _keys.VERSIONS, _keys.PLAN]
+    "key",
+    [
+        attributes.RUN_SEED,
+        attributes.INITIAL,
+        attributes.SPACE,
+        attributes.VERSIONS,
+        attributes.PLAN,
+    ],
 )
 def test_a_study_that_lost_an_attribute_is_refused_by_its_name(
     key: str, finished: optuna.Study
@@ -259,7 +266,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> optuna.Study:
 
 def test_a_newer_format_is_refused_wherever_it_is_read() -> None:
     study = new_study()
-    study.set_user_attr(_keys.FORMAT, FORMAT + 1)
+    study.set_user_attr(attributes.FORMAT, FORMAT + 1)
     for call in (run, lambda study: miha.load_result(study, classifier)):
         with pytest.raises(FormatError, match=r"is of format 2; this version .* up to 1"):
             call(study)

@@ -11,7 +11,7 @@ from problems import blobs, classifier, explicit, new_study, run
 from torch import nn
 
 import optuna_miha as miha
-from optuna_miha._engine import intra_op_threads
+from optuna_miha._training.compute import intra_op_threads
 
 
 def test_a_lineage_of_controls_is_bit_identical_to_plain_training() -> None:
@@ -26,7 +26,7 @@ def test_a_lineage_of_controls_is_bit_identical_to_plain_training() -> None:
     states = {}
 
     def remember(recipe: miha.Recipe, n_epochs: int) -> Any:
-        from optuna_miha._trainer import train
+        from optuna_miha._training.trainer import train
 
         for result in train(recipe, n_epochs):
             states["last"] = {k: v.clone() for k, v in recipe.model.state_dict().items()}
@@ -61,7 +61,7 @@ def test_the_mutated_learning_rate_is_the_one_in_force() -> None:
         return recipe
 
     def watching(recipe: miha.Recipe, n_epochs: int) -> Any:
-        from optuna_miha._trainer import train
+        from optuna_miha._training.trainer import train
 
         for result in train(recipe, n_epochs):
             assert recipe.optimizer is not None
@@ -81,7 +81,7 @@ def test_the_final_phase_anneals_the_learning_rate_to_almost_zero() -> None:
     rates: list[float] = []
 
     def watching(recipe: miha.Recipe, n_epochs: int) -> Any:
-        from optuna_miha._trainer import train
+        from optuna_miha._training.trainer import train
 
         for result in train(recipe, n_epochs):
             assert recipe.optimizer is not None
@@ -123,7 +123,7 @@ def test_start_up_candidates_share_their_initial_weights() -> None:
     firsts: list[torch.Tensor] = []
 
     def watching(recipe: miha.Recipe, n_epochs: int) -> Any:
-        from optuna_miha._trainer import train
+        from optuna_miha._training.trainer import train
 
         if len(firsts) < 4:
             firsts.append(recipe.model[0].weight.detach().clone())

@@ -18,10 +18,10 @@ from torch import nn
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import optuna_miha as miha
-from optuna_miha._checkpoint import copy_tensors
-from optuna_miha._model_fn import build_initial
-from optuna_miha._preflight import check_valid_loss
-from optuna_miha._rng import capture_rng
+from optuna_miha._model.model_fn import build_initial
+from optuna_miha._model.rng import capture_rng
+from optuna_miha._training.preflight import check_valid_loss
+from optuna_miha._training.state import copy_tensors
 
 
 def recipe_with(**changes: Any) -> Any:

@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import optuna_miha as miha
 from optuna_miha import EpochResult, Recipe
-from optuna_miha._engine import intra_op_threads
-from optuna_miha._job import Job, Outcome, run_job
-from optuna_miha._model_fn import build_recipe
-from optuna_miha._optimizers import make_optimizer
-from optuna_miha._pace import pace
-from optuna_miha._trainer import evaluate, train
+from optuna_miha._model.model_fn import build_recipe
+from optuna_miha._model.optimizers import make_optimizer
+from optuna_miha._search.learning_rate import pace
+from optuna_miha._training.compute import intra_op_threads
+from optuna_miha._training.job import Job, Outcome, run_job
+from optuna_miha._training.trainer import evaluate, train
 
 MUTABLE = {"activation.2": "relu", "optimizer": "adam", "lr": 0.01, "weight_decay": 0.0}
 MUTABLE |= {"batch_size": 7}

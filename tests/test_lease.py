@@ -21,9 +21,10 @@ from optuna.trial import TrialState
 from problems import new_study, run
 
 import optuna_miha as miha
-from optuna_miha import _keys, _lease
-from optuna_miha._lease import Holder, held
-from optuna_miha._trainer import train
+from optuna_miha._history import attributes
+from optuna_miha._study import lease
+from optuna_miha._study.lease import Holder, held
+from optuna_miha._training.trainer import train
 from optuna_miha.exceptions import StudyLockedError
 
 BRIEF = miha.Plan(24, startup=1)
@@ -78,7 +79,7 @@ def test_a_live_coordinator_is_left_alone_and_a_dead_one_taken_over_at_once(
         start = time.monotonic()
         with held(new_study(storage)):
             pass
-        assert time.monotonic() - start < _lease.PATIENCE / 2
+        assert time.monotonic() - start < lease.PATIENCE / 2
         assert run(new_study(storage), plan=BRIEF).n_epochs_trained == 24
 
 
@@ -88,7 +89,7 @@ def test_a_coordinator_that_is_told_to_end_leaves_nothing_behind(
 ) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
     with coordinator(storage, tmp_path) as process:
-        assert new_study(storage).user_attrs[_keys.LEASE]["pid"] == process.pid
+        assert new_study(storage).user_attrs[attributes.LEASE]["pid"] == process.pid
         assert process.pid is not None
         os.kill(process.pid, number)
         process.join(60)
@@ -96,7 +97,7 @@ def test_a_coordinator_that_is_told_to_end_leaves_nothing_behind(
     assert process.exitcode == 143 if number == signal.SIGTERM else process.exitcode != 0
     assert "Run the same script again to resume" in (tmp_path / "said").read_text()
     study = new_study(storage)
-    assert study.user_attrs[_keys.LEASE] is None
+    assert study.user_attrs[attributes.LEASE] is None
     assert not study.get_trials(states=(TrialState.RUNNING,))
 
 
@@ -140,7 +141,7 @@ def test_a_study_in_memory_is_guarded_against_a_second_thread() -> None:
 
 
 def write(study: optuna.Study, holder: Holder, beats: int = 1) -> None:
-    study.set_user_attr(_keys.LEASE, asdict(holder) | {"beats": beats})
+    study.set_user_attr(attributes.LEASE, asdict(holder) | {"beats": beats})
 
 
 def elsewhere() -> Holder:
@@ -150,19 +151,19 @@ def elsewhere() -> Holder:
 def test_a_coordinator_elsewhere_that_gives_no_sign_of_life_is_taken_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_lease, "PATIENCE", 1.0)
+    monkeypatch.setattr(lease, "PATIENCE", 1.0)
     study = new_study(f"sqlite:///{tmp_path}/study.db")
     # Whatever its clock says.
     write(study, replace(elsewhere(), since="2999-01-01T00:00:00+00:00"))
     with held(study):
-        assert study.user_attrs[_keys.LEASE]["pid"] == os.getpid()
-    assert study.user_attrs[_keys.LEASE] is None
+        assert study.user_attrs[attributes.LEASE]["pid"] == os.getpid()
+    assert study.user_attrs[attributes.LEASE] is None
 
 
 def test_a_coordinator_elsewhere_that_beats_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_lease, "PATIENCE", 30.0)
+    monkeypatch.setattr(lease, "PATIENCE", 30.0)
     storage = f"sqlite:///{tmp_path}/study.db"
     study, holder = new_study(storage), elsewhere()
     write(study, holder)
@@ -188,7 +189,7 @@ def test_a_process_number_that_was_given_away_again_is_not_taken_for_the_coordin
 @pytest.mark.parametrize("attr", ["mine", 7, {"nonce": 1}, {"beats": 1}, [None]])
 def test_a_lease_that_cannot_be_read_keeps_nobody_out(attr: Any, tmp_path: Path) -> None:
     study = new_study(f"sqlite:///{tmp_path}/study.db")
-    study.set_user_attr(_keys.LEASE, attr)
+    study.set_user_attr(attributes.LEASE, attr)
     with held(study):
         pass
 
@@ -222,7 +223,7 @@ def test_of_many_that_start_at_once_one_runs(tmp_path: Path) -> None:
 def test_a_coordinator_that_was_taken_for_dead_ends_before_its_next_phase(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_lease, "BEAT", 0.05)
+    monkeypatch.setattr(lease, "BEAT", 0.05)
     study = new_study(f"sqlite:///{tmp_path}/study.db")
     other = elsewhere()
 
@@ -232,7 +233,9 @@ def test_a_coordinator_that_was_taken_for_dead_ends_before_its_next_phase(
 
     with pytest.raises(StudyLockedError, match="took over"):
         run(study, plan=BRIEF, callbacks=[usurp])
-    assert study.user_attrs[_keys.LEASE]["nonce"] == other.nonce, "It is the other's to release."
+    assert study.user_attrs[attributes.LEASE]["nonce"] == other.nonce, (
+        "It is the other's to release."
+    )
 
 
 def test_a_coordinator_that_lost_the_study_leaves_the_others_trials_alone(
@@ -245,7 +248,7 @@ def test_a_coordinator_that_lost_the_study_leaves_the_others_trials_alone(
         if not theirs:
             write(study, elsewhere())
             running = study.ask()
-            running.set_user_attr(_keys.ROLE, "branch")
+            running.set_user_attr(attributes.ROLE, "branch")
             theirs.append(running.number)
             raise KeyboardInterrupt
 

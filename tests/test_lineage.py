@@ -14,9 +14,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from segments import segment
 
-from optuna_miha import _keys
-from optuna_miha._lineage import Lineage, ranking
-from optuna_miha._segment import make_curve, segment_of
+from optuna_miha._history import attributes
+from optuna_miha._history.lineage import Lineage, ranking
+from optuna_miha._history.segment import make_curve, segment_of
 
 SCORES = st.dictionaries(
     st.integers(0, 9), st.floats(allow_nan=True) | st.sampled_from([0.0, 1.0]), max_size=6
@@ -123,14 +123,14 @@ def test_the_best_segment_is_the_best_trial_of_the_study(
 def trial_of(value: float | None, *, number: int = 0, **attrs: Any) -> FrozenTrial:
     """A trial as a run leaves it; pruned if it has no value."""
     birth = {
-        _keys.ROLE: "branch",
-        _keys.CYCLE: 1,
-        _keys.BRANCH: number,
-        _keys.PARENT: None,
-        _keys.BIRTH: 0,
-        _keys.TRAINED: 2,
-        _keys.MUTATION: "lr 0.1 -> 0.2",
-        _keys.TRAIN_LOSS: [1.5, None],
+        attributes.ROLE: "branch",
+        attributes.CYCLE: 1,
+        attributes.BRANCH: number,
+        attributes.PARENT: None,
+        attributes.BIRTH: 0,
+        attributes.TRAINED: 2,
+        attributes.MUTATION: "lr 0.1 -> 0.2",
+        attributes.TRAIN_LOSS: [1.5, None],
     }
     return create_trial(
         state=TrialState.PRUNED if value is None else TrialState.COMPLETE,
@@ -144,7 +144,9 @@ def trial_of(value: float | None, *, number: int = 0, **attrs: Any) -> FrozenTri
 
 def test_a_segment_is_read_from_its_trial() -> None:
     checkpoint = {"id": f"a-{12 * '0'}.pt", "sha256": 64 * "b", "best_epoch": 2}
-    read = segment_of(trial_of(0.5, **{_keys.FITNESS: -1.0, _keys.CHECKPOINT: checkpoint}))
+    read = segment_of(
+        trial_of(0.5, **{attributes.FITNESS: -1.0, attributes.CHECKPOINT: checkpoint})
+    )
     assert read is not None
     assert (read.role, read.cycle, read.branch, read.parent) == ("branch", 1, 0, None)
     assert (read.birth, read.trained, read.end) == (0, 2, 2)
@@ -204,7 +206,10 @@ def test_a_trial_that_is_no_segment_is_passed_over() -> None:
 
 def test_a_trial_that_failed_by_an_error_is_a_segment() -> None:
     study = optuna.create_study()
-    attrs = trial_of(0.5).user_attrs | {_keys.ERROR: "RuntimeError: no", _keys.TRAINED: 1}
+    attrs = trial_of(0.5).user_attrs | {
+        attributes.ERROR: "RuntimeError: no",
+        attributes.TRAINED: 1,
+    }
     study.enqueue_trial({}, user_attrs=attrs)
     study.tell(study.ask(), state=TrialState.FAIL)
     read = segment_of(study.trials[0])

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import optuna_miha as miha
 from optuna_miha import Recipe
-from optuna_miha._model_fn import build_initial, build_recipe
+from optuna_miha._model.model_fn import build_initial, build_recipe
 
 
 def bare(trial: Any) -> Recipe:

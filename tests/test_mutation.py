@@ -18,8 +18,8 @@ from optuna.distributions import (
 )
 from segments import FULL_SPACE, START, distributions, is_offered, values_of
 
-from optuna_miha._mutation import NO_CHANGE, describe, mutate
-from optuna_miha._space import DEFAULT_LR, kind_of, kinds
+from optuna_miha._search.mutation import NO_CHANGE, describe, mutate
+from optuna_miha._search.space import DEFAULT_LR, kind_of, kinds
 
 SEEDS = st.integers(0, 2**32 - 1)
 KINDS = st.sampled_from(sorted(kinds(FULL_SPACE)))

@@ -77,7 +77,7 @@ def test_the_budget_is_spent_exactly_and_every_epoch_is_counted() -> None:
     counted: list[int] = []
 
     def counting(recipe: miha.Recipe, n_epochs: int) -> Any:
-        from optuna_miha._trainer import train
+        from optuna_miha._training.trainer import train
 
         for result in train(recipe, n_epochs):
             counted.append(1)

@@ -10,7 +10,7 @@ import torch
 from helpers import memory_of, same, train_steps
 from torch import nn, optim
 
-from optuna_miha._optimizers import (
+from optuna_miha._model.optimizers import (
     OPTIMIZERS,
     capture_optimizer,
     follow,

@@ -19,8 +19,8 @@ from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from optuna_miha import MihaSampler, SlopePruner
-from optuna_miha._entry import Entry
-from optuna_miha._optuna import (
+from optuna_miha._study.buffered_trial import Entry
+from optuna_miha._study.optuna_internals import (
     enqueued_params,
     is_default_pruner,
     is_default_sampler,

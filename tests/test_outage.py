@@ -20,9 +20,9 @@ from sqlalchemy import create_engine, text
 from torch import nn
 
 import optuna_miha as miha
-from optuna_miha import _checkpoint_store, _outage
-from optuna_miha._cli import main
-from optuna_miha._memory import give_back, is_out_of_memory
+from optuna_miha._cli.main import main
+from optuna_miha._study import checkpoint_store, retry
+from optuna_miha._training.out_of_memory import give_back, is_out_of_memory
 from optuna_miha.exceptions import StorageError
 
 
@@ -84,7 +84,7 @@ def test_a_database_that_becomes_read_only_ends_the_run_in_its_own_words(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(_outage, "PAUSES", (0.1, 0.1))
+    monkeypatch.setattr(retry, "PAUSES", (0.1, 0.1))
     url = postgresql.new_database()
     name = url.rpartition("/")[2]
 
@@ -160,7 +160,7 @@ def test_times_of_a_clock_that_was_set_back_change_nothing(
 def test_a_checkpoint_that_is_damaged_while_the_run_goes_on_is_made_again(
     whole: miha.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = _checkpoint_store.CheckpointStore.load
+    load = checkpoint_store.CheckpointStore.load
     damaged: list[Path] = []
 
     def damage() -> None:

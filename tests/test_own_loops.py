@@ -12,7 +12,7 @@ import torch
 from helpers import run_context, same, succeed
 
 import optuna_miha as miha
-from optuna_miha._model_fn import build_initial
+from optuna_miha._model.model_fn import build_initial
 
 FOLDER = Path(__file__).parents[1] / "examples"
 NEEDS = {

@@ -17,10 +17,10 @@ from optuna.trial import TrialState
 from segments import segment, trained
 
 from optuna_miha import Plan
-from optuna_miha._lineage import Lineage
-from optuna_miha._phases import Phase, Stretch, next_phase, peak, scaled
-from optuna_miha._plan import race_rungs
-from optuna_miha._segment import ROLES, Role
+from optuna_miha._history.lineage import Lineage
+from optuna_miha._history.segment import ROLES, Role
+from optuna_miha._search.phases import Phase, Stretch, next_phase, peak, scaled
+from optuna_miha._search.plan import race_rungs
 
 MOST_PHASES = 1_000
 """No plan of these tests has as many; a run that reaches it does not end."""

@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 
 import optuna_miha as miha
 from optuna_miha import Recipe
-from optuna_miha._engine import intra_op_threads
-from optuna_miha._trainer import train
+from optuna_miha._training.compute import intra_op_threads
+from optuna_miha._training.trainer import train
 
 
 def model_fn(trial: Any, **changes: Any) -> Recipe:

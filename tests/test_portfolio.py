@@ -16,7 +16,7 @@ from optuna.distributions import (
 )
 from segments import FULL_SPACE, START, distributions, is_offered, values_of
 
-from optuna_miha._portfolio import startup_candidates
+from optuna_miha._search.portfolio import startup_candidates
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 
-from optuna_miha import SlopePruner, _keys
+from optuna_miha import SlopePruner
+from optuna_miha._history import attributes
 
 NAN = math.nan
 Values = Mapping[int, float] | Sequence[float]
@@ -226,7 +227,7 @@ def test_an_argument_out_of_range_is_refused(settings: dict[str, Any], message: 
 def branch(**changes: Any) -> dict[str, Any]:
     """Attributes of a branch that is born at epoch 10 and ends at epoch 14."""
     attrs = {"role": "branch", "cycle": 1, "parent": 3, "epoch": 10, "end": 14}
-    return {_keys.PREFIX + key: value for key, value in (attrs | changes).items()}
+    return {attributes.PREFIX + key: value for key, value in (attrs | changes).items()}
 
 
 WORSE = {10: 2.0, 11: 5.0, 12: 5.0}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from optuna_miha import Recipe
-from optuna_miha._recipe import accuracy
+from optuna_miha._model.recipe import accuracy
 
 X, Y = objects(8)
 

@@ -15,10 +15,10 @@ from problems import classifier
 from runs import simulated
 
 import optuna_miha as miha
-from optuna_miha import _keys
-from optuna_miha._comparison import Comparison, Run
-from optuna_miha._contest import find_comparison
-from optuna_miha._report import write_report
+from optuna_miha._compare.runner import find_comparison
+from optuna_miha._history import attributes
+from optuna_miha._report.page import write_report
+from optuna_miha._results.comparison import Comparison, Run
 
 EVIL = "<script>alert('&')</script>"
 
@@ -52,8 +52,8 @@ def report(study: optuna.Study, folder: Path, **settings: Any) -> str:
 
 def test_report_of_a_run_has_everything_and_refers_to_nothing(tmp_path: Path) -> None:
     study = simulated(4)
-    study.set_user_attr(_keys.RUN_SEED, 1234)
-    study.set_user_attr(_keys.VERSIONS, {"torch": "9.8.7"})
+    study.set_user_attr(attributes.RUN_SEED, 1234)
+    study.set_user_attr(attributes.VERSIONS, {"torch": "9.8.7"})
     source = report(study, tmp_path)
     page = Page(source)
     for title in ("Summary", "Lineage", "History", "Schedule", "Gains", "Cycles", "Versions"):
@@ -81,7 +81,7 @@ def test_no_word_of_a_study_is_taken_for_html(tmp_path: Path, interactive: bool)
     study = optuna.create_study(study_name=f"study {EVIL}")
     for key, value in source.user_attrs.items():
         study.set_user_attr(key, value)
-    study.set_user_attr(_keys.VERSIONS, {EVIL: EVIL})
+    study.set_user_attr(attributes.VERSIONS, {EVIL: EVIL})
     study.set_user_attr(EVIL, EVIL)
     for trial in source.trials:
         dropout = trial.params["lr"]
@@ -93,8 +93,8 @@ def test_no_word_of_a_study_is_taken_for_html(tmp_path: Path, interactive: bool)
                 params={**trial.params, EVIL: dropout},
                 distributions={**trial.distributions, EVIL: distribution},
                 intermediate_values=trial.intermediate_values,
-                user_attrs={**trial.user_attrs, _keys.MUTATION: EVIL, EVIL: EVIL}
-                | ({_keys.ERROR: EVIL} if trial.state.name == "FAIL" else {}),
+                user_attrs={**trial.user_attrs, attributes.MUTATION: EVIL, EVIL: EVIL}
+                | ({attributes.ERROR: EVIL} if trial.state.name == "FAIL" else {}),
             )
         )
     text = report(study, tmp_path, interactive=interactive)

@@ -24,9 +24,9 @@ from segments import segment
 from torch import nn
 
 import optuna_miha as miha
-from optuna_miha._activations import ACTIVATIONS
-from optuna_miha._code import code_of
-from optuna_miha._model_fn import build_recipe
+from optuna_miha._model.activations import ACTIVATIONS
+from optuna_miha._model.model_fn import build_recipe
+from optuna_miha._results.pytorch_code import code_of
 
 
 @pytest.fixture(scope="module")

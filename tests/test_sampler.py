@@ -14,8 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 from segments import FULL_SPACE, START, is_offered
 
 import optuna_miha as miha
-from optuna_miha import MihaSampler, _keys
-from optuna_miha._space import declare_initial, kind_of
+from optuna_miha import MihaSampler
+from optuna_miha._history import attributes
+from optuna_miha._search.space import declare_initial, kind_of
 
 
 def quadratic(trial: optuna.Trial) -> float:
@@ -240,10 +241,10 @@ def run_study(seed: int = 0, **plan: Any) -> optuna.Study:
     """A study that says of itself what a run says."""
     study = new_study(MihaSampler(seed=99))
     attrs = {
-        _keys.PLAN: miha.Plan(**plan).asdict(),
-        _keys.RUN_SEED: seed,
-        _keys.INITIAL: START,
-        _keys.SPACE: {k: distribution_to_json(v) for k, v in FULL_SPACE.items()},
+        attributes.PLAN: miha.Plan(**plan).asdict(),
+        attributes.RUN_SEED: seed,
+        attributes.INITIAL: START,
+        attributes.SPACE: {k: distribution_to_json(v) for k, v in FULL_SPACE.items()},
     }
     for key, value in attrs.items():
         study.set_user_attr(key, value)
@@ -252,7 +253,12 @@ def run_study(seed: int = 0, **plan: Any) -> optuna.Study:
 
 def proposed(study: optuna.Study, role: str, branch: int, **attrs: Any) -> dict[str, Any]:
     """What the slot of a run is given."""
-    slot = {_keys.ROLE: role, _keys.CYCLE: 0, _keys.BRANCH: branch, _keys.PARENT: None}
+    slot = {
+        attributes.ROLE: role,
+        attributes.CYCLE: 0,
+        attributes.BRANCH: branch,
+        attributes.PARENT: None,
+    }
     study.enqueue_trial({}, user_attrs=slot | attrs)
     trial = study.ask()
     for name, distribution in FULL_SPACE.items():
@@ -284,7 +290,7 @@ def test_siblings_change_different_kinds() -> None:
     for cycle in range(1, 6):
         seen = []
         for branch in range(1, 5):
-            new = proposed(study, "branch", branch, **{_keys.CYCLE: cycle})
+            new = proposed(study, "branch", branch, **{attributes.CYCLE: cycle})
             kinds = kinds_changed(START, new)
             assert len(kinds - {"lr"}) <= 1
             assert kinds
@@ -295,7 +301,7 @@ def test_siblings_change_different_kinds() -> None:
 def test_cycles_change_different_kinds() -> None:
     study = run_study()
     firsts = [
-        frozenset(kinds_changed(START, proposed(study, "branch", 1, **{_keys.CYCLE: cycle})))
+        frozenset(kinds_changed(START, proposed(study, "branch", 1, **{attributes.CYCLE: cycle})))
         for cycle in range(1, 12)
     ]
     assert len(set(firsts)) > 2
@@ -306,8 +312,10 @@ def test_a_branchs_proposal_does_not_depend_on_its_trial_number_or_sampler() -> 
     other.add_trial(optuna.trial.create_trial(value=0.0))
     other.sampler = MihaSampler(seed=12345)  # The run's seed is what counts.
     order = [(c, b) for c in (1, 2) for b in (0, 1, 2)]
-    ours = {(c, b): proposed(one, "branch", b, **{_keys.CYCLE: c}) for c, b in order}
-    theirs = {(c, b): proposed(other, "branch", b, **{_keys.CYCLE: c}) for c, b in order[::-1]}
+    ours = {(c, b): proposed(one, "branch", b, **{attributes.CYCLE: c}) for c, b in order}
+    theirs = {
+        (c, b): proposed(other, "branch", b, **{attributes.CYCLE: c}) for c, b in order[::-1]
+    }
     assert ours == theirs
 
 
@@ -325,14 +333,14 @@ def test_a_branch_mutates_its_parent_and_not_the_best_trial() -> None:
         study.add_trial(
             optuna.trial.create_trial(value=value, params=params, distributions=FULL_SPACE)
         )
-    new = proposed(study, "branch", 1, **{_keys.PARENT: 0, _keys.CYCLE: 1})
+    new = proposed(study, "branch", 1, **{attributes.PARENT: 0, attributes.CYCLE: 1})
     assert kinds_changed(parent, new) == {"dropout"}
 
 
 def test_a_branchs_learning_rate_is_never_lowered_by_itself() -> None:
     study = run_study(mutations=("lr",))
     for cycle in range(10):
-        new = proposed(study, "branch", 1, **{_keys.CYCLE: cycle})
+        new = proposed(study, "branch", 1, **{attributes.CYCLE: cycle})
         assert new["lr"] > START["lr"]
 
 
@@ -341,7 +349,7 @@ def test_only_allowed_kinds_mutate(allowed: tuple[str, ...]) -> None:
     study = run_study(mutations=allowed)
     seen = set()
     for cycle in range(8):
-        seen |= kinds_changed(START, proposed(study, "branch", 1, **{_keys.CYCLE: cycle}))
+        seen |= kinds_changed(START, proposed(study, "branch", 1, **{attributes.CYCLE: cycle}))
     assert seen == set(allowed)
 
 
@@ -356,7 +364,7 @@ def test_a_trial_of_the_users_keeps_the_trunks_other_parameters() -> None:
     trial = study.ask()
     slot = {"role": "branch", "cycle": 1, "branch": 3, "parent": None, "guest": True}
     for key, value in slot.items():
-        trial.set_user_attr(_keys.PREFIX + key, value)
+        trial.set_user_attr(attributes.PREFIX + key, value)
     for name, distribution in FULL_SPACE.items():
         suggest(trial, name, distribution)
     assert trial.params == START | {"lr": 0.7}

@@ -17,7 +17,7 @@ from optuna.distributions import (
 )
 from segments import FULL_SPACE, distributions, is_offered, values_of
 
-from optuna_miha._space import (
+from optuna_miha._search.space import (
     DEFAULT_LR,
     OFFERED_OPTIMIZERS,
     contains,

@@ -15,7 +15,7 @@ from problems import blobs, classifier, new_study, run
 from torch import Tensor, nn, optim
 
 import optuna_miha as miha
-from optuna_miha._space import OFFERED_OPTIMIZERS
+from optuna_miha._search.space import OFFERED_OPTIMIZERS
 
 
 def net() -> nn.Sequential:

@@ -18,9 +18,9 @@ from problems import SHORT, blobs, classifier, new_study, run
 from torch import Tensor, nn
 
 import optuna_miha as miha
-from optuna_miha._activations import GroupedActivation
-from optuna_miha._portfolio import startup_candidates
-from optuna_miha._space import OFFERED_ACTIVATIONS, kind_of
+from optuna_miha._model.activations import GroupedActivation
+from optuna_miha._search.portfolio import startup_candidates
+from optuna_miha._search.space import OFFERED_ACTIVATIONS, kind_of
 
 
 def net() -> nn.Sequential:

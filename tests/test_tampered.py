@@ -21,11 +21,11 @@ from problems import classifier, new_study, run
 from test_hostile import HOSTILE
 
 import optuna_miha as miha
-from optuna_miha import _keys
-from optuna_miha._checkpoint_store import CheckpointStore
-from optuna_miha._cleaning import clean
-from optuna_miha._dashboard import note
-from optuna_miha._record import read_lineage
+from optuna_miha._history import attributes
+from optuna_miha._report.dashboard import note
+from optuna_miha._study.checkpoint_store import CheckpointStore
+from optuna_miha._study.cleaning import clean
+from optuna_miha._study.schema import read_lineage
 from optuna_miha.exceptions import MihaError
 from optuna_miha.visualization import (
     plot_lineage,
@@ -39,7 +39,7 @@ PLAN = miha.Plan(40, startup=1, fixing_epochs=3, population_size=2, restarts=Fal
 TRIAL_KEYS = sorted(
     {
         value
-        for name, value in vars(_keys).items()
+        for name, value in vars(attributes).items()
         if name.isupper() and isinstance(value, str) and value.startswith("miha:")
     }
 )
@@ -135,7 +135,7 @@ def check(trained: optuna.Study, tmp_path_factory: pytest.TempPathFactory) -> Ch
 def try_doors(
     study: optuna.Study, folder: Path, changes: Changes, scores: dict[int, dict[int, float]]
 ) -> None:
-    origin = Path(study.user_attrs[_keys.CHECKPOINT_DIR])
+    origin = Path(study.user_attrs[attributes.CHECKPOINT_DIR])
     shutil.copytree(origin, folder)
     doors: list[Callable[[optuna.Study], Any]] = [
         partial(miha.load_result, model_fn=classifier, checkpoint_dir=folder),

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from optuna_miha import Recipe
-from optuna_miha._engine import intra_op_threads
-from optuna_miha._trainer import evaluate, move, train
+from optuna_miha._training.compute import intra_op_threads
+from optuna_miha._training.trainer import evaluate, move, train
 
 
 @pytest.fixture(autouse=True)

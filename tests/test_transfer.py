@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from optuna_miha._transfer import pack, unpack
+from optuna_miha._training.pickling import pack, unpack
 
 LARGE = 1 << 20
 
@@ -89,7 +89,8 @@ def test_processes_share_one_copy(tmp_path: Path) -> None:
     )
     script = (
         "import sys; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
-        "from optuna_miha._transfer import unpack; from test_transfer import own_kilobytes\n"
+        "from optuna_miha._training.pickling import unpack\n"
+        "from test_transfer import own_kilobytes\n"
         "before = own_kilobytes(); t = unpack(Path(sys.argv[1]).read_bytes())\n"
         "assert int(t.sum()) == len(t); print(own_kilobytes() - before)"
     )

@@ -19,8 +19,9 @@ from runs import simulated
 from torch import nn
 
 import optuna_miha as miha
-from optuna_miha import _keys, visualization
-from optuna_miha._comparison import Comparison, Run
+from optuna_miha import visualization
+from optuna_miha._history import attributes
+from optuna_miha._results.comparison import Comparison, Run
 from optuna_miha.visualization import (
     plot_comparison,
     plot_lineage,
@@ -29,8 +30,8 @@ from optuna_miha.visualization import (
     plot_training_history,
     write_picture,
 )
-from optuna_miha.visualization._phases import phase_spans
-from optuna_miha.visualization._record import read_record
+from optuna_miha.visualization._phase_bands import phase_spans
+from optuna_miha.visualization._run_view import read_record
 from optuna_miha.visualization._style import escape, is_log_scale, number, scale, value_scale
 
 OF_A_STUDY = [plot_lineage, plot_training_history, plot_schedule, plot_mutation_gains]
@@ -98,12 +99,12 @@ def test_learning_rate_rises_and_falls_along_a_cosine_to_zero() -> None:
     falling = [0.5 * (1 + np.cos(np.pi * k / 9)) for k in range(9)]
     expected = [base * part for part in (1 / 3, *falling)]
     assert list(lr.y[-20::2]) == pytest.approx(expected)
-    assert lr.x[-1] == study.trials[-1].user_attrs[_keys.END]
+    assert lr.x[-1] == study.trials[-1].user_attrs[attributes.END]
 
 
 def test_learning_rate_stays_where_the_plan_does_not_anneal() -> None:
     study = simulated(1, n_final=10)
-    study.set_user_attr(_keys.PLAN, miha.Plan(anneal=None).asdict())
+    study.set_user_attr(attributes.PLAN, miha.Plan(anneal=None).asdict())
     figure = plot_schedule(study)
     bars = [t for t in figure.data if t.type == "bar"]
     assert len(bars) >= len(figure.data) - 1
@@ -156,7 +157,7 @@ def test_what_the_final_phase_continues_has_won_though_it_was_not_the_fittest() 
     study.add_trial(branch(1, 1, START, [0.8, 0.3], mutation="no change"))
     study.add_trial(branch(2, 1, START | {"lr": 0.2}, [0.2, 0.4], mutation="lr 0.1 -> 0.2"))
     final = branch(3, 1, START | {"lr": 0.2}, [0.3, 0.2], branch=0)
-    final.user_attrs |= {_keys.ROLE: "final", _keys.PARENT: 2, _keys.BIRTH: 4}
+    final.user_attrs |= {attributes.ROLE: "final", attributes.PARENT: 2, attributes.BIRTH: 4}
     final.intermediate_values = {5: 0.3, 6: 0.2}
     study.add_trial(final)
     assert [s.number for s in read_record(study).trunk] == [0, 2, 3]
@@ -167,7 +168,7 @@ def test_what_the_final_phase_continues_has_won_though_it_was_not_the_fittest() 
 def test_a_child_of_averaged_weights_starts_from_their_value() -> None:
     study = optuna.create_study()
     parent = branch(0, 0, START, [2.0, 1.0])
-    parent.user_attrs[_keys.AVERAGED] = {"value": 0.9}
+    parent.user_attrs[attributes.AVERAGED] = {"value": 0.9}
     study.add_trial(parent)
     study.add_trial(branch(1, 1, START, [0.8, 0.7]))
     record = read_record(study)
@@ -214,7 +215,7 @@ def test_history_is_the_trunks_own_epochs(run: tuple[optuna.Study, miha.Result])
 def test_history_without_training_loss_has_one_panel() -> None:
     study = optuna.create_study()
     for trial in simulated(2).trials:
-        trial.user_attrs.pop(_keys.TRAIN_LOSS)
+        trial.user_attrs.pop(attributes.TRAIN_LOSS)
         study.add_trial(trial)
     figure = plot_training_history(study)
     assert {t.name.split(" (")[0] for t in figure.data} <= {
@@ -243,14 +244,14 @@ def branch(
     birth = 2 if number else 0
     state = more.get("state", TrialState.COMPLETE)
     attrs = {
-        _keys.ROLE: "branch" if number else "trunk",
-        _keys.CYCLE: cycle,
-        _keys.BRANCH: more.get("branch", number),
-        _keys.PARENT: 0 if number else None,
-        _keys.BIRTH: birth,
-        _keys.TRAINED: len(scores),
-        _keys.MUTATION: more.get("mutation", ""),
-        _keys.FITNESS: -scores[-1],
+        attributes.ROLE: "branch" if number else "trunk",
+        attributes.CYCLE: cycle,
+        attributes.BRANCH: more.get("branch", number),
+        attributes.PARENT: 0 if number else None,
+        attributes.BIRTH: birth,
+        attributes.TRAINED: len(scores),
+        attributes.MUTATION: more.get("mutation", ""),
+        attributes.FITNESS: -scores[-1],
     }
     choices = CategoricalDistribution(("adam", "sgd"))
     space = {"lr": FloatDistribution(1e-5, 1.0, log=True), "optimizer": choices}

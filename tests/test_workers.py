@@ -20,9 +20,9 @@ from helpers import same as states_are_equal
 from problems import blobs, classifier, explicit, history, new_study, run, same, weights
 
 import optuna_miha as miha
-from optuna_miha import _remote
-from optuna_miha._job import Job
-from optuna_miha._workers import InProcess, OnExecutor, WorkerProcesses, _n_left_over
+from optuna_miha._training import worker
+from optuna_miha._training.job import Job
+from optuna_miha._training.pools import InProcess, OnExecutor, WorkerProcesses, _n_left_over
 from optuna_miha.exceptions import WorkerError
 
 SHORT = miha.Plan(30, startup=2, fixing_epochs=2)
@@ -44,7 +44,7 @@ class Forgetful(Counting):
     """As if every job came to a worker that is new."""
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        _remote._latest = None
+        worker._latest = None
         return super().submit(fn, *args, **kwargs)
 
 
@@ -90,7 +90,7 @@ BALLAST = tuple(part.repeat(1000, *[1] * (part.ndim - 1)) for part in blobs(60))
 
 @pytest.fixture(autouse=True)
 def new_workers() -> None:
-    _remote._latest = None
+    worker._latest = None
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from optuna_miha._comparison import REFERENCE, Comparison
+from optuna_miha._results.comparison import REFERENCE, Comparison
 from optuna_miha.visualization._style import (
     BLACK,
     BLUE,

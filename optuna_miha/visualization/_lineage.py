@@ -10,8 +10,8 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from optuna_miha._segment import Segment
-from optuna_miha.visualization._record import Record, read_record
+from optuna_miha._history.segment import Segment
+from optuna_miha.visualization._run_view import Record, read_record
 from optuna_miha.visualization._style import (
     BLACK,
     BLUE,

@@ -11,11 +11,11 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from optuna_miha import _keys
-from optuna_miha._mutation import NO_CHANGE
-from optuna_miha._segment import Segment
-from optuna_miha._space import kind_of
-from optuna_miha.visualization._record import Record, change, read_record
+from optuna_miha._history import attributes
+from optuna_miha._history.segment import Segment
+from optuna_miha._search.mutation import NO_CHANGE
+from optuna_miha._search.space import kind_of
+from optuna_miha.visualization._run_view import Record, change, read_record
 from optuna_miha.visualization._style import (
     BLUE,
     BOTTOM,
@@ -95,7 +95,7 @@ def plot_mutation_gains(study: optuna.Study, *, target_name: str | None = None) 
     """
     record = read_record(study, target_name)
     crossed = {
-        t.number for t in study.get_trials(deepcopy=False) if _keys.CROSSOVER in t.user_attrs
+        t.number for t in study.get_trials(deepcopy=False) if attributes.CROSSOVER in t.user_attrs
     }
     is_relative = record.is_loss and all(
         score > 0 or math.isnan(score) for s in record.lineage for score in s.scores

@@ -11,10 +11,10 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from optuna_miha._pace import pace
-from optuna_miha._space import kind_of
-from optuna_miha.visualization._phases import STRIP, add_phases
-from optuna_miha.visualization._record import Record, read_record
+from optuna_miha._search.learning_rate import pace
+from optuna_miha._search.space import kind_of
+from optuna_miha.visualization._phase_bands import STRIP, add_phases
+from optuna_miha.visualization._run_view import Record, read_record
 from optuna_miha.visualization._style import (
     BLUE,
     BOTTOM,

@@ -7,9 +7,9 @@ from typing import Any
 
 import optuna
 
-from optuna_miha._mutation import NO_CHANGE
-from optuna_miha.visualization._phases import STRIP, add_phases
-from optuna_miha.visualization._record import Record, change, read_record
+from optuna_miha._search.mutation import NO_CHANGE
+from optuna_miha.visualization._phase_bands import STRIP, add_phases
+from optuna_miha.visualization._run_view import Record, change, read_record
 from optuna_miha.visualization._style import (
     BLUE,
     GREY,

@@ -1,0 +1,68 @@
+"""The console script ``optuna-miha``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import optuna
+
+from optuna_miha._cli import study_commands, training_commands
+from optuna_miha._study.retry import storage_named
+from optuna_miha.exceptions import MihaError, StorageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the console script.
+
+    Args:
+        argv: Arguments; :obj:`None`: those of the process.
+
+    Returns:
+        The exit code: 0 on success, 1 if something that the command needs is missing or a database
+        fails, 2 for a wrong argument, 130 if it was interrupted.
+    """
+    args = _parser().parse_args(argv)
+    verbosity = optuna.logging.get_verbosity()
+    if args.quiet or args.verbose:
+        level = optuna.logging.WARNING if args.quiet else optuna.logging.DEBUG
+        optuna.logging.set_verbosity(level)
+    try:
+        with storage_named():
+            code: int = args.run(args)
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except (ImportError, OSError, StorageError) as error:
+        print(f"optuna-miha: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, MihaError) as error:
+        print(f"optuna-miha: {error}", file=sys.stderr)
+        return 2
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="optuna-miha",
+        description="Train one PyTorch network and find its hyperparameters on the way.",
+        epilog=(
+            "optuna-miha COMMAND --help shows the arguments of a command, and an example. "
+            "Exit codes: 0 if all went well, 1 if something is not installed, or cannot be "
+            "read or written, 2 for a wrong argument, 130 after Ctrl-C."
+        ),
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    training_commands.add_commands(commands)
+    study_commands.add_commands(commands)
+    for command in commands.choices.values():
+        loudness = command.add_mutually_exclusive_group()
+        loudness.add_argument(
+            "-q", "--quiet", action="store_true", help="no progress bar, and warnings alone"
+        )
+        loudness.add_argument(
+            "-v", "--verbose", action="store_true", help="all that Optuna's log has to tell"
+        )
+    return parser

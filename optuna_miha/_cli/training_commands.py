@@ -1,0 +1,196 @@
+"""The commands that train: ``demo``, ``compare``, ``resume``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from optuna_miha._cli.arguments import (
+    add_checkpoint_dir,
+    add_model,
+    add_study,
+    check_outputs,
+    load_function,
+)
+from optuna_miha._cli.demo import demo
+from optuna_miha._compare.compare import METHODS, compare
+from optuna_miha._report.dashboard_server import find_storage, load_study, open_storage
+from optuna_miha._run.optimize import optimize
+from optuna_miha._study.schema import check_run
+from optuna_miha._study.setup import settings_of
+from optuna_miha.visualization import plot_comparison
+from optuna_miha.visualization._style import import_plotly
+
+
+def add_commands(commands: Any) -> None:
+    """Add these commands to the console script."""
+    _add_demo(commands)
+    _add_compare(commands)
+    _add_resume(commands)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    return demo(
+        args.folder,
+        n_epochs=args.n_epochs,
+        n_jobs=args.n_jobs,
+        seed=args.seed,
+        show_progress_bar=not args.quiet,
+    )
+
+
+def _compare(args: argparse.Namespace) -> int:
+    if args.plot is not None:
+        import_plotly()  # Before anything is trained.
+    check_outputs(args.plot, args.csv, args.json)
+    comparison = compare(
+        load_function(args.model_fn),
+        n_epochs=args.n_epochs,
+        methods=args.methods,
+        seeds=args.seeds,
+        storage=open_storage(args.storage),
+        name=args.name,
+        direction=args.direction,
+        device=args.device,
+        show_progress_bar=not args.quiet,
+    )
+    print(comparison.describe())
+    if args.plot is not None:
+        plot_comparison(comparison).write_html(args.plot)
+    if args.csv is not None:
+        comparison.to_csv(args.csv)
+    if args.json is not None:
+        comparison.to_json(args.json)
+    return 0
+
+
+def _resume(args: argparse.Namespace) -> int:
+    study = load_study(args.study, find_storage(args.storage))
+    check_run(study)
+    keep, engine = settings_of(study)
+    result = optimize(
+        study,
+        load_function(args.model_fn),
+        n_epochs=args.n_epochs,
+        n_jobs=args.n_jobs,
+        checkpoint_dir=args.checkpoint_dir,
+        keep=keep,
+        device=args.device,
+        precision=engine.precision,
+        channels_last=engine.channels_last,
+        n_threads=engine.n_threads,
+        show_progress_bar=not args.quiet,
+    )
+    print(result.describe())
+    return 0
+
+
+def _add_demo(commands: Any) -> None:
+    command = commands.add_parser(
+        "demo",
+        help="train a small network on scikit-learn's digits",
+        description=(
+            "Trains a 64-128-64-10 network on scikit-learn's digits, with every segment of "
+            "training a trial in a SQLite file, and compares it on test data with the initial "
+            "configuration at the same number of epochs. Run again, it resumes; with a larger "
+            "--n-epochs it goes on."
+        ),
+        epilog="example: optuna-miha demo --n-epochs 400 --folder digits",
+    )
+    command.add_argument(
+        "--n-epochs",
+        type=int,
+        default=200,
+        help="the whole budget, in epochs (default: %(default)s)",
+    )
+    command.add_argument(
+        "--n-jobs", type=int, default=1, help="worker processes (default: %(default)s)"
+    )
+    command.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the run and of the data split (default: %(default)s)",
+    )
+    command.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("miha-demo"),
+        help="where study and model go (default: %(default)s)",
+    )
+    command.set_defaults(run=_demo)
+
+
+def _add_compare(commands: Any) -> None:
+    command = commands.add_parser(
+        "compare",
+        help="train one model by several methods, each for the same number of epochs",
+        description=(
+            "Trains what FUNCTION(trial) of MODULE returns, an optuna_miha.Recipe, by several "
+            "methods and seeds, each for the same number of epochs, every one a study in one "
+            "storage. Prints a table. Run again, it trains only what is missing."
+        ),
+        epilog=(
+            "example: optuna-miha compare my_net:model_fn --n-epochs 200 --seeds 5 --methods "
+            "miha tpe-median no-search-cosine --storage sqlite:///compare.db --plot compare.html"
+        ),
+    )
+    add_model(command)
+    command.add_argument(
+        "--n-epochs", type=int, default=200, help="the budget of every run (default: 200)"
+    )
+    command.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        metavar="METHOD",
+        help=f"some of {', '.join(METHODS)} (default: all)",
+    )
+    command.add_argument(
+        "--seeds", type=int, default=5, help="how many seeds, from 0 on (default: 5)"
+    )
+    command.add_argument(
+        "--storage",
+        default="sqlite:///compare.db",
+        help="URL of an Optuna storage (default: sqlite:///compare.db)",
+    )
+    command.add_argument(
+        "--name", default="compare", help="beginning of the studies' names (default: compare)"
+    )
+    command.add_argument(
+        "--direction", choices=("minimize", "maximize"), help="for a metric of your own"
+    )
+    command.add_argument("--device", help="where to train, for example cpu or cuda:0")
+    command.add_argument("--plot", type=Path, metavar="FILE", help="write the figure as HTML")
+    command.add_argument("--csv", type=Path, metavar="FILE", help="write one row per run")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write runs and table")
+    command.set_defaults(run=_compare)
+
+
+def _add_resume(commands: Any) -> None:
+    command = commands.add_parser(
+        "resume",
+        help="take up a run that was interrupted, or go on with a larger budget",
+        description=(
+            "Trains what is missing of a run: what FUNCTION(trial) of MODULE returns must be "
+            "what it was. What to keep and how to compute are as before. Sampler and pruner are "
+            "those of this package; a run with others is resumed from Python."
+        ),
+        epilog=(
+            "example: optuna-miha resume digits my_net:model_fn --storage sqlite:///digits.db "
+            "--n-epochs 400"
+        ),
+    )
+    add_study(command, model=True)
+    command.add_argument(
+        "--n-epochs",
+        type=int,
+        help="the whole budget, what was trained before included (default: as before)",
+    )
+    command.add_argument(
+        "--n-jobs", type=int, default=1, help="worker processes (default: %(default)s)"
+    )
+    command.add_argument("--device", help="where to train, for example cpu or cuda:0")
+    add_checkpoint_dir(command)
+    command.set_defaults(run=_resume)

@@ -1,0 +1,43 @@
+"""Losses that take the same outputs and targets, and so can stand in for each other."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import nn
+
+from optuna_miha._model.recipe import LossFn
+
+_FAMILIES: tuple[dict[str, type[nn.Module]], ...] = (
+    {"cross_entropy": nn.CrossEntropyLoss, "multi_margin": nn.MultiMarginLoss},
+    {"mse": nn.MSELoss, "l1": nn.L1Loss, "smooth_l1": nn.SmoothL1Loss, "huber": nn.HuberLoss},
+    {
+        "bce_with_logits": nn.BCEWithLogitsLoss,
+        "multilabel_soft_margin": nn.MultiLabelSoftMarginLoss,
+    },
+)
+
+
+def losses_like(initial: LossFn) -> dict[str, LossFn]:
+    """Losses of the family of ``initial``, itself first and as configured.
+
+    Raises:
+        ValueError: If it is of no known family.
+    """
+    for family in _FAMILIES:
+        name = next((n for n, cls in family.items() if type(initial) is cls), None)
+        if name is not None:
+            others: dict[str, LossFn] = {n: cls() for n, cls in family.items() if n != name}
+            return {name: initial, **others}
+    raise ValueError(
+        f"There is no list of losses to put in the place of {initial!r}: pass `choices`, a "
+        "dictionary of losses by name."
+    )
+
+
+def with_label_smoothing(loss_fn: nn.CrossEntropyLoss, label_smoothing: float) -> Any:
+    """A copy of ``loss_fn`` with another label smoothing."""
+    loss_fn = copy.copy(loss_fn)
+    loss_fn.label_smoothing = label_smoothing
+    return loss_fn

@@ -1,0 +1,270 @@
+"""Mutations: pure functions from the trunk's parameters to a branch's.
+
+The constants are those that paid in equal-budget experiments; see the documentation's page on
+the algorithm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from optuna_miha._search.space import DEFAULT_LR, contains, fit, kind_of, kinds, other_choices
+
+Params: TypeAlias = dict[str, Any]
+Distributions: TypeAlias = Mapping[str, BaseDistribution]
+ValueMutation: TypeAlias = Callable[[Any, BaseDistribution, np.random.Generator], Any]
+
+NO_CHANGE = "no change"
+"""What :func:`describe` says of a control."""
+
+_ALL_LAYERS = 0.3
+"""Share of activation mutations that change every layer at once."""
+
+_ONE_LAYER = 0.5
+"""Of these, the share that changes all groups of one layer only, where layers have groups."""
+
+
+def mutate(
+    params: Params,
+    distributions: Distributions,
+    kind: str,
+    rng: np.random.Generator,
+    *,
+    upward_lr: bool = True,
+    value_mutation: ValueMutation | None = None,
+) -> Params:
+    """Change one thing: the parameters of one kind, as that kind is mutated.
+
+    Args:
+        params: The trunk's parameters.
+        distributions: Their distributions, by name.
+        kind: One of ``kinds(distributions)``.
+        rng: Source of every draw.
+        upward_lr:
+            Raise the learning rate, never lower it. Selection over a few epochs always prefers
+            the smaller rate; in a run the final phase brings it down.
+        value_mutation: Replaces the built-in change of a single value.
+
+    Returns:
+        A new dictionary. It differs from ``params`` unless a bound stands in the way.
+
+    Raises:
+        ValueError: If ``value_mutation`` returns what its distribution does not contain.
+    """
+    names = kinds(distributions)[kind]
+    mutated = dict(params)
+    if kind == "activation" and rng.random() < _ALL_LAYERS:
+        chosen = names
+        layers = list(_groups(names).values())
+        if layers and rng.random() < _ONE_LAYER:
+            chosen = layers[rng.integers(len(layers))]
+    else:
+        chosen = [names[rng.integers(len(names))]]
+
+    if value_mutation is not None:
+        for name in chosen:
+            mutated[name] = value_mutation(params[name], distributions[name], rng)
+            if not contains(distributions[name], mutated[name]):
+                raise ValueError(
+                    f"`mutation` must return a value of {distributions[name]} for {name!r}, got "
+                    f"{mutated[name]!r}."
+                )
+        return mutated
+    if len(chosen) > 1:
+        return mutated | _same_activation(params, distributions, chosen, rng)
+    name, distribution = chosen[0], distributions[chosen[0]]
+    rule: ValueMutation = _any_value
+    if _is_numeric(distribution):
+        rule = _raised_lr if kind == "lr" and upward_lr else _RULES.get(kind, _any_value)
+    mutated[name] = rule(params[name], distribution, rng)
+    if name == "optimizer":
+        mutated |= _rescaled_lr(params, mutated, distributions)
+    return mutated
+
+
+def _groups(names: Iterable[str]) -> dict[str, list[str]]:
+    """The layers whose neurons form groups: their names, and those of their groups.
+
+    A layer ``activation.fc`` has groups where ``activation.fc.0``, ``activation.fc.1`` and so
+    on without a gap are suggested, two of them at least.
+    """
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        layer, _, group = name.rpartition(".")
+        if group.isdecimal() and "." in layer:
+            layers.setdefault(layer, []).append(name)
+    return {
+        layer: groups
+        for layer, groups in layers.items()
+        if len(groups) > 1 and set(groups) == {f"{layer}.{n}" for n in range(len(groups))}
+    }
+
+
+def _same_activation(
+    params: Params, distributions: Distributions, names: list[str], rng: np.random.Generator
+) -> Params:
+    """One activation, new to some of ``names``, for all of them that offer it."""
+    name = names[rng.integers(len(names))]
+    new = _any_value(params[name], distributions[name], rng)
+    return {name: new for name in names if contains(distributions[name], new)}
+
+
+def _rescaled_lr(old: Params, new: Params, distributions: Distributions) -> Params:
+    """Keep the learning rate's multiple of the class's default, if it is a sensible one."""
+    before, after = DEFAULT_LR.get(old["optimizer"]), DEFAULT_LR.get(new["optimizer"])
+    distribution = distributions.get("lr")
+    if before is None or after is None or not isinstance(distribution, FloatDistribution):
+        return {}
+    multiple = old["lr"] / before
+    return {"lr": fit(distribution, after * (multiple if 0.1 <= multiple <= 10 else 1.0))}
+
+
+def _is_numeric(distribution: BaseDistribution) -> bool:
+    if not isinstance(distribution, CategoricalDistribution):
+        return True
+    return all(isinstance(c, (int, float)) for c in distribution.choices)
+
+
+def _raised_lr(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    return _scaled(value, distribution, math.exp(abs(rng.normal(0.9, 0.4))))
+
+
+def _lr(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    """In either direction, for studies without a final phase."""
+    sign = rng.choice([-1, 1])
+    return _scaled_back(value, distribution, math.exp(sign * abs(rng.normal(0.9, 0.4))))
+
+
+def _batch_size(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    return _scaled_back(value, distribution, rng.choice([0.5, 0.7, 1.4, 2.0]))
+
+
+def _weight_decay(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    if value > 0:
+        return _scaled(value, distribution, rng.choice([0.2, 3.0, 5.0]))
+    return _numeric(value, distribution, rng.choice([1e-4, 1e-3, 1e-2]))
+
+
+def _momentum(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    return _numeric(value, distribution, 1 - (1 - value) * rng.choice([0.5, 2.0]))
+
+
+def _dropout(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    return _shifted(value, distribution, rng.choice([-0.1, 0.1, 0.2]))
+
+
+def _label_smoothing(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    return _shifted(value, distribution, rng.choice([-0.05, 0.05, 0.1]))
+
+
+def _any_value(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    """For parameters of which only the distribution is known."""
+    if isinstance(distribution, CategoricalDistribution):
+        others = other_choices(distribution, value)
+        return others[int(rng.integers(len(others)))]
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+    if distribution.log:
+        return _scaled_back(value, distribution, math.exp(rng.normal(0.0, 0.7)))
+    spread = 0.2 * (distribution.high - distribution.low)
+    return _shifted(value, distribution, rng.normal(0.0, spread))
+
+
+def _shifted(value: Any, distribution: BaseDistribution, delta: float) -> Any:
+    """Turned back at a bound, so that a mutation is not lost there."""
+    shifted = _numeric(value, distribution, value + delta)
+    return _numeric(value, distribution, value - delta) if shifted == value else shifted
+
+
+def _scaled_back(value: Any, distribution: BaseDistribution, factor: float) -> Any:
+    """Turned back at a bound as well."""
+    scaled = _scaled(value, distribution, factor)
+    return _scaled(value, distribution, 1 / factor) if scaled == value else scaled
+
+
+def _scaled(value: Any, distribution: BaseDistribution, factor: float) -> Any:
+    return _numeric(value, distribution, value * factor)
+
+
+def _numeric(value: Any, distribution: BaseDistribution, new: float) -> Any:
+    """``new``, rounded to four digits and made to fit.
+
+    Values on a grid move by one step at least, unless a bound stands in the way.
+    """
+    if isinstance(distribution, CategoricalDistribution):
+        numbers = sorted(other_choices(distribution, value))
+        choices: list[Any] = list(distribution.choices)
+        # Zero counts as a tenth of the smallest positive choice.
+        floor = min((c for c in choices if c > 0), default=1.0) / 10
+        return min(numbers, key=lambda c: abs(math.log(max(c, floor) / max(new, floor))))
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+    if distribution.step is None:
+        rounded = fit(distribution, float(f"{new:.4g}"))
+        return fit(distribution, new) if rounded == value else rounded
+    fitted = fit(distribution, new)
+    if fitted == value:
+        fitted = fit(distribution, value + math.copysign(distribution.step, new - value))
+    return fitted
+
+
+_RULES: dict[str, ValueMutation] = {
+    "batch_size": _batch_size,
+    "dropout": _dropout,
+    "label_smoothing": _label_smoothing,
+    "lr": _lr,
+    "momentum": _momentum,
+    "weight_decay": _weight_decay,
+}
+
+
+def describe(old: Params, new: Params) -> str:
+    """What changed, in words: ``"lr 0.001 -> 0.0027, batch_size 32 -> 64"``.
+
+    Groups of neurons that change alike, all of a layer, are named as the layer.
+
+    Args:
+        old: The parent's parameters.
+        new: The branch's parameters; one that the parent lacks is named with its value.
+
+    Returns:
+        The sentence; ``"no change"`` for a control.
+    """
+    changes: dict[str, list[str]] = {}
+    for name, value in new.items():
+        if name not in old:
+            changes.setdefault(f"{_text(value)}", []).append(name)
+        elif old[name] != value:
+            changes.setdefault(f"{_text(old[name])} -> {_text(value)}", []).append(name)
+    layers = _groups(name for name in new if kind_of(name) == "activation")
+    parts = [_join(_merged(names, layers), change) for change, names in changes.items()]
+    return ", ".join(parts) or NO_CHANGE
+
+
+def _merged(names: list[str], layers: dict[str, list[str]]) -> list[str]:
+    """``names``, with a layer's in place of those of all its groups."""
+    whole = {
+        group: layer
+        for layer, groups in layers.items()
+        if set(groups) <= set(names)
+        for group in groups
+    }
+    return list(dict.fromkeys(whole.get(name, name) for name in names))
+
+
+def _join(names: list[str], change: str) -> str:
+    if len(names) > 3:
+        names = [names[0], "…", names[-1]]
+    return f"{' and '.join(names) if len(names) == 2 else ' '.join(names)} {change}"
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,155 @@
+"""A study as the record of a run: which format it has, and which of its trials count."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any, get_args
+
+import optuna
+from optuna.distributions import json_to_distribution
+
+from optuna_miha._history import attributes
+from optuna_miha._history.attribute_reader import Attributes
+from optuna_miha._history.lineage import Lineage
+from optuna_miha._search.phases import Stretch
+from optuna_miha._search.plan import Plan
+from optuna_miha._search.space import contains
+from optuna_miha._study.retention import Keep
+from optuna_miha.exceptions import FormatError
+
+FORMAT = 1
+"""Of what is written into a study. It grows when an older version would misread a newer record;
+a study without a number is of format 1."""
+
+_ALL = (
+    attributes.PLAN,
+    attributes.RUN_SEED,
+    attributes.INITIAL,
+    attributes.SPACE,
+    attributes.VERSIONS,
+)
+"""Attributes that every study of a run has."""
+
+_RUN = re.compile(r"[0-9a-f]{8}")
+
+_NO_RUN = "0" * 8
+
+_LONGEST_PATH = 4096
+
+_SHOWN = 300
+"""Characters of a reason, which may repeat what it refuses."""
+
+
+def read_lineage(study: optuna.Study) -> Lineage:
+    """The record of a study, without the trials that were set aside as lost.
+
+    Raises:
+        FormatError: If a later version wrote it.
+        RecordError: If an attribute is not what a run writes there.
+    """
+    lineage = read_segments(study)
+    if len(lineage) and attributes.PLAN not in study.user_attrs:
+        raise _attributes(study).error(attributes.PLAN, "there, as its trials are", None)
+    return lineage
+
+
+def read_segments(study: optuna.Study) -> Lineage:
+    """The same of a study that may lack its plan, which only a run needs.
+
+    Raises:
+        FormatError: If a later version wrote it.
+        RecordError: If an attribute is not what a run writes there.
+    """
+    check_study(study)
+    # A run has one objective; of several, Optuna refuses to name the direction.
+    trials = study.get_trials(deepcopy=False) if len(study.directions) == 1 else []
+    return Lineage.from_trials(study.directions[0], trials, read_lost(study))
+
+
+def read_lost(study: optuna.Study) -> tuple[int, ...]:
+    """Numbers of the trials that were set aside."""
+    return _attributes(study).integers(attributes.LOST)
+
+
+def check_study(study: optuna.Study) -> None:
+    """Refuse a study whose own attributes cannot be read.
+
+    Raises:
+        FormatError: If a later version wrote it.
+        RecordError: If an attribute is not what a run writes there.
+    """
+    attrs, read = study.user_attrs, _attributes(study)
+    if attributes.FORMAT in attrs and read.integer(attributes.FORMAT, least=1) > FORMAT:
+        raise FormatError(
+            f"The study {study.study_name!r} is of format {attrs[attributes.FORMAT]}; this "
+            f"version of optuna_miha reads up to {FORMAT}. Update the package: "
+            "`pip install -U optuna-miha`."
+        )
+    if attributes.RUN_SEED in attrs:
+        read.integer(attributes.RUN_SEED, most=2**64)
+    read.mapping(attributes.VERSIONS)
+    if not _RUN.fullmatch(read.text(attributes.RUN, _NO_RUN)):
+        raise read.error(attributes.RUN, "eight hexadecimal digits", attrs[attributes.RUN])
+    if read.text(attributes.KEEP, "trunk") not in get_args(Keep):
+        raise read.error(attributes.KEEP, f"one of {get_args(Keep)}", attrs[attributes.KEEP])
+    folder = read.text(attributes.CHECKPOINT_DIR, "")
+    if len(folder) > _LONGEST_PATH or "\0" in folder:
+        raise read.error(attributes.CHECKPOINT_DIR, "the path of a folder", folder)
+    _check(read, attributes.PLAN, "a plan", read.mapping(attributes.PLAN), lambda v: Plan(**v))
+    space, initial = read.mapping(attributes.SPACE), read.mapping(attributes.INITIAL)
+    _check(read, attributes.SPACE, "a search space", space, _parse_space)
+    values = "values of all parameters in the search space"
+    _check(read, attributes.INITIAL, values, initial, partial(_parse_initial, space))
+    stretches = attrs.get(attributes.STRETCHES)
+    _check(read, attributes.STRETCHES, "a list of stretches", stretches, _parse_stretches)
+    if attributes.PLAN in attrs:  # It is written last.
+        for key in _ALL:
+            if attrs.get(key) is None:
+                raise read.error(key, "there, as in every study of a run", None)
+
+
+def check_run(study: optuna.Study) -> None:
+    """Refuse a study in which nothing was begun.
+
+    Raises:
+        ValueError: If the study holds no run.
+    """
+    if attributes.PLAN not in study.user_attrs:
+        raise ValueError(
+            f"The study must hold a run of `optimize`, got {study.study_name!r}, which holds none."
+        )
+
+
+def _check(
+    read: Attributes, key: str, what: str, value: Any, parse: Callable[[Any], object]
+) -> None:
+    try:
+        if value is not None:
+            parse(value)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise read.error(key, f"{what} ({str(error)[:_SHOWN]})", value) from None
+
+
+def _parse_space(space: dict[str, str]) -> None:
+    for distribution in space.values():
+        json_to_distribution(distribution)
+
+
+def _parse_initial(space: dict[str, str] | None, values: dict[str, Any]) -> None:
+    for name, distribution in (space or {}).items():
+        if not contains(json_to_distribution(distribution), values[name]):
+            raise ValueError(f"{name!r} is {str(values[name])[:60]!r}")
+
+
+def _parse_stretches(stretches: list[dict[str, int]]) -> None:
+    for stretch in stretches:
+        read = Attributes("the stretch", asdict(Stretch(**stretch)))
+        for key in ("first_cycle", "start", "end"):
+            read.integer(key)
+
+
+def _attributes(study: optuna.Study) -> Attributes:
+    return Attributes(f"the study {study.study_name!r}", study.user_attrs)
