@@ -37,7 +37,7 @@ def _leave_writing_to_the_system(connection: Any, _: object) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the long one of the last files, which one process alone would be left with."""
-    items.sort(key=lambda item: item.path.name != "test_workers.py")
+    items.sort(key=lambda item: item.path.name != "test_pools.py")
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
 @pytest.fixture(scope="session")
 def whole() -> Any:
     """The result of a run of the plan ``SHORT`` that nothing disturbed."""
-    import problems
+    from helpers import problems
 
     return problems.run(problems.new_study(), plan=problems.SHORT)
 
@@ -59,7 +59,7 @@ def whole() -> Any:
 @pytest.fixture(scope="session")
 def whole_tiny() -> Any:
     """The same of the plan ``TINY``."""
-    import problems
+    from helpers import problems
 
     return problems.run(problems.new_study())
 
@@ -67,7 +67,9 @@ def whole_tiny() -> Any:
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[Any]:
     """A PostgreSQL cluster for all tests that leave it running; each takes a new database."""
-    import services  # With clients of several servers, which most tests need not wait for.
+    from helpers import (
+        services,  # With clients of several servers, which most tests need not wait for.
+    )
 
     with services.postgresql() as cluster:
         yield cluster

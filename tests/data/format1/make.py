@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 import optuna  # noqa: E402
-from problems import new_study, run  # noqa: E402
+from helpers.problems import new_study, run  # noqa: E402
 
 import optuna_miha as miha  # noqa: E402
 

@@ -1,0 +1,234 @@
+"""The console script, as a person runs it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from helpers.problems import classifier, new_study
+
+import optuna_miha as miha
+from optuna_miha._cli.main import main
+
+
+def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "optuna_miha", "demo", "--folder", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder.parent)
+
+
+@pytest.fixture(scope="module")
+def first_demo(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """A short demo; its folder is the last of its arguments but two."""
+    return demo(tmp_path_factory.mktemp("demo") / "demo", "--n-epochs", "24")
+
+
+def test_demo_trains_reports_and_goes_on(
+    first_demo: subprocess.CompletedProcess[str],
+) -> None:
+    first, folder = first_demo, Path(first_demo.args[-3])
+    assert first.returncode == 0, first.stderr
+    accuracies = [
+        float(x) for x in re.findall(r"(?:accuracy|configuration) +(0\.\d+)", first.stdout)
+    ]
+    assert len(accuracies) == 2
+    assert all(accuracy > 0.8 for accuracy in accuracies)
+    assert "cycle 1: " in first.stdout
+    assert "24/24" in first.stderr  # The progress bar, at its end.
+    assert f"optuna-miha dashboard sqlite:///{folder}/digits.db" in first.stdout
+    study = optuna.load_study(study_name="digits", storage=f"sqlite:///{folder}/digits.db")
+    assert f"trial {study.best_trial.number} " in first.stdout
+    saved = torch.load(folder / "model.pt", weights_only=True)
+    assert saved["value"] == study.best_value
+    assert (folder / "schedule.csv").read_text().startswith("from_epoch,to_epoch")
+
+    resume = re.search(r"go on +\S*optuna-miha demo (.*)", first.stdout)
+    assert resume is not None
+    second = demo(folder, *resume[1].split())
+    assert second.returncode == 0, second.stderr
+    assert "48 epochs trained in all" in second.stdout
+
+
+def test_a_budget_that_is_too_small_is_an_error_not_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--n-epochs", "5", "--folder", str(tmp_path)]) == 2
+    assert "at least 21" in capsys.readouterr().err
+
+
+COMMANDS = ("demo", "compare", "resume", "report", "dashboard", "export", "clean")
+
+NET = "from helpers.problems import classifier\n"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short run."""
+    folder = tmp_path_factory.mktemp("run")
+    study = new_study(f"sqlite:///{folder}/run.db")
+    miha.optimize(study, classifier, plan=miha.Plan.no_search(3), show_progress_bar=False)
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: a copy of it, with the network ``net:classifier``."""
+    shutil.copy(trained / "run.db", tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "net", raising=False)
+    return tmp_path
+
+
+def test_report_is_written_for_a_study_of_a_folder(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", "tiny", "--storage", ".", "-o", "out.html"]) == 0
+    assert capsys.readouterr().out == "out.html\n"
+    assert "tiny" in (run / "out.html").read_text()
+
+
+@pytest.mark.parametrize("storage", ["sqlite:///run.db", "run.db", "sqlite+pysqlite:///run.db"])
+def test_run_is_resumed_by_the_name_of_its_model(
+    run: Path, storage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resume = ["resume", "tiny", "net:classifier", "--storage", storage]
+    assert main([*resume, "--n-epochs", "5"]) == 0
+    assert "5 epochs trained in all" in capsys.readouterr().out
+    assert main(resume) == 0
+    assert "5 epochs trained in all" in capsys.readouterr().out
+
+
+def test_run_is_resumed_with_what_it_was_told_to_keep_and_how_to_compute(
+    run: Path, log: pytest.LogCaptureFixture
+) -> None:
+    study = new_study("sqlite:///other.db")
+    settings = {"keep": "all", "precision": "bf16", "channels_last": True, "n_threads": 2}
+    plan = miha.Plan(24, startup=1)
+    miha.optimize(study, classifier, plan=plan, show_progress_bar=False, **settings)
+    files = {path.name for path in (run / "other-checkpoints" / "tiny").iterdir()}
+    resume = ["resume", "tiny", "net:classifier", "--storage", "other.db", "--n-epochs", "30"]
+    assert main(resume) == 0
+    assert "so that its result may differ" not in log.text
+    assert files <= {path.name for path in (run / "other-checkpoints" / "tiny").iterdir()}
+    assert new_study("sqlite:///other.db").user_attrs["miha:keep"] == "all"
+
+
+def test_exported_model_runs_on_batches_of_any_length(run: Path) -> None:
+    export = ["export", "tiny", "net:classifier", "--storage", "sqlite:///run.db"]
+    assert main([*export, "--example", "4", "-o", "net.pt2"]) == 0
+    model = torch.export.load("net.pt2").module()
+    inputs = torch.randn(7, 4)
+    result = miha.load_result(new_study("sqlite:///run.db"), classifier)
+    torch.testing.assert_close(model(inputs), result.model(inputs))
+
+
+STORAGE = ["--storage", "sqlite:///run.db"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "other", *STORAGE], "one of the storage's, 'tiny', 'empty', got 'other'"),
+        (["report", "tiny", "--storage", "sqlite:///none.db"], "none.db"),
+        (["report", "tiny", "--storage", "none.db"], "a URL, a file or a folder"),
+        (["report", "tiny", "--storage", "bogus://me:secret@x"], "begins with 'bogus'"),
+        (["compare", "net:classifier", "--storage", "bogus://me:secret@x"], "begins with 'bogus'"),
+        (["compare", "net:classifier", "--storage", "none.db"], "begins with 'none.db'"),
+        (["report", "tiny", "--storage", "net.py"], "neither"),
+        (["report", "tiny", *STORAGE, "-o", "none/out.html"], "folder of none/out.html"),
+        (["report", "empty", *STORAGE], "must hold a run"),
+        (["resume", "empty", "net:classifier", *STORAGE], "must hold a run"),
+        (["resume", "tiny", "net:other", *STORAGE], "nothing of this name"),
+        (["resume", "tiny", "other:net", *STORAGE], "no module 'other'"),
+        (["resume", "tiny", "net", *STORAGE], "MODULE:FUNCTION"),
+        (["export", "tiny", "net:classifier", *STORAGE, "--example", "4:floating"], "1,28,28"),
+        (["export", "tiny", "net:classifier", *STORAGE, "--example", "-4"], "1,28,28"),
+        (["export", "tiny", "net:classifier", *STORAGE, "--example", "5"], "an input of the"),
+        (["dashboard", "none.db"], "a URL, a file or a folder"),
+        (["dashboard", "run.db", "--port", "70000"], "--port"),
+    ],
+)
+def test_mistakes_are_named_on_stderr_and_exit_with_2(
+    run: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    optuna.create_study(study_name="empty", storage="sqlite:///run.db")
+    try:
+        code = main(arguments)
+    except SystemExit as error:  # What argparse itself refuses.
+        code = int(str(error.code))
+        message = "--example"
+    captured = capsys.readouterr()
+    assert code == 2
+    assert message in captured.err
+    assert "secret" not in captured.err
+    assert captured.out == ""
+    assert not (run / "none.db").exists()
+
+
+def test_folder_with_two_storages_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    optuna.create_study(storage="sqlite:///second.db")
+    assert main(["dashboard", "."]) == 2
+    assert "run.db, second.db" in capsys.readouterr().err
+
+
+def test_what_is_not_installed_exits_with_1(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna_dashboard", None)
+    assert main(["dashboard", "run.db"]) == 1
+    assert "pip install 'optuna-miha[dashboard]'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["report", "tiny", *STORAGE]) == 1
+    assert "matplotlib" in capsys.readouterr().err
+
+
+def test_journal_file_is_a_storage(tmp_path: Path) -> None:
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "run.log"))
+    study = new_study(optuna.storages.JournalStorage(backend))
+    miha.optimize(study, classifier, plan=miha.Plan.no_search(3), show_progress_bar=False)
+    output = str(tmp_path / "out.html")
+    assert main(["report", "tiny", "--storage", str(tmp_path), "-o", output]) == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_has_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"example: optuna-miha {command} " in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("arguments", [[], ["unknown"], ["demo", "--n-epochs", "many"]])
+def test_wrong_arguments_exit_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+
+
+def test_quiet_command_says_its_result_alone(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = optuna.logging.get_verbosity()
+    resume = ["resume", "tiny", "net:classifier", "--storage", "run.db", "--n-epochs", "5"]
+    assert main([*resume, "--quiet"]) == 0
+    captured = capfd.readouterr()
+    assert "5 epochs trained in all" in captured.out
+    assert captured.err == ""
+    assert optuna.logging.get_verbosity() == before
+
+
+def test_bar_writes_a_line_now_and_then_where_no_terminal_reads_it(
+    first_demo: subprocess.CompletedProcess[str],
+) -> None:
+    lines = [line for line in first_demo.stderr.splitlines() if "epoch/s" in line]
+    assert 1 <= len(lines) < 12
+    assert "24/24" in first_demo.stderr
+    assert "\r" not in first_demo.stderr

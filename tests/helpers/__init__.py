@@ -1,0 +1,1 @@
+"""What several test modules use: networks, problems, fabricated segments, servers."""

@@ -1,0 +1,240 @@
+"""The record of a run: who is fittest, who is best, and what a trial says of its segment."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import optuna
+import pytest
+from helpers.segments import segment
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from optuna_miha._history import attributes
+from optuna_miha._history.lineage import Lineage, ranking
+from optuna_miha._history.segment import make_curve, segment_of
+
+SCORES = st.dictionaries(
+    st.integers(0, 9), st.floats(allow_nan=True) | st.sampled_from([0.0, 1.0]), max_size=6
+)
+
+
+def test_nan_branch_never_becomes_trunk() -> None:
+    nan = math.nan
+    assert ranking({0: nan, 1: -5.0}) == [1]
+    assert ranking({0: -5.0, 1: nan}) == [0]
+    assert ranking({0: nan, 1: nan}) == []
+    assert ranking({0: nan, 1: -math.inf}) == [1]
+
+
+def test_the_lowest_branch_wins_a_tie() -> None:
+    assert ranking({2: 1.0, 0: 1.0, 1: 1.0}) == [0, 1, 2]
+    assert ranking({2: 1.0, 0: 0.5, 1: 1.0}) == [1, 2, 0]
+
+
+@given(SCORES, st.randoms(use_true_random=False))
+def test_the_ranking_does_not_depend_on_the_order(scores: dict[int, float], rng: Any) -> None:
+    items = list(scores.items())
+    rng.shuffle(items)
+    assert ranking(dict(items)) == ranking(scores)
+
+
+@given(SCORES)
+def test_the_ranking_falls_and_leaves_out_nothing_that_can_be_compared(
+    scores: dict[int, float],
+) -> None:
+    values = [scores[branch] for branch in ranking(scores)]
+    able = [value for value in scores.values() if not math.isnan(value)]
+    assert values == sorted(able, reverse=True)
+
+
+def test_a_pruned_or_failed_sibling_does_not_win() -> None:
+    lineage = Lineage(
+        StudyDirection.MINIMIZE,
+        [
+            segment(0, role="branch", cycle=1, branch=0, fitness=-9.0),
+            segment(1, role="branch", cycle=1, branch=1, fitness=5.0, state=TrialState.PRUNED),
+            segment(2, role="branch", cycle=1, branch=2, fitness=7.0, state=TrialState.FAIL),
+        ],
+    )
+    winner = lineage.winner("branch", 1)
+    assert winner is not None
+    assert winner.number == 0
+    assert lineage.winner("branch", 2) is None
+    assert lineage.winner("trunk", 1) is None
+
+
+def test_every_epoch_counts_as_spent_whatever_became_of_it() -> None:
+    lineage = Lineage(
+        StudyDirection.MINIMIZE,
+        [
+            segment(0, trained=3),
+            segment(1, trained=2, state=TrialState.PRUNED, value=None),
+            segment(2, trained=1, state=TrialState.FAIL, value=None),
+        ],
+    )
+    assert lineage.spent == 6
+    assert len(lineage) == 3
+
+
+@pytest.mark.parametrize(
+    ("direction", "best", "cost"),
+    [(StudyDirection.MINIMIZE, 1, 0.2), (StudyDirection.MAXIMIZE, 0, -0.9)],
+)
+def test_the_best_is_the_best_in_the_studys_direction(
+    direction: StudyDirection, best: int, cost: float
+) -> None:
+    lineage = Lineage(direction, [segment(0, value=0.9), segment(1, value=0.2)])
+    found = lineage.best()
+    assert found is not None
+    assert found.number == best
+    assert lineage.cost(found) == cost
+
+
+def test_what_has_no_value_costs_infinitely_much() -> None:
+    pruned = segment(0, value=None, state=TrialState.PRUNED)
+    for direction in (StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE):
+        lineage = Lineage(direction, [pruned])
+        assert lineage.best() is None
+        assert lineage.cost(pruned) == math.inf
+
+
+@given(
+    st.sampled_from(["minimize", "maximize"]),
+    st.lists(st.sampled_from([0.0, 1.0, 2.0]) | st.none(), min_size=1, max_size=8),
+)
+def test_the_best_segment_is_the_best_trial_of_the_study(
+    direction: str, values: list[float | None]
+) -> None:
+    study = optuna.create_study(direction=direction)
+    study.add_trials([trial_of(value, number=n) for n, value in enumerate(values)])
+    lineage = Lineage.from_trials(study.direction, study.trials)
+    best = lineage.best()
+    if best is None:
+        assert all(value is None for value in values)
+    else:
+        assert best.number == study.best_trial.number
+
+
+def trial_of(value: float | None, *, number: int = 0, **attrs: Any) -> FrozenTrial:
+    """A trial as a run leaves it; pruned if it has no value."""
+    birth = {
+        attributes.ROLE: "branch",
+        attributes.CYCLE: 1,
+        attributes.BRANCH: number,
+        attributes.PARENT: None,
+        attributes.BIRTH: 0,
+        attributes.TRAINED: 2,
+        attributes.MUTATION: "lr 0.1 -> 0.2",
+        attributes.TRAIN_LOSS: [1.5, None],
+    }
+    return create_trial(
+        state=TrialState.PRUNED if value is None else TrialState.COMPLETE,
+        value=value,
+        params={"lr": 0.2},
+        distributions={"lr": FloatDistribution(0, 1)},
+        intermediate_values={0: 3.0, 2: 1.0, 1: 2.0},
+        user_attrs=birth | attrs,
+    )
+
+
+def test_a_segment_is_read_from_its_trial() -> None:
+    checkpoint = {"id": f"a-{12 * '0'}.pt", "sha256": 64 * "b", "best_epoch": 2}
+    read = segment_of(
+        trial_of(0.5, **{attributes.FITNESS: -1.0, attributes.CHECKPOINT: checkpoint})
+    )
+    assert read is not None
+    assert (read.role, read.cycle, read.branch, read.parent) == ("branch", 1, 0, None)
+    assert (read.birth, read.trained, read.end) == (0, 2, 2)
+    assert read.params == {"lr": 0.2}
+    assert read.mutation == "lr 0.1 -> 0.2"
+    assert read.value == 0.5
+    assert read.fitness == -1.0
+    assert read.checkpoint == checkpoint
+
+
+def test_the_parents_value_is_not_one_of_a_segments_scores() -> None:
+    read = segment_of(trial_of(0.5))
+    assert read is not None
+    assert read.scores == (2.0, 1.0)
+
+
+def test_a_trial_without_fitness_counts_as_failed() -> None:
+    read = segment_of(trial_of(0.5))
+    assert read is not None
+    assert math.isnan(read.fitness)
+
+
+def test_a_pruned_trial_has_no_value_although_optuna_gives_it_its_last_report() -> None:
+    study = optuna.create_study()
+    study.add_trial(trial_of(None))
+    study.enqueue_trial({}, user_attrs=study.trials[0].user_attrs)
+    trial = study.ask()
+    trial.report(0.4, step=1)
+    trial.report(0.3, step=2)
+    study.tell(trial, state=TrialState.PRUNED)
+    assert study.trials[1].value == 0.3
+    read = segment_of(study.trials[1])
+    assert read is not None
+    assert read.value is None
+    assert read.state == TrialState.PRUNED
+
+
+def test_segments_share_what_they_can() -> None:
+    one, other = segment_of(trial_of(0.5)), segment_of(trial_of(0.7))
+    assert one is not None and other is not None
+    assert one.distributions == trial_of(0.5).distributions
+    assert one.distributions is other.distributions
+
+
+def test_a_trial_that_is_no_segment_is_passed_over() -> None:
+    study = optuna.create_study()
+    study.add_trial(create_trial(value=1.0))  # The user's own.
+    study.enqueue_trial({}, user_attrs=trial_of(0.5).user_attrs)
+    study.tell(study.ask(), state=TrialState.FAIL)  # Its process died: nothing says why.
+    study.enqueue_trial({}, user_attrs=trial_of(0.5).user_attrs)
+    study.ask()  # Still running.
+    study.enqueue_trial({}, user_attrs=trial_of(0.5).user_attrs)  # Still waiting.
+    study.add_trial(trial_of(0.5))
+    lineage = Lineage.from_trials(study.direction, study.trials)
+    assert [s.number for s in lineage] == [4]
+
+
+def test_a_trial_that_failed_by_an_error_is_a_segment() -> None:
+    study = optuna.create_study()
+    attrs = trial_of(0.5).user_attrs | {
+        attributes.ERROR: "RuntimeError: no",
+        attributes.TRAINED: 1,
+    }
+    study.enqueue_trial({}, user_attrs=attrs)
+    study.tell(study.ask(), state=TrialState.FAIL)
+    read = segment_of(study.trials[0])
+    assert read is not None
+    assert read.state == TrialState.FAIL
+    assert read.trained == 1
+    assert read.value is None
+
+
+def test_ancestry_goes_from_the_root_to_the_segment() -> None:
+    lineage = Lineage(
+        StudyDirection.MINIMIZE,
+        [segment(0), segment(1, parent=0), segment(2, parent=0), segment(5, parent=2)],
+    )
+    assert [s.number for s in lineage.ancestry(lineage[5])] == [0, 2, 5]
+    assert lineage.ancestry(lineage[0]) == [lineage[0]]
+
+
+def test_a_curve_is_turned_so_that_lower_is_better() -> None:
+    parent = segment(0, scores=(0.2, 0.4))
+    curve = make_curve((0.5, 0.6), -1, 7, parent)
+    assert curve.costs == (-0.5, -0.6)
+    assert curve.birth == 7
+    assert curve.birth_cost == -0.4
+
+
+def test_a_root_has_no_cost_at_birth() -> None:
+    assert math.isnan(make_curve((0.5,), 1, 0, None).birth_cost)

@@ -1,0 +1,46 @@
+"""What the README promises on its first screen."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import optuna_miha as miha
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_quickstart_runs_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    assert code.count("n_epochs=200") == 1
+    values = []
+    for _ in range(2):
+        namespace: dict[str, object] = {}
+        exec(code.replace("n_epochs=200", "n_epochs=30"), namespace)
+        result = namespace["result"]
+        assert isinstance(result, miha.Result)
+        assert result.n_epochs_trained == 30
+        values.append(result.value)
+    assert values[0] == values[1]
+    assert "cycle 1: " in capsys.readouterr().out
+
+
+def test_first_command_is_the_demo_and_the_second_the_tests() -> None:
+    demo, tests = blocks("bash")[0].splitlines()
+    for command in (demo, tests):
+        assert command.startswith("python3 -m venv .venv && ")
+        assert "-c constraints.txt" in command
+    assert demo.endswith("optuna-miha demo")
+    assert tests.endswith("-m pytest -q -n 2 --dist loadfile --no-loadscope-reorder")
+    # The build script takes the first line that names pytest.
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert next(line for line in lines if "pytest" in line) == tests

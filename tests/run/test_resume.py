@@ -1,0 +1,274 @@
+"""An interrupted run ends as an uninterrupted one does."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from helpers.equality import same
+from helpers.kills import started
+from helpers.problems import TINY, blobs, classifier, explicit, history, new_study, run, weights
+from optuna.trial import TrialState
+from torch import nn
+
+import optuna_miha as miha
+
+
+def train_until_killed(storage: str, fatal: int) -> None:
+    """Train, and die of the loss of that number."""
+    n_losses = 0
+
+    def deadly(output: Any, target: Any) -> Any:
+        nonlocal n_losses
+        n_losses += 1
+        if n_losses == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return nn.functional.cross_entropy(output, target)
+
+    def model_fn(trial: Any) -> miha.Recipe:
+        recipe = explicit(trial)
+        recipe.loss_fn = deadly
+        return recipe
+
+    run(new_study(storage), model_fn)
+
+
+def explicit_loss(trial: Any) -> miha.Recipe:
+    """As above, without the end."""
+    recipe = explicit(trial)
+    recipe.loss_fn = nn.functional.cross_entropy
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def whole_explicit() -> Any:
+    """The run of ``explicit_loss`` that nothing interrupted."""
+    return run(new_study(), explicit_loss)
+
+
+@pytest.fixture(scope="module")
+def whole_guesser() -> Any:
+    """The same of ``guesser``, with new trainings from the initial weights."""
+    return run(new_study(seed=1), guesser, plan=OVERFITTING)
+
+
+@pytest.mark.parametrize("fatal", [50, 170, 333, 480])
+def test_a_killed_run_resumes_bit_identically(
+    fatal: int, whole_explicit: Any, tmp_path: Path
+) -> None:
+    storage = f"sqlite:///{tmp_path}/study.db"
+    process = started(train_until_killed, storage, fatal)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    study = new_study(storage)
+    n_before = len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
+    resumed = run(study, explicit_loss)
+    assert history(resumed) == history(whole_explicit)
+    assert same(weights(resumed), weights(whole_explicit))
+    assert n_before < len(whole_explicit.segments), "nothing was interrupted"
+    assert not study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
+
+
+class _Interrupt:
+    """Raises in the n-th trial's callback."""
+
+    def __init__(self, n: int, error: type[BaseException]) -> None:
+        self.n = n
+        self.error = error
+
+    def __call__(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        self.n -= 1
+        if self.n == 0:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("n", "error"),
+    [(1, KeyboardInterrupt), (4, KeyboardInterrupt), (7, RuntimeError), (8, KeyboardInterrupt)],
+)
+def test_interrupted_between_two_siblings_it_goes_on_with_the_others(
+    n: int, error: type[BaseException], whole_tiny: Any, tmp_path: Path
+) -> None:
+    study = new_study(f"sqlite:///{tmp_path}/study.db")
+    with pytest.raises(error):
+        run(study, callbacks=[_Interrupt(n, error)])
+    assert not study.get_trials(states=(TrialState.RUNNING,))
+    resumed = run(new_study(f"sqlite:///{tmp_path}/study.db"))
+    assert history(resumed) == history(whole_tiny)
+    assert same(weights(resumed), weights(whole_tiny))
+
+
+OVERFITTING = miha.Plan(60, startup=1, fixing_epochs=4, branch_epochs=2)
+
+
+def guesser(trial: Any) -> miha.Recipe:
+    """A network that can only overfit, because its classes are drawn by lot."""
+    recipe = classifier(trial)
+    (x, _), generator = blobs(60, seed=0), torch.Generator().manual_seed(0)
+    recipe.train_data = x, torch.randint(3, (60,), generator=generator)
+    return recipe
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_interrupted_between_restarts_it_ends_as_if_it_had_not_been(
+    n_jobs: int, whole_guesser: Any, tmp_path: Path
+) -> None:
+    whole = whole_guesser
+    restarts = [s for s in whole.segments if s.role == "restart"]
+    assert len(restarts) >= 2
+    assert {s.birth for s in restarts} == {0}
+    storage = f"sqlite:///{tmp_path}/study.db"
+    interrupt = _Interrupt(len(whole.segments) - 1, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            new_study(storage, seed=1),
+            guesser,
+            plan=OVERFITTING,
+            n_jobs=n_jobs,
+            callbacks=[interrupt],
+        )
+    resumed = run(new_study(storage, seed=1), guesser, plan=OVERFITTING, n_jobs=n_jobs)
+    assert history(resumed) == history(whole)
+    assert same(weights(resumed), weights(whole))
+
+
+def test_a_restart_trains_the_best_parameters_from_the_initial_weights_and_anneals(
+    whole_guesser: Any,
+) -> None:
+    whole = whole_guesser
+    first, second, *_ = [s for s in whole.segments if s.role == "restart"]
+    before = [s for s in whole.segments if s.role != "restart" and s.value is not None]
+    best = min(before, key=lambda s: s.value).params
+    assert first.params == best | {"lr": pytest.approx(2 * best["lr"], rel=1e-3)}
+    assert first.parent is None
+    assert first.mutation == "lr 0.001 -> 0.002"
+    assert second.mutation != first.mutation
+    assert first.scores[0] == pytest.approx(before[0].scores[0], rel=0.01), "the same start"
+    assert "new trainings from the initial weights" in whole.describe()
+    assert whole.n_epochs_trained == 60
+
+
+def test_interruption_says_how_to_resume(caplog: pytest.LogCaptureFixture) -> None:
+    optuna.logging.enable_propagation()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(new_study(), callbacks=[_Interrupt(5, KeyboardInterrupt)])
+    finally:
+        optuna.logging.disable_propagation()
+    assert "Run the same script again to resume" in caplog.text
+
+
+def test_a_run_that_is_over_is_returned_without_training() -> None:
+    study = new_study()
+    first = run(study)
+    n_trials = len(study.trials)
+    second = run(study)
+    assert len(study.trials) == n_trials
+    assert history(first) == history(second)
+    assert same(weights(first), weights(second))
+
+
+def test_a_larger_budget_goes_on_where_the_run_ended() -> None:
+    study = new_study()
+    first = run(study)
+    second = miha.optimize(study, classifier, n_epochs=150, show_progress_bar=False)
+    assert second.n_epochs_trained == 150
+    assert history(second)[: len(first.segments)] == history(first)
+    later = second.segments[len(first.segments) :]
+    assert later[0].role == "trunk"
+    assert later[0].parent == first.trial.number
+    rates = {s.number: s.params["lr"] for s in second.segments}
+    [final] = [s for s in first.segments if s.role == "final"]
+    assert final.parent is not None
+    assert final == first.segments[-1]
+    assert rates[final.number] == pytest.approx(3 * rates[final.parent], rel=1e-3)
+    assert later[0].params["lr"] == pytest.approx(rates[final.parent], rel=1e-3)
+    assert later[-1].role == "final"
+    assert study.best_value <= first.value
+
+
+def test_the_budget_may_change_while_a_run_is_under_way() -> None:
+    def stop(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        study.stop()
+
+    study = new_study()
+    run(study, callbacks=[stop])
+    result = miha.optimize(study, classifier, n_epochs=120, show_progress_bar=False)
+    assert result.n_epochs_trained == 120
+    assert sum(s.role == "startup" for s in result.segments) == TINY.race_size(TINY.n_epochs)
+
+
+@pytest.mark.parametrize("n_epochs", [30, 90, None])
+def test_a_smaller_or_missing_budget_asks_for_nothing_more(n_epochs: int | None) -> None:
+    study = new_study()
+    first = run(study)
+    again = miha.optimize(study, classifier, n_epochs=n_epochs, show_progress_bar=False)
+    assert history(again) == history(first)
+
+
+def test_a_contradicting_plan_is_refused_with_the_way_out() -> None:
+    study = new_study()
+    first = run(study)
+    plan = miha.Plan(90, startup=4, fixing_epochs=3, population_size=5)
+    with pytest.raises(miha.exceptions.PlanMismatchError) as caught:
+        run(study, plan=plan)
+    assert "population_size=5 (stored: 3)" in str(caught.value)
+    assert "another name" in str(caught.value)
+    assert history(run(study)) == history(first)
+
+
+def test_a_changed_search_space_is_refused_by_name() -> None:
+    study = new_study()
+    run(study)
+
+    def changed(trial: Any) -> miha.Recipe:
+        recipe = classifier(trial)
+        trial.suggest_float("temperature", 0.0, 1.0)
+        return recipe
+
+    with pytest.raises(miha.exceptions.SearchSpaceChangedError, match="temperature"):
+        run(study, changed)
+
+
+def test_a_trial_enqueued_for_a_run_that_died_is_not_lost(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/study.db"
+    study = new_study(storage)
+    study.enqueue_trial({"lr": 0.0123}, user_attrs={"memo": "mine"})
+    with pytest.raises(KeyboardInterrupt):
+        run(study, callbacks=[_Interrupt(3, KeyboardInterrupt)])
+    result = run(new_study(storage))
+    mine = [s for s in result.segments if s.params["lr"] == 0.0123 and s.role == "branch"]
+    assert mine
+    assert study.trials[mine[0].number].user_attrs["memo"] == "mine"
+
+
+def test_a_missing_checkpoint_is_named_with_the_folder(tmp_path: Path) -> None:
+    study = new_study()
+    run(study, checkpoint_dir=tmp_path)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    with pytest.raises(miha.exceptions.CheckpointError, match=r"missing from the folder"):
+        miha.load_result(study, classifier)
+
+
+def test_looking_for_a_result_in_the_wrong_place_changes_nothing(tmp_path: Path) -> None:
+    study = new_study()
+    first = run(study, checkpoint_dir=tmp_path / "right")
+    with pytest.raises(miha.exceptions.CheckpointError):
+        miha.load_result(study, classifier, checkpoint_dir=tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+    assert same(weights(miha.load_result(study, classifier)), weights(first))
+
+
+@pytest.mark.parametrize("n", range(6, 12))
+def test_interrupted_around_a_guest_it_can_be_resumed(n: int) -> None:
+    study = new_study(pruner=optuna.pruners.NopPruner())
+    study.enqueue_trial({"lr": 0.01})
+    with pytest.raises(KeyboardInterrupt):
+        run(study, callbacks=[_Interrupt(n, KeyboardInterrupt)])
+    assert run(study).n_epochs_trained == TINY.n_epochs

@@ -1,0 +1,400 @@
+"""Mutations: one thing changes, within its bounds, and in the way its kind calls for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.segments import FULL_SPACE, START, distributions, is_offered, values_of
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from optuna_miha._search.mutation import NO_CHANGE, describe, mutate
+from optuna_miha._search.space import DEFAULT_LR, kind_of, kinds
+
+SEEDS = st.integers(0, 2**32 - 1)
+KINDS = st.sampled_from(sorted(kinds(FULL_SPACE)))
+
+
+def mutants(
+    kind: str,
+    start: dict[str, Any] | None = None,
+    space: dict[str, BaseDistribution] | None = None,
+    *,
+    n: int = 200,
+    **settings: Any,
+) -> Iterator[dict[str, Any]]:
+    """Mutations of one kind by ``n`` seeds."""
+    for seed in range(n):
+        rng = np.random.default_rng(seed)
+        yield mutate(start or START, space or FULL_SPACE, kind, rng, **settings)
+
+
+def reached(name: str, value: Any, distribution: BaseDistribution, **settings: Any) -> set[Any]:
+    """What a single parameter is mutated to."""
+    space = {name: distribution}
+    return {m[name] for m in mutants(kind_of(name), {name: value}, space, **settings)}
+
+
+def changed(old: dict[str, Any], new: dict[str, Any]) -> set[str]:
+    return {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+
+
+@given(st.data(), distributions(), st.sampled_from(["lr", "batch_size", "x"]), SEEDS)
+def test_a_mutated_value_is_offered(
+    data: st.DataObject, distribution: BaseDistribution, name: str, seed: int
+) -> None:
+    if distribution.single():
+        return
+    value = data.draw(values_of(distribution))
+    for upward_lr in (True, False):
+        rng = np.random.default_rng(seed)
+        new = mutate({name: value}, {name: distribution}, name, rng, upward_lr=upward_lr)
+        assert new.keys() == {name}
+        assert is_offered(distribution, new[name])
+
+
+@given(st.data(), KINDS, SEEDS)
+def test_of_a_full_space_every_value_stays_offered(
+    data: st.DataObject, kind: str, seed: int
+) -> None:
+    start = {name: data.draw(values_of(dist), label=name) for name, dist in FULL_SPACE.items()}
+    new = mutate(start, FULL_SPACE, kind, np.random.default_rng(seed))
+    assert new.keys() == start.keys()
+    assert all(is_offered(FULL_SPACE[name], value) for name, value in new.items())
+
+
+@given(KINDS, SEEDS)
+def test_exactly_one_kind_changes(kind: str, seed: int) -> None:
+    new = mutate(START, FULL_SPACE, kind, np.random.default_rng(seed))
+    names = changed(START, new)
+    assert names
+    follows = {"lr"} if kind == "optimizer" else set()  # The rate is the class's own.
+    assert {kind_of(name) for name in names - follows} == {kind}
+
+
+@given(KINDS, SEEDS)
+def test_the_trunks_parameters_are_left_alone(kind: str, seed: int) -> None:
+    start = dict(START)
+    mutate(start, FULL_SPACE, kind, np.random.default_rng(seed))
+    assert start == START
+
+
+@given(KINDS, SEEDS)
+def test_the_same_seed_gives_the_same_mutation(kind: str, seed: int) -> None:
+    one, other = (mutate(START, FULL_SPACE, kind, np.random.default_rng(seed)) for _ in range(2))
+    assert one == other
+
+
+def test_the_learning_rate_is_only_raised() -> None:
+    factors = np.array([m["lr"] / START["lr"] for m in mutants("lr")])
+    assert (factors > 1).all()
+    assert 0.8 < np.log(factors).mean() < 1.0  # N(0.9, 0.4), folded at zero.
+
+
+def test_the_learning_rate_moves_both_ways_where_nothing_brings_it_down() -> None:
+    factors = np.array([m["lr"] / START["lr"] for m in mutants("lr", upward_lr=False)])
+    assert 0.35 < (factors > 1).mean() < 0.65
+    assert (factors != 1).all()
+
+
+def test_the_learning_rate_keeps_to_its_bound() -> None:
+    assert reached("lr", 0.9, FloatDistribution(1e-5, 1.0, log=True)) <= {
+        *reached("lr", 0.9, FloatDistribution(1e-5, 100.0, log=True)),
+        1.0,
+    }
+    assert reached("lr", 1.0, FloatDistribution(1e-5, 1.0, log=True)) == {1.0}
+
+
+@pytest.mark.parametrize("multiple", [0.1, 1.0, 3.0, 10.0])
+def test_another_optimizer_keeps_the_multiple_of_its_default_rate(multiple: float) -> None:
+    start = START | {"lr": multiple * DEFAULT_LR["adam"]}
+    space = FULL_SPACE | {"lr": FloatDistribution(1e-6, 100.0, log=True)}
+    for new in mutants("optimizer", start, space, n=30):
+        assert new["optimizer"] != "adam"
+        assert new["lr"] == pytest.approx(multiple * DEFAULT_LR[new["optimizer"]])
+
+
+@pytest.mark.parametrize("multiple", [0.05, 20.0])
+def test_another_optimizer_starts_at_its_default_rate_after_an_extreme_one(
+    multiple: float,
+) -> None:
+    start = START | {"lr": multiple * DEFAULT_LR["adam"]}
+    for new in mutants("optimizer", start, n=30):
+        assert new["lr"] == pytest.approx(DEFAULT_LR[new["optimizer"]])
+
+
+def test_the_rate_of_another_optimizer_keeps_to_its_bounds() -> None:
+    space = FULL_SPACE | {"lr": FloatDistribution(1e-5, 0.01, log=True)}
+    rates = {m["optimizer"]: m["lr"] for m in mutants("optimizer", START, space)}
+    assert rates == {"adamw": 1e-3, "sgd": 0.01, "adadelta": 0.01}
+
+
+def test_an_optimizer_without_a_known_default_leaves_the_rate_alone() -> None:
+    space = FULL_SPACE | {"optimizer": CategoricalDistribution(("adam", "mine"))}
+    assert all(m["lr"] == START["lr"] for m in mutants("optimizer", START, space, n=20))
+
+
+def test_an_optimizer_changes_where_no_rate_is_suggested() -> None:
+    assert reached("optimizer", "adam", CategoricalDistribution(("adam", "sgd"))) == {"sgd"}
+
+
+def test_one_of_several_optimizers_can_change() -> None:
+    space = {
+        "optimizer.critic": CategoricalDistribution(("adam", "sgd")),
+        "lr": FloatDistribution(1e-5, 1.0, log=True),
+    }
+    start = {"optimizer.critic": "adam", "lr": 1e-3}
+    new = mutate(start, space, "optimizer", np.random.default_rng(0))
+    assert new["optimizer.critic"] == "sgd"
+
+
+def test_activations_change_in_one_layer_or_in_all() -> None:
+    layers = {f"activation.{n}": FULL_SPACE["activation.1"] for n in range(4)}
+    start = dict.fromkeys(layers, "relu")
+    counts = []
+    for new in mutants("activation", start, layers, n=400):
+        names = changed(start, new)
+        assert len({new[name] for name in names}) == 1
+        counts.append(len(names))
+    assert set(counts) == {1, 4}
+    assert 0.2 < counts.count(4) / 400 < 0.4
+
+
+def test_a_layer_that_does_not_offer_the_new_activation_keeps_its_own() -> None:
+    whole = [new for new in mutants("activation") if len(changed(START, new)) > 1]
+    assert whole
+    for new in whole:
+        assert new["activation.1"] == new["activation.3"] != "elu"
+        assert new["activation.5"] == "relu"
+
+
+def test_a_change_of_all_layers_levels_what_differed() -> None:
+    start = START | {"activation.1": "gelu", "activation.3": "tanh"}
+    space = {k: v for k, v in FULL_SPACE.items() if k in ("activation.1", "activation.3")}
+    pairs = [
+        (m["activation.1"], m["activation.3"])
+        for m in mutants("activation", {k: start[k] for k in space}, space)
+    ]
+    assert any(one == other == "silu" for one, other in pairs)
+    assert ("gelu", "tanh") not in pairs
+
+
+GROUPS = {
+    f"activation.{layer}.{group}": CategoricalDistribution(("relu", "gelu", "tanh"))
+    for layer, n_groups in {"fc": 3, "1": 12, "encoder.1": 1}.items()
+    for group in range(n_groups)
+}
+"""Two layers whose neurons form groups; of the third, there is but one group."""
+
+
+def test_activations_change_in_one_group_or_one_layer_or_all() -> None:
+    start = dict.fromkeys(GROUPS, "relu")
+    counts = []
+    for new in mutants("activation", start, GROUPS, n=600):
+        names = changed(start, new)
+        assert len({new[name] for name in names}) == 1
+        counts.append(len(names))
+        if len(names) in (3, 12):
+            assert len({name.rpartition(".")[0] for name in names}) == 1
+    assert set(counts) == {1, 3, 12, 16}
+    assert 0.65 < counts.count(1) / 600 < 0.75
+    assert 0.1 < counts.count(16) / 600 < 0.2
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [["0", "1"], ["encoder.1", "encoder.3"], ["blocks.0.act", "blocks.1.act"], ["op.0", "fc"]],
+)
+def test_layers_that_are_numbered_are_not_taken_for_groups(paths: list[str]) -> None:
+    layers = {f"activation.{path}": FULL_SPACE["activation.1"] for path in paths}
+    start = dict.fromkeys(layers, "relu")
+    counts = {len(changed(start, new)) for new in mutants("activation", start, layers)}
+    assert counts == {1, 2}
+    whole = dict.fromkeys(layers, "gelu")
+    assert describe(start, whole) == " and ".join(layers) + " relu -> gelu"
+
+
+def test_batch_size_is_scaled() -> None:
+    sizes = reached("batch_size", 100, IntDistribution(16, 256, log=True))
+    assert sizes == {50, 70, 140, 200}
+
+
+def test_weight_decay_starts_from_zero() -> None:
+    assert reached("weight_decay", 0.0, FloatDistribution(0.0, 0.1)) == {1e-4, 1e-3, 1e-2}
+    offered = CategoricalDistribution((0.0, 1e-4, 1e-3, 1e-2))
+    assert reached("weight_decay", 0.0, offered) == {1e-4, 1e-3, 1e-2}
+
+
+def test_weight_decay_is_scaled_to_the_nearest_choice() -> None:
+    assert reached("weight_decay", 1e-3, FloatDistribution(0.0, 0.1)) == {2e-4, 3e-3, 5e-3}
+    offered = CategoricalDistribution((0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1))
+    assert reached("weight_decay", 1e-3, offered) == {1e-4, 1e-2}
+
+
+def test_momentum_halves_or_doubles_its_distance_from_one() -> None:
+    assert reached("momentum", 0.9, FloatDistribution(0.0, 0.99)) == {0.95, 0.8}
+    assert reached("momentum", 0.2, FloatDistribution(0.0, 0.99)) == {0.6, 0.0}
+
+
+def test_dropout_moves_by_a_tenth_or_two() -> None:
+    assert reached("dropout.2", 0.3, FloatDistribution(0.0, 0.6)) == {0.2, 0.4, 0.5}
+
+
+def test_label_smoothing_moves_by_a_twentieth_or_two() -> None:
+    assert reached("label_smoothing", 0.1, FloatDistribution(0.0, 0.3)) == {0.05, 0.15, 0.2}
+
+
+def test_a_mutation_is_turned_back_at_a_bound() -> None:
+    assert reached("dropout.2", 0.0, FloatDistribution(0.0, 0.6)) == {0.1, 0.2}
+    assert reached("dropout.2", 0.6, FloatDistribution(0.0, 0.6)) == {0.5, 0.4}
+    assert 0.0 not in reached("x", 0.0, FloatDistribution(0.0, 1.0))
+    assert 5 not in reached("x", 5, IntDistribution(0, 5))
+
+
+def test_an_integer_moves_by_a_step_at_least() -> None:
+    assert 50 not in reached("x", 50, IntDistribution(0, 100))
+    assert reached("x", 1, IntDistribution(0, 2)) == {0, 2}
+    assert 8 not in reached("width", 8, IntDistribution(2, 20, step=3))
+
+
+def test_a_choice_moves_to_another_one() -> None:
+    words = CategoricalDistribution(("a", "b", "c"))
+    assert reached("x", "a", words) == {"b", "c"}
+    assert reached("batch_size", 64, CategoricalDistribution((16, 64, 256))) == {16, 256}
+    assert reached("x", None, CategoricalDistribution((None, "a"))) == {"a"}
+
+
+def test_words_for_a_numeric_kind_are_drawn_like_any_choice() -> None:
+    assert reached("lr", "low", CategoricalDistribution(("low", "high"))) == {"high"}
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("dropout", (0.0, 0.1, 0.3)),
+        ("label_smoothing", (0.0, 0.1)),
+        ("momentum", (0.0, 0.5, 0.9)),
+        ("lr", (0.0, -1.0)),
+    ],
+)
+def test_a_numeric_choice_of_zero_can_mutate(name: str, choices: tuple[float, ...]) -> None:
+    assert reached(name, 0.0, CategoricalDistribution(choices)) <= set(choices[1:])
+
+
+@pytest.mark.parametrize(
+    ("value", "distribution"),
+    [
+        (0.5, FloatDistribution(0.0, 1.0, step=0.25)),
+        (1000.0, FloatDistribution(1000.0, 1000.4)),
+    ],
+)
+def test_a_float_is_not_mutated_into_itself(value: float, distribution: BaseDistribution) -> None:
+    assert value not in reached("x", value, distribution)
+
+
+def test_choices_that_python_holds_equal_are_different_choices() -> None:
+    assert reached("x", 1, CategoricalDistribution((1, True))) == {True}
+
+
+def test_floats_are_written_with_four_digits() -> None:
+    for new in mutants("lr", n=50):
+        assert float(f"{new['lr']:.4g}") == new["lr"]
+
+
+def test_a_custom_mutation_replaces_the_built_in_one() -> None:
+    calls = []
+
+    def highest(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+        calls.append((value, distribution))
+        assert 0 <= rng.random() < 1
+        return 0.25
+
+    rng = np.random.default_rng(0)
+    new = mutate(START, FULL_SPACE, "lr", rng, value_mutation=highest)
+    assert new == START | {"lr": 0.25}
+    assert calls == [(START["lr"], FULL_SPACE["lr"])]
+
+
+def test_a_custom_mutation_that_leaves_the_space_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"must return a value of .* for 'lr', got -1.0"):
+        mutate(
+            START,
+            FULL_SPACE,
+            "lr",
+            np.random.default_rng(0),
+            value_mutation=lambda value, distribution, rng: -1.0,
+        )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ({"lr": 1e-3}, {"lr": 0.00271828}, "lr 0.001 -> 0.002718"),
+        ({"batch_size": 32}, {"batch_size": 64}, "batch_size 32 -> 64"),
+        ({"optimizer": "adam"}, {"optimizer": "sgd"}, "optimizer adam -> sgd"),
+        ({"a": 1, "b": 2}, {"a": 3, "b": 4}, "a 1 -> 3, b 2 -> 4"),
+        ({"a": "x", "b": "x"}, {"a": "y", "b": "y"}, "a and b x -> y"),
+        ({"a": "x", "b": "x", "c": "x"}, {"a": "y", "b": "y", "c": "y"}, "a b c x -> y"),
+        (dict.fromkeys("abcd", "x"), dict.fromkeys("abcd", "y"), "a … d x -> y"),
+        ({}, {"momentum": 0.9}, "momentum 0.9"),
+        ({"momentum": 0.9}, {}, NO_CHANGE),
+        ({"a": 1}, {"a": 1}, NO_CHANGE),
+        ({"a": None}, {"a": 1}, "a None -> 1"),
+    ],
+)
+def test_a_change_is_described_in_words(old: Any, new: Any, text: str) -> None:
+    assert describe(old, new) == text
+
+
+@pytest.mark.parametrize(
+    ("new", "text"),
+    [
+        (["fc.1"], "activation.fc.1 relu -> gelu"),
+        (["fc.0", "fc.2"], "activation.fc.0 and activation.fc.2 relu -> gelu"),
+        (["fc.0", "fc.1", "fc.2"], "activation.fc relu -> gelu"),
+        ([f"1.{n}" for n in range(12)], "activation.1 relu -> gelu"),
+        ([f"1.{n}" for n in range(11)], "activation.1.0 … activation.1.10 relu -> gelu"),
+        (
+            [name.removeprefix("activation.") for name in GROUPS],
+            "activation.fc activation.1 activation.encoder.1.0 relu -> gelu",
+        ),
+    ],
+)
+def test_groups_that_change_alike_are_named_as_their_layer(new: list[str], text: str) -> None:
+    start = dict.fromkeys(GROUPS, "relu")
+    assert describe(start, start | {f"activation.{name}": "gelu" for name in new}) == text
+
+
+def test_groups_that_level_are_named_by_what_they_were() -> None:
+    start = dict.fromkeys(GROUPS, "relu") | {"activation.fc.1": "tanh"}
+    new = start | {f"activation.fc.{n}": "gelu" for n in range(3)}
+    text = "activation.fc.0 and activation.fc.2 relu -> gelu, activation.fc.1 tanh -> gelu"
+    assert describe(start, new) == text
+
+
+@given(KINDS, SEEDS)
+def test_every_mutation_is_described_by_its_names(kind: str, seed: int) -> None:
+    new = mutate(START, FULL_SPACE, kind, np.random.default_rng(seed))
+    text = describe(START, new)
+    assert text != NO_CHANGE
+    assert all(name in text for name in changed(START, new))
+    assert not any(name in text.split() for name in START.keys() - changed(START, new))
+
+
+def test_raised_rates_end_at_a_finite_value() -> None:
+    rate = START["lr"]
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        rate = mutate(START | {"lr": rate}, FULL_SPACE, "lr", rng)["lr"]
+    assert math.isfinite(rate)
+    assert rate == FULL_SPACE["lr"].high  # type: ignore[attr-defined]

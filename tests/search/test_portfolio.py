@@ -1,0 +1,168 @@
+"""Who races at the start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.segments import FULL_SPACE, START, distributions, is_offered, values_of
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from optuna_miha._search.portfolio import startup_candidates
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def candidates(
+    initial: dict[str, Any], space: dict[str, BaseDistribution], size: int, seed: int = 0
+) -> list[dict[str, Any]]:
+    return startup_candidates(initial, space, size, np.random.default_rng(seed))
+
+
+def distinct(points: list[dict[str, Any]]) -> int:
+    return len({tuple(sorted((k, repr(v)) for k, v in point.items())) for point in points})
+
+
+@st.composite
+def spaces(draw: st.DrawFn) -> tuple[dict[str, BaseDistribution], dict[str, Any]]:
+    """A part of the full space with a few unknown parameters, and a point of it."""
+    names = draw(st.sets(st.sampled_from(sorted(FULL_SPACE))))
+    space = {name: FULL_SPACE[name] for name in names}
+    space |= draw(st.dictionaries(st.sampled_from("xyz"), distributions(), max_size=2))
+    return space, {name: draw(values_of(d)) for name, d in space.items()}
+
+
+@given(spaces(), st.integers(1, 20), SEEDS)
+def test_the_initial_configuration_is_first_and_the_size_is_kept(
+    space: Any, size: int, seed: int
+) -> None:
+    distributions_, initial = space
+    race = candidates(initial, distributions_, size, seed)
+    assert len(race) == size
+    assert race[0] == initial
+
+
+@given(spaces(), st.integers(1, 20), SEEDS)
+def test_every_candidate_is_a_point_of_the_space(space: Any, size: int, seed: int) -> None:
+    distributions_, initial = space
+    for candidate in candidates(initial, distributions_, size, seed):
+        assert candidate.keys() >= initial.keys()
+        for name, distribution in distributions_.items():
+            if name != "momentum":  # See the test of its bound below.
+                assert is_offered(distribution, candidate[name])
+
+
+@given(st.integers(1, 20), SEEDS)
+def test_candidates_of_a_full_space_are_pairwise_different(size: int, seed: int) -> None:
+    assert distinct(candidates(START, FULL_SPACE, size, seed)) == size
+
+
+@given(st.integers(1, 12), SEEDS)
+def test_a_smaller_race_is_the_beginning_of_a_larger_one(size: int, seed: int) -> None:
+    space = {"lr": FULL_SPACE["lr"], "width": FULL_SPACE["width"]}
+    initial = {"lr": 1e-3, "width": 8}
+    larger = candidates(initial, space, 12, seed)
+    assert candidates(initial, space, size, seed) == larger[:size]
+
+
+@pytest.mark.parametrize("start", ["relu", "tanh", "silu"])
+def test_the_portfolio_does_not_depend_on_the_seed(start: str) -> None:
+    initial = START | {"activation.1": start, "optimizer": "adadelta"}
+    assert candidates(initial, FULL_SPACE, 7, 0) == candidates(initial, FULL_SPACE, 7, 1)
+
+
+def test_all_entries_are_raced_where_the_space_offers_them() -> None:
+    initial = START | {"activation.1": "silu", "activation.3": "tanh"}
+    race = candidates(initial, FULL_SPACE, 8)
+    optimizers = ["adam", "sgd", "adamw", "adam", "adam", "adamw", "adam", "adam"]
+    assert [c["optimizer"] for c in race] == optimizers
+    sgd = race[1]
+    assert (sgd["optimizer"], sgd["lr"], sgd["momentum"]) == ("sgd", 0.09, 0.9)
+    assert (sgd["activation.1"], sgd["activation.3"], sgd["weight_decay"]) == (
+        "gelu",
+        "gelu",
+        1e-3,
+    )
+    assert sgd["activation.5"] == "relu"  # It does not offer gelu.
+    assert {c["lr"] for c in race} >= {1e-3, 0.09, 4e-3, 3e-3}
+
+
+def test_an_optimizer_that_is_not_offered_does_not_race() -> None:
+    space = FULL_SPACE | {"optimizer": CategoricalDistribution(("adam", "adadelta"))}
+    race = candidates(START, space, 8)
+    assert {c["optimizer"] for c in race} <= {"adam", "adadelta"}
+    assert 0.09 not in {c["lr"] for c in race}  # The rate of SGD.
+
+
+def test_rates_are_cut_to_the_bounds() -> None:
+    space = FULL_SPACE | {"lr": FloatDistribution(1e-5, 2e-3, log=True)}
+    assert max(c["lr"] for c in candidates(START, space, 5)) == 2e-3
+
+
+@pytest.mark.parametrize(("initial", "raced"), [(8, 32), (128, 32), (16, 16), (64, 64), (20, 20)])
+def test_an_unusual_batch_size_is_raced_against_32(initial: int, raced: int) -> None:
+    space = FULL_SPACE | {"batch_size": IntDistribution(1, 512, log=True)}
+    race = candidates(START | {"batch_size": initial}, space, 6)
+    assert race[0]["batch_size"] == initial
+    assert [c["batch_size"] for c in race[1:]] == [raced] * 5
+
+
+def test_free_places_are_filled_with_mutations() -> None:
+    space = {"width": IntDistribution(0, 1000)}
+    race = candidates({"width": 500}, space, 8)
+    assert distinct([{"width": c["width"]} for c in race[2:]]) == 6
+    assert race != candidates({"width": 500}, space, 8, seed=1)
+
+
+def test_a_space_of_too_few_points_repeats_the_initial_one() -> None:
+    space = {"loss": CategoricalDistribution(("mse", "l1"))}
+    race = candidates({"loss": "mse"}, space, 5)
+    assert len(race) == 5
+    assert {c["loss"] for c in race} == {"mse", "l1"}
+    assert sum(c["loss"] == "l1" for c in race) == 1
+
+
+def test_an_empty_space_races_the_initial_configuration() -> None:
+    assert [c.get("lr") for c in candidates({}, {}, 3)] == [None] * 3
+
+
+def test_candidates_differ_in_what_is_suggested() -> None:
+    space = {name: FULL_SPACE[name] for name in ("activation.1", "lr", "width")}
+    initial = {name: START[name] for name in space}
+    race = candidates(initial, {"activation.1": space["activation.1"]} | space, 8)
+    assert all(c.keys() == space.keys() for c in race)
+    activations = {"activation.1": space["activation.1"]}
+    narrow = candidates({"activation.1": "relu"}, activations, 4)
+    assert len({c["activation.1"] for c in narrow}) == 4
+
+
+def test_momentum_is_cut_to_its_bounds() -> None:
+    space = FULL_SPACE | {"momentum": FloatDistribution(0.0, 0.5)}
+    race = candidates(START | {"momentum": 0.1}, space, 8)
+    assert all(c["momentum"] <= 0.5 for c in race)
+
+
+@pytest.mark.parametrize(
+    ("name", "initial", "distribution"),
+    [
+        ("activation.slope", 0.1, FloatDistribution(0.01, 0.3)),
+        ("activation", 1, IntDistribution(0, 1)),
+        ("optimizer.beta1", 0.9, FloatDistribution(0.5, 0.99)),
+        ("batch_size", None, CategoricalDistribution((None, 16, 32))),
+        ("lr", "high", CategoricalDistribution(("high", "low"))),
+    ],
+)
+def test_a_value_that_does_not_suit_a_parameter_leaves_it_as_it_is(
+    name: str, initial: Any, distribution: BaseDistribution
+) -> None:
+    space = {name: distribution, "weight_decay": FULL_SPACE["weight_decay"]}
+    race = candidates({name: initial, "weight_decay": 0.0}, space, 2)
+    assert race[1] == {name: initial, "weight_decay": 1e-2}

@@ -1,0 +1,135 @@
+"""What passes from the trunk to its branches, seen from a whole run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from helpers.problems import blobs, classifier, explicit, new_study, run
+from torch import nn
+
+import optuna_miha as miha
+from optuna_miha._training.compute import intra_op_threads
+
+
+def test_a_lineage_of_controls_is_bit_identical_to_plain_training() -> None:
+    plan = miha.Plan.classic(
+        runup_epochs=3,
+        n_cycles=3,
+        population_size=1,
+        branch_epochs=2,
+        fixing_epochs=2,
+        control=True,
+    )
+    states = {}
+
+    def remember(recipe: miha.Recipe, n_epochs: int) -> Any:
+        from optuna_miha._training.trainer import train
+
+        for result in train(recipe, n_epochs):
+            states["last"] = {k: v.clone() for k, v in recipe.model.state_dict().items()}
+            yield result
+
+    run(new_study(seed=3), plan=plan, trainer=remember)
+
+    torch.manual_seed(3)
+    recipe = classifier(None)
+    optimizer = torch.optim.Adam(recipe.model.parameters(), fused=True)
+    dataset = torch.utils.data.TensorDataset(*blobs(60, seed=0))
+    torch.manual_seed(3)
+    with intra_op_threads(1):
+        for _ in range(plan.n_epochs):
+            recipe.model.train()
+            for x, y in torch.utils.data.DataLoader(dataset, batch_size=16, shuffle=True):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(recipe.model(x), y).backward()
+                optimizer.step()
+    expected = recipe.model.state_dict()
+    assert plan.n_epochs == 18
+    for name, tensor in states["last"].items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_the_mutated_learning_rate_is_the_one_in_force() -> None:
+    in_force: list[tuple[float, float]] = []
+
+    def model_fn(trial: Any) -> miha.Recipe:
+        recipe = explicit(trial)
+        recipe.model.lr = trial.params["lr"]  # What the segment was promised.
+        return recipe
+
+    def watching(recipe: miha.Recipe, n_epochs: int) -> Any:
+        from optuna_miha._training.trainer import train
+
+        for result in train(recipe, n_epochs):
+            assert recipe.optimizer is not None
+            in_force.append((recipe.model.lr, recipe.optimizer.param_groups[0]["lr"]))
+            yield result
+
+    plan = miha.Plan(90, startup=4, fixing_epochs=3, anneal=None, mutations=("lr",))
+    result = run(new_study(), model_fn, plan=plan, trainer=watching)
+    assert len({s.params["lr"] for s in result.segments}) > 3
+    final, trunk = result.segments[-1], {s.number: s for s in result.segments}
+    assert final.role == "final"
+    assert final.params == trunk[final.parent].params, "Nothing is raised that is not annealed."
+    assert all(promised == actual for promised, actual in in_force)
+
+
+def test_the_final_phase_anneals_the_learning_rate_to_almost_zero() -> None:
+    rates: list[float] = []
+
+    def watching(recipe: miha.Recipe, n_epochs: int) -> Any:
+        from optuna_miha._training.trainer import train
+
+        for result in train(recipe, n_epochs):
+            assert recipe.optimizer is not None
+            rates.append(recipe.optimizer.param_groups[0]["lr"])
+            yield result
+
+    result = run(new_study(), trainer=watching)
+    final = next(s for s in result.segments if s.role == "final")
+    annealed = rates[-final.trained :]
+    trunk = next(s for s in result.segments if s.number == final.parent)
+    peak = annealed.index(final.params["lr"])
+    assert annealed[0] == pytest.approx(trunk.params["lr"]), "It goes on as the trunk ended."
+    assert annealed[peak] == pytest.approx(3 * trunk.params["lr"])
+    assert annealed[:peak] == sorted(annealed[:peak])
+    assert annealed[peak:] == sorted(annealed[peak:], reverse=True)
+    assert annealed[-1] < 0.01 * annealed[peak]
+
+
+def test_a_branch_of_another_shape_is_refused_by_parameter_name_and_shapes() -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        width = trial.suggest_categorical("width", [12, 16])
+        model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+        return miha.Recipe(
+            model=model,
+            loss_fn=nn.CrossEntropyLoss(),
+            train_data=blobs(60, seed=0),
+            valid_data=blobs(30, seed=1),
+        )
+
+    with pytest.raises(miha.exceptions.InheritanceError) as caught:
+        run(new_study(), model_fn, plan=miha.Plan(90, startup=1))
+    message = str(caught.value)
+    assert "'0.weight'" in message
+    assert "(12, 4)" in message
+    assert "(16, 4)" in message
+
+
+def test_start_up_candidates_share_their_initial_weights() -> None:
+    firsts: list[torch.Tensor] = []
+
+    def watching(recipe: miha.Recipe, n_epochs: int) -> Any:
+        from optuna_miha._training.trainer import train
+
+        if len(firsts) < 4:
+            firsts.append(recipe.model[0].weight.detach().clone())
+        return train(recipe, n_epochs)
+
+    study = new_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    run(study, explicit, trainer=watching)
+    assert len(firsts) == 4
+    assert all(torch.equal(weight, firsts[0]) for weight in firsts)

@@ -1,0 +1,549 @@
+"""The figures of runs: what they show, of whom, and as which picture."""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import plotly.graph_objects as go
+import pytest
+from helpers.problems import blobs
+from helpers.simulated import simulated
+from matplotlib.image import imread
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
+from torch import nn
+
+import optuna_miha as miha
+from optuna_miha import visualization
+from optuna_miha._history import attributes
+from optuna_miha._results.comparison import Comparison, Run
+from optuna_miha.visualization import (
+    plot_comparison,
+    plot_lineage,
+    plot_mutation_gains,
+    plot_schedule,
+    plot_training_history,
+    write_picture,
+)
+from optuna_miha.visualization._phase_bands import phase_spans
+from optuna_miha.visualization._run_view import read_record
+from optuna_miha.visualization._style import escape, is_log_scale, number, scale, value_scale
+
+OF_A_STUDY = [plot_lineage, plot_training_history, plot_schedule, plot_mutation_gains]
+
+
+def model_fn(trial: Any) -> miha.Recipe:
+    x, y = blobs(80, seed=0)
+    return miha.Recipe(
+        model=nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)),
+        loss_fn=nn.CrossEntropyLoss(),
+        train_data=(x[:60], y[:60]),
+        valid_data=(x[60:], y[60:]),
+    )
+
+
+@pytest.fixture(scope="module")
+def run() -> tuple[optuna.Study, miha.Result]:
+    study = optuna.create_study(sampler=miha.MihaSampler(seed=1))
+    result = miha.optimize(study, model_fn, n_epochs=80, show_progress_bar=False)
+    return study, result
+
+
+@pytest.fixture(scope="module")
+def large() -> optuna.Study:
+    return simulated(147)
+
+
+def named(figure: Any, beginning: str) -> Any:
+    """The trace in the legend whose name begins so."""
+    found = [t for t in figure.data if (t.name or "").startswith(beginning)]
+    return next(t for t in found if t.showlegend is not False)
+
+
+# A real run.
+
+
+@pytest.mark.parametrize("plot", OF_A_STUDY)
+def test_a_real_run_is_drawn(plot: Any, run: tuple[optuna.Study, miha.Result]) -> None:
+    figure = plot(run[0])
+    assert isinstance(figure, go.Figure)
+    assert figure.data
+    figure.to_json()
+
+
+def test_schedule_is_that_of_the_result(run: tuple[optuna.Study, miha.Result]) -> None:
+    study, result = run
+    figure = plot_schedule(study)
+    names = [a.text for a in figure.layout.annotations if a.xanchor == "right" and a.xshift == -10]
+    assert names[0] == "lr"
+    assert set(names) == set(result.params)
+    lr = next(t for t in figure.data if t.type == "scatter")
+    assert lr.y[0] == result.schedule[0]["lr"]
+    before = [row for row in result.schedule if row["role"] != "final"]
+    drawn = [(x, y) for x, y in zip(lr.x, lr.y, strict=True) if x is not None]
+    for row in before:  # A step ends where its row does, unless it goes on at the same height.
+        steps = [y for x, y in drawn if x <= row["to_epoch"]]
+        assert steps[-1] in (row["lr"], *(later["lr"] for later in before))
+
+
+def test_learning_rate_rises_and_falls_along_a_cosine_to_zero() -> None:
+    study = simulated(1, n_final=10)
+    figure = plot_schedule(study)
+    lr = next(t for t in figure.data if t.type == "scatter")
+    base = study.trials[-1].params["lr"]
+    falling = [0.5 * (1 + np.cos(np.pi * k / 9)) for k in range(9)]
+    expected = [base * part for part in (1 / 3, *falling)]
+    assert list(lr.y[-20::2]) == pytest.approx(expected)
+    assert lr.x[-1] == study.trials[-1].user_attrs[attributes.END]
+
+
+def test_learning_rate_stays_where_the_plan_does_not_anneal() -> None:
+    study = simulated(1, n_final=10)
+    study.set_user_attr(attributes.PLAN, miha.Plan(anneal=None).asdict())
+    figure = plot_schedule(study)
+    bars = [t for t in figure.data if t.type == "bar"]
+    assert len(bars) >= len(figure.data) - 1
+    assert all(min(t.y) > 0 for t in figure.data if t.type == "scatter" and None not in t.y)
+
+
+# The tree.
+
+
+def test_every_segment_starts_where_its_parent_ended() -> None:
+    study = simulated(6)
+    record = read_record(study)
+    for segment in record.lineage:
+        epochs, values = record.course(segment)
+        parent = record.lineage.parent(segment)
+        if parent is not None:
+            assert (epochs[0], values[0]) == (parent.end, parent.scores[-1])
+        assert len(epochs) == len(segment.scores) + (parent is not None)
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_lineage_counts_what_became_of_every_segment(direction: str) -> None:
+    study = simulated(60, direction=direction)
+    figure = plot_lineage(study)
+    counts = {}
+    for trace in figure.data:
+        if trace.showlegend is not False and "(" in trace.name:
+            name, _, count = trace.name.rpartition(" (")
+            counts[name] = int(count.rstrip(")"))
+    states = [trial.state for trial in study.trials]
+    assert counts["pruned"] == states.count(TrialState.PRUNED)
+    assert counts["failed"] == states.count(TrialState.FAIL)
+    assert counts["branch, won"] == 60
+    assert sum(counts.values()) == len(states)
+    star = named(figure, "best")
+    assert star.y[0] == study.best_value
+    assert figure.layout.yaxis.type == ("log" if direction == "minimize" else "linear")
+
+
+def test_winners_are_thicker_than_losers() -> None:
+    figure = plot_lineage(simulated(10))
+    thin = [named(figure, f"{n}, lost").line.width for n in ("branch", "start-up race")]
+    names = ("branch, won", "start-up race, won", "trunk", "final")
+    assert max(thin) < min(named(figure, n).line.width for n in names)
+
+
+def test_what_the_final_phase_continues_has_won_though_it_was_not_the_fittest() -> None:
+    study = optuna.create_study()
+    study.add_trial(branch(0, 0, START, [2.0, 1.0]))
+    study.add_trial(branch(1, 1, START, [0.8, 0.3], mutation="no change"))
+    study.add_trial(branch(2, 1, START | {"lr": 0.2}, [0.2, 0.4], mutation="lr 0.1 -> 0.2"))
+    final = branch(3, 1, START | {"lr": 0.2}, [0.3, 0.2], branch=0)
+    final.user_attrs |= {attributes.ROLE: "final", attributes.PARENT: 2, attributes.BIRTH: 4}
+    final.intermediate_values = {5: 0.3, 6: 0.2}
+    study.add_trial(final)
+    assert [s.number for s in read_record(study).trunk] == [0, 2, 3]
+    assert named(plot_lineage(study), "branch, won").name == "branch, won (2)"
+    assert named(plot_training_history(study), "change won").name == "change won (1)"
+
+
+def test_a_child_of_averaged_weights_starts_from_their_value() -> None:
+    study = optuna.create_study()
+    parent = branch(0, 0, START, [2.0, 1.0])
+    parent.user_attrs[attributes.AVERAGED] = {"value": 0.9}
+    study.add_trial(parent)
+    study.add_trial(branch(1, 1, START, [0.8, 0.7]))
+    record = read_record(study)
+    assert record.course(record.lineage[1])[1] == [0.9, 0.8, 0.7]
+
+
+def test_a_branch_that_failed_at_once_is_marked_where_it_was_born() -> None:
+    study = simulated(40)
+    at_once = [
+        t for t in study.trials if t.state == TrialState.FAIL and not t.user_attrs["miha:trained"]
+    ]
+    assert at_once
+    marks = named(plot_lineage(study), "failed")
+    assert {t.user_attrs["miha:epoch"] for t in at_once} <= set(marks.x)
+
+
+@pytest.mark.parametrize("plot", OF_A_STUDY)
+def test_six_hundred_trials_need_no_more_traces_than_sixty(plot: Any, large: optuna.Study) -> None:
+    assert len(large.trials) == 598
+    assert len(plot(large).data) <= 40
+    assert len(plot(large).to_json()) < 2_000_000
+
+
+# Cycles.
+
+
+def test_phases_follow_each_other_without_gap(large: optuna.Study) -> None:
+    spans = phase_spans(read_record(large))
+    assert [label for label, *_ in spans[:3]] == ["race", "run-up", "cycle 1"]
+    assert spans[-1][0] == "final"
+    assert len(spans) == 147 + 3
+    assert spans[0][1] == 0
+    assert all(one[2] == other[1] for one, other in pairwise(spans))
+
+
+def test_history_is_the_trunks_own_epochs(run: tuple[optuna.Study, miha.Result]) -> None:
+    figure = plot_training_history(run[0])
+    trunk = read_record(run[0]).trunk
+    for name in ("validation", "training"):
+        assert list(named(figure, name).x) == list(range(1, trunk[-1].end + 1))
+    assert list(named(figure, "training").y) == [v for s in trunk for v in s.train_losses]
+
+
+def test_history_without_training_loss_has_one_panel() -> None:
+    study = optuna.create_study()
+    for trial in simulated(2).trials:
+        trial.user_attrs.pop(attributes.TRAIN_LOSS)
+        study.add_trial(trial)
+    figure = plot_training_history(study)
+    assert {t.name.split(" (")[0] for t in figure.data} <= {
+        "validation",
+        "control won",
+        "change won",
+    }
+    assert figure.layout.yaxis.domain == (0, 1)
+
+
+def test_labels_of_changes_keep_apart(large: optuna.Study) -> None:
+    figure = plot_training_history(large)
+    slanted = sorted(a.x for a in figure.layout.annotations if a.textangle == -45)
+    pixels = (1000 - 78 - 150) / figure.layout.xaxis.range[1]
+    assert len(slanted) > 10
+    assert min(np.diff(slanted)) * pixels >= 19
+
+
+# Gains.
+
+
+def branch(
+    number: int, cycle: int, params: dict[str, Any], scores: list[float], **more: Any
+) -> Any:
+    """A branch that was born at epoch 2, or the trunk itself (number 0)."""
+    birth = 2 if number else 0
+    state = more.get("state", TrialState.COMPLETE)
+    attrs = {
+        attributes.ROLE: "branch" if number else "trunk",
+        attributes.CYCLE: cycle,
+        attributes.BRANCH: more.get("branch", number),
+        attributes.PARENT: 0 if number else None,
+        attributes.BIRTH: birth,
+        attributes.TRAINED: len(scores),
+        attributes.MUTATION: more.get("mutation", ""),
+        attributes.FITNESS: -scores[-1],
+    }
+    choices = CategoricalDistribution(("adam", "sgd"))
+    space = {"lr": FloatDistribution(1e-5, 1.0, log=True), "optimizer": choices}
+    return create_trial(
+        state=state,
+        value=min(scores),
+        params=params,
+        distributions={name: space.get(name, FloatDistribution(0, 1)) for name in params},
+        intermediate_values=dict(enumerate(scores, start=birth + 1)),
+        user_attrs=attrs,
+    )
+
+
+START = {"lr": 0.1, "optimizer": "adam", "dropout.1": 0.1}
+
+
+def gains(figure: Any) -> dict[str, list[str]]:
+    """Hover texts of every kind."""
+    labels = [label.split("<br>")[0] for label in figure.layout.yaxis.ticktext]
+    found: dict[str, list[str]] = {label: [] for label in labels}
+    for trace in figure.data:
+        for y, text in zip(trace.y, trace.hovertext or (), strict=False):
+            found[labels[round(y)]].append(text)
+    return found
+
+
+def test_a_branch_is_compared_with_its_control_at_the_same_age() -> None:
+    study = optuna.create_study()
+    study.add_trial(branch(0, 0, START, [2.0, 1.0]))
+    study.add_trial(branch(1, 1, START, [0.8, 0.5], mutation="no change"))
+    study.add_trial(branch(2, 1, START | {"lr": 0.2}, [0.9, 0.4], mutation="lr 0.1 -> 0.2"))
+    study.add_trial(
+        branch(3, 1, START | {"dropout.1": 0.2}, [1.0], mutation="d", state=TrialState.PRUNED)
+    )
+    new = START | {"lr": 0.3, "optimizer": "sgd"}
+    study.add_trial(branch(4, 1, new, [0.8, 0.5], mutation="optimizer adam -> sgd"))
+    figure = plot_mutation_gains(study)
+    found = gains(figure)
+    assert found["lr"][0].endswith("gain over the control: 20 %")
+    assert found["dropout"][0].endswith("gain over the control: -25 %")
+    assert found["optimizer"][0].endswith("gain over the control: 0 %")
+    assert found["no change"] == []
+    assert "lr<br>1 won of 1" in figure.layout.yaxis.ticktext
+    assert "than the control (%)" in figure.layout.xaxis.title.text
+
+
+def test_without_control_a_branch_is_compared_with_its_parent() -> None:
+    study = optuna.create_study()
+    study.add_trial(branch(0, 0, START, [2.0, 1.0]))
+    study.add_trial(branch(1, 1, START | {"lr": 0.2}, [0.9, 0.4], mutation="lr 0.1 -> 0.2"))
+    both = START | {"lr": 0.2, "dropout.1": 0.3}
+    study.add_trial(branch(2, 1, both, [0.9, 1.1], mutation="by hand"))
+    figure = plot_mutation_gains(study)
+    assert gains(figure)["lr"][0].endswith("gain over the parent: 60 %")
+    assert gains(figure)["several at once"][0].endswith("gain over the parent: -10 %")
+    assert "than the parent (%)" in figure.layout.xaxis.title.text
+
+
+def test_what_is_maximized_gains_by_being_larger() -> None:
+    study = optuna.create_study(direction="maximize")
+    study.add_trial(branch(0, 0, START, [0.2, 0.5]))
+    study.add_trial(branch(1, 1, START | {"lr": 0.2}, [0.5, 0.75], mutation="lr 0.1 -> 0.2"))
+    found = gains(plot_mutation_gains(study))
+    assert "gain over the parent: 0.25" in found["lr"][0]
+
+
+def test_gains_count_every_branch(large: optuna.Study) -> None:
+    labels = plot_mutation_gains(large).layout.yaxis.ticktext
+    counts = [label.split("<br>")[1].split(" won of ") for label in labels]
+    assert sum(int(won) for won, _ in counts) == 147
+    assert sum(int(tried) for _, tried in counts) == 3 * 147
+
+
+def test_gains_of_a_run_without_branches_are_refused() -> None:
+    study = optuna.create_study()
+    study.add_trial(branch(0, 0, START, [2.0, 1.0]))
+    with pytest.raises(ValueError, match="finished a branch, got 1 segments and none"):
+        plot_mutation_gains(study)
+
+
+# What is asked of a study.
+
+
+@pytest.mark.parametrize("plot", OF_A_STUDY)
+def test_a_study_without_a_run_is_refused(plot: Any) -> None:
+    study = optuna.create_study(study_name="mine")
+    study.add_trial(create_trial(value=1.0))
+    with pytest.raises(ValueError, match=r"got 'mine' with 1 trials and none: call `optuna_miha"):
+        plot(study)
+    with pytest.raises(ValueError, match="must hold a run"):
+        plot(optuna.create_study(directions=["minimize", "maximize"]))
+    with pytest.raises(TypeError, match=r"must be an optuna\.Study, got Result"):
+        plot(type("Result", (), {})())
+
+
+def test_a_run_that_is_not_over_is_drawn() -> None:
+    study = optuna.create_study()
+    for trial in simulated(3).trials[:12]:
+        study.add_trial(trial)
+    study.ask()  # Still running.
+    for plot in OF_A_STUDY:
+        plot(study)
+
+
+def test_the_axis_says_what_is_monitored() -> None:
+    study = simulated(2, direction="maximize")
+    assert plot_lineage(study).layout.yaxis.title.text == "validation metric"
+    study.set_metric_names(["accuracy"])
+    assert plot_lineage(study).layout.yaxis.title.text == "validation accuracy"
+    figure = plot_training_history(study, target_name="R²")
+    assert figure.layout.yaxis.title.text == "R²"
+
+
+def test_text_of_the_study_is_shown_as_it_is() -> None:
+    study = optuna.create_study()
+    evil = "<b>$x$</b>&amp;"
+    name = f"{evil}.1"
+    study.add_trial(branch(0, 0, START | {name: 0.5}, [2.0, 1.0]))
+    study.add_trial(branch(1, 1, START | {name: 0.7}, [0.9, 0.4], mutation=f"{name} 0.5 -> 0.7"))
+    study.add_trial(branch(2, 1, START, [0.9, 0.6], mutation="no change"))
+    for plot in OF_A_STUDY:
+        figure = plot(study)
+        shown = str(figure.to_plotly_json())
+        assert evil not in shown
+        assert "&lt;b&gt;$x$&lt;/b&gt;&amp;amp;" in shown
+    assert plot_lineage(study, target_name="<i>").layout.yaxis.title.text == "&lt;i&gt;"
+
+
+# The look.
+
+
+def test_a_log_scale_has_few_round_ticks() -> None:
+    for low, high in [
+        (0.1, 0.9),
+        (1e-5, 1.0),
+        (0.011, 0.012),
+        (1.0, 1e30),
+        (3.0, 3.0),
+        (1, 1e308),
+    ]:
+        axis = scale(low, high, is_log=True)
+        assert 1 <= len(axis["tickvals"]) <= 7
+        assert axis["range"][0] < np.log10(low) <= np.log10(high) < axis["range"][1]
+    assert scale(0.1, 0.9, is_log=True)["ticktext"] == ["0.1", "0.15", "0.2", "0.3", "0.5", "0.7"]
+
+
+def test_an_axis_is_cut_only_where_few_values_take_half_of_it() -> None:
+    usual = [0.9 + 0.001 * k for k in range(100)]
+    assert value_scale([0.1, *usual], is_loss=False)["range"][0] > 0.85
+    assert value_scale([0.88, *usual], is_loss=False)["range"][0] < 0.88
+    assert value_scale([*usual, 2.0], is_loss=True)["range"][1] < 1.1
+    # A log scale has room for all of the trunk, though not for a branch that diverged.
+    decades = [10.0**-k for k in range(4)]
+    assert value_scale([*usual, *decades], [1e9], is_loss=True)["range"][1] < 1
+    assert value_scale([*usual, *decades, 1e9], is_loss=True)["range"][1] > 9
+
+
+def test_a_log_scale_is_for_positive_values_far_apart() -> None:
+    assert is_log_scale([0.1, 1.0])
+    assert not is_log_scale([0.4, 1.0])
+    assert not is_log_scale([0.0, 1.0])
+    assert not is_log_scale([])
+
+
+def test_numbers_are_brief() -> None:
+    values = [0.00001, 0.0005, 1 / 3, 1e7, 32, "relu", True]
+    assert [number(v) for v in values] == ["1e-5", "0.0005", "0.3333", "1e7", "32", "relu", "True"]
+
+
+def test_figures_need_plotly_only_when_they_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = simulated(1)
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    for plot in OF_A_STUDY:
+        with pytest.raises(ImportError, match="pip install plotly"):
+            plot(study)
+
+
+# Comparisons.
+
+
+def comparison() -> Comparison:
+    runs = [
+        Run(
+            method=method,
+            seed=seed,
+            n_epochs=100,
+            epochs=100,
+            seconds=1.0,
+            value=0.1,
+            test=None,
+            curve=((1, 2.0 + seed), (40, 0.5), (90, 0.1 * (1 + seed))),
+            trial_epochs=None,
+        )
+        for method in ("miha", "hyperband")
+        for seed in (0, 1)
+    ]
+    return Comparison(runs=tuple(runs))
+
+
+def test_only_a_comparison_is_drawn_as_one() -> None:
+    assert len(plot_comparison(comparison()).data) == 6
+    assert isinstance(plot_comparison(Comparison(runs=())), go.Figure)
+    with pytest.raises(TypeError, match=r"must be an optuna_miha\.Comparison, got list"):
+        plot_comparison([])  # type: ignore[arg-type]
+
+
+# Pictures.
+
+
+def share_of_ink(path: Path) -> float:
+    """The share of pixels that are not white."""
+    return float((imread(path)[..., :3].min(axis=2) < 0.9).mean())
+
+
+@pytest.mark.parametrize("plot", OF_A_STUDY)
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_a_picture_is_not_blank_and_has_the_figures_size(
+    plot: Any, direction: str, tmp_path: Path
+) -> None:
+    figure = plot(simulated(8, direction=direction))
+    write_picture(figure, tmp_path / "a.png", scale=1)
+    height, width = imread(tmp_path / "a.png").shape[:2]
+    assert (width, height) == (1000, figure.layout.height)
+    assert share_of_ink(tmp_path / "a.png") > 0.005
+    write_picture(figure, tmp_path / "a.svg")
+    svg = (tmp_path / "a.svg").read_text("utf-8")
+    assert svg.count("<path") > 20
+    write_picture(figure, str(tmp_path / "a.PDF"))
+    assert (tmp_path / "a.PDF").read_bytes().startswith(b"%PDF")
+
+
+def test_a_comparison_becomes_a_picture(tmp_path: Path) -> None:
+    write_picture(plot_comparison(comparison()), tmp_path / "a.png")
+    assert imread(tmp_path / "a.png").shape[1] == 2000
+    assert share_of_ink(tmp_path / "a.png") > 0.01
+
+
+def test_a_picture_has_the_colours_of_its_figure(tmp_path: Path) -> None:
+    figure = plot_lineage(simulated(8))
+    write_picture(figure, tmp_path / "a.png", scale=1)
+    pixels = imread(tmp_path / "a.png")[..., :3]
+    for name in ("trunk", "final phase", "branch, won", "start-up race, won"):
+        colour = named(figure, name).line.color
+        rgb = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        assert (abs(pixels - rgb).max(axis=2) < 0.02).sum() > 30, name
+
+
+def test_the_same_figure_gives_the_same_file(tmp_path: Path) -> None:
+    figure = plot_schedule(simulated(3))
+    for suffix in ("svg", "png", "pdf"):
+        for name in ("a", "b"):
+            write_picture(figure, tmp_path / f"{name}.{suffix}")
+        one, other = (tmp_path / f"{name}.{suffix}" for name in ("a", "b"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_picture_shows_dollar_signs_and_brackets(tmp_path: Path) -> None:
+    study = simulated(2)
+    write_picture(plot_lineage(study, target_name="$<x>$ & $y"), tmp_path / "a.svg")
+    write_picture(plot_lineage(study), tmp_path / "b.svg")
+    one, other = ((tmp_path / f"{n}.svg").read_text("utf-8") for n in "ab")
+    assert one != other
+    assert "&lt;x&gt;" not in plot_lineage(study).to_json()
+    assert escape("<x>") in plot_lineage(study, target_name="<x>").layout.yaxis.title.text
+
+
+def test_what_cannot_become_a_picture_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = plot_lineage(simulated(1))
+    with pytest.raises(ValueError, match=r"must end in \.pdf, \.png, \.svg, got .*html"):
+        write_picture(figure, tmp_path / "a.html")
+    with pytest.raises(ValueError, match="`scale` must be positive, got 0"):
+        write_picture(figure, tmp_path / "a.png", scale=0)
+    with pytest.raises(TypeError, match="must be a plotly figure, got Study"):
+        write_picture(simulated(1), tmp_path / "a.png")
+    with pytest.raises(TypeError, match="got traces of type box"):
+        write_picture(go.Figure(go.Box(y=[1, 2])), tmp_path / "a.png")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        write_picture(figure, tmp_path / "a.png")
+
+
+# The package.
+
+
+def test_all_figures_are_documented() -> None:
+    assert visualization.__all__ == sorted(visualization.__all__)
+    public = {n for n in vars(visualization) if not n.startswith("_")}
+    assert public == set(visualization.__all__)
+    reference = (Path(__file__).parents[2] / "docs" / "api.rst").read_text("utf-8")
+    for name in visualization.__all__:
+        assert getattr(visualization, name).__doc__
+        assert f".. autofunction:: {name}\n" in reference
