@@ -1,4 +1,4 @@
-"""Tables and figures of the article's experiments, from the rows of their runs."""
+"""Tables and figures of the article's experiments, made from the rows of ``raw.jsonl``."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from optuna_miha._results.significance import mean, sign_flip_p
 
 OURS, FIXED, LINEAR = "miha", "no-search", "linear-output"
 
-# Okabe and Ito's palette, which can be told apart with any colour vision.
+# Okabe and Ito's palette, which is safe for colour-blind readers.
 STYLES: Mapping[str, tuple[str, str, str]] = {
     OURS: ("optuna_miha", "#D55E00", "-"),
     "miha-classic": ("the published loop", "#E69F00", "--"),
-    "tpe-median": ("TPE and median pruner", "#0072B2", "-"),
-    "hyperband": ("TPE and Hyperband", "#56B4E9", "--"),
+    "tpe-median": ("TPE, median pruner", "#0072B2", "-"),
+    "hyperband": ("TPE, Hyperband", "#56B4E9", "--"),
     FIXED: ("initial configuration", "#000000", "-"),
     "no-search-cosine": ("initial configuration, cosine", "#999999", "--"),
-    LINEAR: ("the same with linear output", "#009E73", "--"),
+    LINEAR: ("initial configuration, linear output", "#009E73", "--"),
 }
-"""Name in words, colour and line of each method, in the order of the tables."""
+"""Displayed name, colour and line style of each method, in the order of the tables."""
 
 _RUN = tuple(Run.__dataclass_fields__)
 
 
 def write_report(rows: Sequence[Row], source: str, docs: Path) -> str:
-    """Write ``docs/_article_tables.inc`` and two figures under ``docs/_static``.
+    """Write ``docs/_article_tables.inc`` and ``docs/_static/article.png``.
 
     Args:
-        rows: Of ``raw.jsonl``.
-        source: Name of their folder.
-        docs: Where to write.
+        rows: The rows of ``raw.jsonl``.
+        source: Name of the folder that the rows come from.
+        docs: The folder ``docs``.
 
     Returns:
-        The tables.
+        The text of the tables.
     """
     tables: list[str] = []
     of = {name: [row for row in rows if row["experiment"] == name] for name in ("mnist", "gaps")}
@@ -77,12 +77,17 @@ def mnist_table(rows: Sequence[Row]) -> list[str]:
                 f"{row['epochs']:g}",
             ]
         )
-    header = ["method", "seeds", "test accuracy", "minus ours", "test loss", "epochs"]
-    return _table("MNIST, 784-400-10, 8,000 + 2,000 objects, 10,000 test objects", header, cells)
+    header = ["method", "seeds", "test accuracy", "difference", "test loss", "epochs"]
+    return _table(
+        "MNIST, 784-400-10: 8,000 training, 2,000 validation and 10,000 test samples. The "
+        "difference is to optuna_miha.",
+        header,
+        cells,
+    )
 
 
 def gaps_tables(rows: Sequence[Row]) -> list[str]:
-    """Mean squared errors, their ratios by group of seeds, and what changed the output."""
+    """Mean squared errors, ratios by group of seeds, and what changed the output activation."""
     groups = {
         "alive at the start": [row for row in rows if not row["dead"]],
         "dead at the start": [row for row in rows if row["dead"]],
@@ -107,19 +112,27 @@ def gaps_tables(rows: Sequence[Row]) -> list[str]:
                 ]
                 compared.append(row)
     lines = _table(
-        "Gap filling: mean squared error on test fields (returning the mean gives 0.0277)",
+        "Gap filling: mean squared error on test fields. Predicting the mean gives 0.0277.",
         ["seeds", "method", "n", "median (lowest..highest)"],
         errors,
     )
     lines += _table(
-        "Gap filling: our error divided by that of another method from the same start; medians "
-        "(lowest..highest), and the geometric mean",
-        ["seeds", "divided by", "n", "validation, median", "test, median", "test, mean", "p"],
+        "Gap filling: error of optuna_miha divided by that of another method with the same seed. "
+        "Medians (lowest..highest), and the geometric mean.",
+        [
+            "seeds",
+            "divided by",
+            "n",
+            "validation, median",
+            "test, median",
+            "test, geometric mean",
+            "p",
+        ],
         compared,
     )
     return lines + _table(
-        "Gap filling: the segment of our run in which the output ceased to be ReLU",
-        ["seeds", "segment", "new output: seeds"],
+        "Gap filling: the segment of the optuna_miha run that replaced the ReLU at the output",
+        ["seeds", "segment", "new activation: number of seeds"],
         [
             [group, segment, ", ".join(f"{output}: {n}" for output, n in counts.most_common())]
             for group in list(groups)[:2]
@@ -129,10 +142,10 @@ def gaps_tables(rows: Sequence[Row]) -> list[str]:
 
 
 def draw(mnist: Sequence[Row], gaps: Sequence[Row], path: Path) -> None:
-    """Best validation error so far over the epochs spent: a panel for each group of runs.
+    """Plot the best validation error so far over the epochs spent, one panel per group of runs.
 
-    A line is the median over seeds, the band of our method and of the initial configuration
-    spans the quartiles.
+    A line is the median over seeds. The bands of optuna_miha and of the initial configuration
+    span the quartiles.
     """
     import matplotlib
 
@@ -162,7 +175,7 @@ def draw(mnist: Sequence[Row], gaps: Sequence[Row], path: Path) -> None:
                 axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set(title=title, xlabel="epochs spent", yscale="log")
         axes.set_ylabel("validation error, %" if is_accuracy else "validation loss")
-        if is_accuracy:  # The first epochs of every method would hide the rest.
+        if is_accuracy:  # The large errors of the first epochs would hide the rest.
             axes.set_ylim(top=8)
         axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
         axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
@@ -180,7 +193,7 @@ def _run(row: Row) -> Run:
 
 
 def _present(rows: Iterable[Row]) -> list[str]:
-    """The methods that there are, in the order of the tables."""
+    """The methods that have rows, in the order of the tables."""
     methods = {row["method"] for row in rows}
     return [method for method in STYLES if method in methods]
 
@@ -198,13 +211,13 @@ def _by_seed(rows: Iterable[Row], method: str, figure: Callable[[Row], float]) -
 
 
 def _ratios(rows: Sequence[Row], reference: str, figure: Callable[[Row], float]) -> list[float]:
-    """Ours divided by the reference, over the seeds that both have."""
+    """The value of optuna_miha divided by that of the reference, for every common seed."""
     ours, theirs = (_by_seed(rows, method, figure) for method in (OURS, reference))
     return [ours[seed] / theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
 
 
 def _changes(rows: Iterable[Row]) -> dict[str, Counter[str]]:
-    """How often each output came up in each kind of segment."""
+    """How often each output activation appeared first, by kind of segment."""
     found: dict[str, Counter[str]] = {}
     for row in rows:
         if row["method"] == OURS:
@@ -216,7 +229,7 @@ def _changes(rows: Iterable[Row]) -> dict[str, Counter[str]]:
 
 
 def _steps(curve: Sequence[tuple[int, float]], end: int) -> list[float]:
-    """The best value so far after each epoch from the first to ``end``."""
+    """The best value so far after each of the epochs 1 to ``end``."""
     found = {int(epoch): float(value) for epoch, value in curve}
     values, last = [], math.nan
     for epoch in range(1, end + 1):
@@ -226,7 +239,7 @@ def _steps(curve: Sequence[tuple[int, float]], end: int) -> list[float]:
 
 
 def _quantile(curves: Sequence[Sequence[float]], q: float) -> list[float]:
-    """Of all curves at each epoch; NaN where one has no value yet."""
+    """A quantile over all curves at each epoch; NaN where a curve has no value yet."""
     import numpy as np
 
     return [float(value) for value in np.quantile(np.array(curves), q, axis=0)]
@@ -243,7 +256,7 @@ def _median(values: Iterable[float], digits: int) -> str:
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A list-table of reStructuredText; nothing where there are no rows yet."""
+    """A ``list-table`` directive; empty if there are no rows yet."""
     if not rows:
         return []
     lines = [f".. list-table:: {title}", "   :header-rows: 1", ""]

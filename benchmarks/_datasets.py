@@ -1,7 +1,7 @@
 """Data of the quality benchmark: generated, or bundled with scikit-learn.
 
-Every function takes a seed, which decides what is generated and how it is split, and returns
-tensors whose first axis is objects. Statistics for standardising are those of training objects.
+Every function takes a seed, which determines the generated data and the split, and returns
+tensors whose first axis is samples. Standardisation uses the statistics of the training samples.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
 N_TEST = 4000
-"""Test objects of generated data: enough that the test loss is nearly the expected one."""
+"""Test samples of generated data: enough for the test loss to be close to the expected loss."""
 
 MOTIF_LENGTH = 16
 SERIES_LENGTH = 64
 N_TOKENS = 6
-"""Tokens of the counting task, and also its classes: counts from 5 on are one class."""
+"""Number of tokens of the counting task, and of its classes: counts of 5 or more share one."""
 COUNTING_LENGTH = 12
 ADDING_LENGTH = 12
 FIELD_SIZE = 16
@@ -31,12 +31,12 @@ FIELD_SIZE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """Inputs and targets, in three parts without a common object.
+    """Inputs and targets, in three disjoint parts.
 
     Args:
-        train: What is trained on.
-        valid: What everything is selected by.
-        test: What is looked at once, in the end.
+        train: Training data.
+        valid: Validation data, by which everything is selected.
+        test: Test data, evaluated once at the end.
     """
 
     train: Pair
@@ -45,7 +45,7 @@ class Splits:
 
 
 def clusters(seed: int) -> Splits:
-    """Four classes in 20 dimensions, 8 of them informative; a tenth of the labels is random."""
+    """Four classes in 20 dimensions, 8 of them informative; 10 % of the labels are random."""
     x, y = datasets.make_classification(
         n_samples=800 + 400 + N_TEST,
         n_features=20,
@@ -60,25 +60,25 @@ def clusters(seed: int) -> Splits:
 
 
 def breast_cancer(seed: int) -> Splits:
-    """569 tumours, 30 features, 2 classes; only 80 of them validate."""
+    """569 tumours, 30 features, 2 classes; only 80 validation samples."""
     x, y = datasets.load_breast_cancer(return_X_y=True)
     return _classification(x, y, seed, n_train=250, n_valid=80)
 
 
 def diabetes(seed: int) -> Splits:
-    """442 patients, 10 features, the progress of the disease."""
+    """442 patients, 10 features; the target is the progression of the disease."""
     x, y = datasets.load_diabetes(return_X_y=True)
     return _regression(x, y, seed, n_train=220, n_valid=90)
 
 
 def friedman1(seed: int) -> Splits:
-    """``10 sin(pi x0 x1) + 20 (x2 - .5)^2 + 10 x3 + 5 x4`` of 10 features, unit noise."""
+    """``10 sin(pi x0 x1) + 20 (x2 - .5)^2 + 10 x3 + 5 x4`` with 10 features and unit noise."""
     x, y = datasets.make_friedman1(500 + 250 + N_TEST, n_features=10, noise=1.0, random_state=seed)
     return _regression(x, y, seed, n_train=500, n_valid=250)
 
 
 def noisy_regression(seed: int) -> Splits:
-    """Friedman's second function, and heavy-tailed noise of about as much variance as it has."""
+    """Friedman's second function plus heavy-tailed noise of about the same variance."""
     x, y = datasets.make_friedman2(500 + 250 + N_TEST, random_state=seed)
     noise = np.random.default_rng(seed).standard_t(5, len(y))
     # Student's t with 5 degrees of freedom has a variance of 5/3.
@@ -87,48 +87,48 @@ def noisy_regression(seed: int) -> Splits:
 
 
 def digits(seed: int) -> Splits:
-    """1,797 digits of 8x8 pixels in [0, 1]: ``(n_objects, 1, 8, 8)``."""
+    """1,797 digits of 8x8 pixels in [0, 1]: ``(n_samples, 1, 8, 8)``."""
     x, y = datasets.load_digits(return_X_y=True)
     images = torch.as_tensor(x / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
     return _split(images, torch.as_tensor(y), seed, n_train=600, n_valid=300)
 
 
 def motifs(seed: int) -> Splits:
-    """Noisy series that hold one of six short motifs somewhere: ``(n_objects, 1, 64)``."""
+    """Noisy series ``(n_samples, 1, 64)`` that contain one of six short motifs."""
     generator = torch.Generator().manual_seed(seed)
-    n_objects = 600 + 300 + N_TEST
-    classes = torch.randint(6, (n_objects,), generator=generator)
-    starts = torch.randint(SERIES_LENGTH - MOTIF_LENGTH, (n_objects, 1), generator=generator)
-    strengths = 1 + 0.5 * torch.rand(n_objects, 1, generator=generator)
-    drift = torch.randn(n_objects, 1, generator=generator) * torch.linspace(-1, 1, SERIES_LENGTH)
-    series = drift + 0.6 * torch.randn(n_objects, SERIES_LENGTH, generator=generator)
+    n_samples = 600 + 300 + N_TEST
+    classes = torch.randint(6, (n_samples,), generator=generator)
+    starts = torch.randint(SERIES_LENGTH - MOTIF_LENGTH, (n_samples, 1), generator=generator)
+    strengths = 1 + 0.5 * torch.rand(n_samples, 1, generator=generator)
+    drift = torch.randn(n_samples, 1, generator=generator) * torch.linspace(-1, 1, SERIES_LENGTH)
+    series = drift + 0.6 * torch.randn(n_samples, SERIES_LENGTH, generator=generator)
     places = starts + torch.arange(MOTIF_LENGTH)
     series = series.scatter_add(1, places, strengths * _motifs()[classes])
     return _split(series.unsqueeze(1), classes, seed, n_train=600, n_valid=300)
 
 
 def adding(seed: int) -> Splits:
-    """The adding problem: the sum of the two marked values, from ``(n_objects, 12, 2)``.
+    """The adding problem: predict the sum of the two marked values of ``(n_samples, 12, 2)``.
 
-    The sum is measured with an error of a standard deviation of 0.1, so that there is a least
-    loss, as there is in practice.
+    The target has measurement noise with a standard deviation of 0.1, so that the loss has a
+    positive lower bound, as in practice.
 
     Reference:
         S. Hochreiter and J. Schmidhuber, *Long short-term memory*, 1997, section 5.4.
     """
     generator = torch.Generator().manual_seed(seed)
-    n_objects = 400 + 200 + N_TEST
-    values = 2 * torch.rand(n_objects, ADDING_LENGTH, generator=generator) - 1
-    marked = torch.rand(n_objects, ADDING_LENGTH, generator=generator).argsort(1)[:, :2]
+    n_samples = 400 + 200 + N_TEST
+    values = 2 * torch.rand(n_samples, ADDING_LENGTH, generator=generator) - 1
+    marked = torch.rand(n_samples, ADDING_LENGTH, generator=generator).argsort(1)[:, :2]
     marks = torch.zeros_like(values).scatter(1, marked, 1.0)
     sums = (values * marks).sum(1, keepdim=True)
-    sums += 0.1 * torch.randn(n_objects, 1, generator=generator)
+    sums += 0.1 * torch.randn(n_samples, 1, generator=generator)
     splits = _split(torch.stack([values, marks], 2), sums, seed, n_train=400, n_valid=200)
     return _standardised_targets(splits)
 
 
 def counting(seed: int) -> Splits:
-    """How often the first of 12 tokens comes again, five or more times being one class."""
+    """How often the first of 12 tokens reappears; five or more times are one class."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(N_TOKENS, (500 + 250 + N_TEST, COUNTING_LENGTH), generator=generator)
     counts = (tokens[:, 1:] == tokens[:, :1]).sum(1).clamp(max=N_TOKENS - 1)
@@ -136,20 +136,20 @@ def counting(seed: int) -> Splits:
 
 
 def gaps(seed: int) -> Splits:
-    """Smooth fields on a gradient, about a third of them hidden.
+    """Smooth fields on a gradient, about a third of whose pixels are hidden.
 
     Returns:
-        Inputs (field without what is hidden, and where that is) and targets (field, and where
-        it was hidden), both ``(n_objects, 2, 16, 16)``.
+        Inputs (field with hidden pixels set to 0, and mask) and targets (whole field, and mask),
+        both ``(n_samples, 2, 16, 16)``. The mask is 1 where a pixel is hidden.
     """
     generator = torch.Generator().manual_seed(seed)
-    n_objects = 300 + 150 + 1000
-    season = 2 * math.pi * torch.rand(n_objects, 1, 1, generator=generator)
+    n_samples = 300 + 150 + 1000
+    season = 2 * math.pi * torch.rand(n_samples, 1, 1, generator=generator)
     slope = torch.cos(season) * torch.linspace(-1.5, 1.5, FIELD_SIZE)[:, None]
-    fields = _smooth_noise(n_objects, 1.5, generator) + slope
+    fields = _smooth_noise(n_samples, 1.5, generator) + slope
     fields = (fields - fields.mean()) / fields.std()
-    hidden = (_smooth_noise(n_objects, 2.0, generator) > 0.4).float()
-    hidden[:, FIELD_SIZE // 2, FIELD_SIZE // 2] = 1.0  # Something to restore in every field.
+    hidden = (_smooth_noise(n_samples, 2.0, generator) > 0.4).float()
+    hidden[:, FIELD_SIZE // 2, FIELD_SIZE // 2] = 1.0  # At least one hidden pixel in every field.
     seen = torch.stack([fields * (1 - hidden), hidden], 1)
     whole = torch.stack([fields, hidden], 1)
     return _split(seen, whole, seed, n_train=300, n_valid=150)
@@ -168,7 +168,7 @@ def _regression(x: Any, y: Any, seed: int, *, n_train: int, n_valid: int) -> Spl
 
 
 def _split(x: Tensor, y: Tensor, seed: int, *, n_train: int, n_valid: int) -> Splits:
-    """The first ``n_train`` and ``n_valid`` objects of a permutation; the rest is for testing."""
+    """Split a permutation into ``n_train``, ``n_valid`` and the remaining, test samples."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     train, valid, test = torch.split(order, [n_train, n_valid, len(x) - n_train - n_valid])
     return Splits(train=(x[train], y[train]), valid=(x[valid], y[valid]), test=(x[test], y[test]))
@@ -187,7 +187,7 @@ def _standardised_targets(splits: Splits) -> Splits:
 
 
 def _motifs() -> Tensor:
-    """Six motifs that differ in shape but hardly in energy: ``(6, 16)``."""
+    """Six motifs ``(6, 16)`` of different shapes and equal energy."""
     time = torch.linspace(0, 1, MOTIF_LENGTH)
     window = torch.sin(math.pi * time)
     rising = torch.sin(2 * math.pi * (time + 2 * time**2))
@@ -197,9 +197,9 @@ def _motifs() -> Tensor:
     return motifs / motifs.square().mean(1, keepdim=True).sqrt()
 
 
-def _smooth_noise(n_objects: int, length: float, generator: torch.Generator) -> Tensor:
+def _smooth_noise(n_samples: int, length: float, generator: torch.Generator) -> Tensor:
     """Gaussian random fields of the given correlation length, in pixels; mean 0, variance 1."""
-    noise = torch.randn(n_objects, FIELD_SIZE, FIELD_SIZE, generator=generator)
+    noise = torch.randn(n_samples, FIELD_SIZE, FIELD_SIZE, generator=generator)
     kx, ky = torch.fft.rfftfreq(FIELD_SIZE), torch.fft.fftfreq(FIELD_SIZE)[:, None]
     spectrum = torch.exp(-0.5 * (2 * math.pi * length) ** 2 * (kx**2 + ky**2))
     field = torch.fft.irfft2(torch.fft.rfft2(noise) * spectrum, s=(FIELD_SIZE, FIELD_SIZE))

@@ -1,4 +1,4 @@
-"""Rows of results, and the figures that are made of them."""
+"""Rows of results, and the statistics computed from them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def newest(results: Path, name: str) -> Path:
-    """The newest folder of a benchmark, by the date that its name begins with.
+    """The newest result folder of a benchmark, by the date at the start of its name.
 
     Raises:
-        LookupError: If there is none.
+        LookupError: If there is no such folder.
     """
     folders = sorted(path.parent for path in results.glob(f"*_{name}_*/raw.jsonl"))
     if not folders:
@@ -27,7 +27,7 @@ def newest(results: Path, name: str) -> Path:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """What :meth:`Benchmark.run` wrote."""
+    """Read the rows that :meth:`Benchmark.run` wrote; empty if there is no file."""
     path = folder / "raw.jsonl"
     if not path.exists():
         return []
@@ -36,10 +36,10 @@ def read_rows(folder: Path) -> list[Row]:
 
 @dataclass(frozen=True)
 class Spread:
-    """Some values of one figure.
+    """The values of one measurement over the repeats.
 
     Args:
-        values: At least one.
+        values: At least one value.
     """
 
     values: tuple[float, ...]
@@ -50,7 +50,7 @@ class Spread:
         return statistics.median(self.values)
 
     def text(self, digits: int) -> str:
-        """``1.05 (1.02..1.09)``; the median alone where there is but one value."""
+        """``1.05 (1.02..1.09)``, or only the median if there is one value."""
         if len(self.values) == 1:
             return f"{self.median:.{digits}f}"
         low, high = min(self.values), max(self.values)
@@ -58,10 +58,10 @@ class Spread:
 
 
 def chosen(rows: Iterable[Row], **labels: Any) -> dict[int, Row]:
-    """The rows that have these labels, by repeat.
+    """The rows with these labels, by repeat.
 
     Raises:
-        LookupError: If there is none.
+        LookupError: If there is no such row.
     """
     found = {
         row["repeat"]: row
@@ -74,17 +74,17 @@ def chosen(rows: Iterable[Row], **labels: Any) -> dict[int, Row]:
 
 
 def figures(rows: Mapping[int, Row], figure: Callable[[Row], float]) -> Spread:
-    """One figure over the repeats."""
+    """One measurement over the repeats."""
     return Spread(tuple(figure(row) for row in rows.values()))
 
 
 def ratios(
     rows: Mapping[int, Row], reference: Mapping[int, Row], figure: Callable[[Row], float]
 ) -> Spread:
-    """One figure against that of ``reference`` in the same repeat.
+    """One measurement divided by that of ``reference`` in the same repeat.
 
     Raises:
-        LookupError: If no repeat has both, as may be after an interruption.
+        LookupError: If no repeat has both, for example after an interruption.
     """
     both = sorted(rows.keys() & reference.keys())
     if not both:
@@ -96,7 +96,7 @@ def with_block(text: str, name: str, body: str) -> str:
     """``text`` with ``body`` between the marks ``<!-- name:begin -->`` and ``<!-- name:end -->``.
 
     Raises:
-        LookupError: If the marks are not there.
+        LookupError: If ``text`` lacks the marks.
     """
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     before, has_begin, rest = text.partition(begin)

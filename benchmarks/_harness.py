@@ -1,8 +1,8 @@
-"""What the benchmarks share: options, processes and interleaved repeats.
+"""What the speed benchmarks share: options, processes and interleaved repeats.
 
-A script names its functions; each is called with the options of a case, in a process of its own,
-and returns the figures of one row. Nothing heavy is imported here, so that the start-up of a
-variant holds its own imports alone.
+A script registers its functions. Each is called with the options of a case, in its own process,
+and returns the measurements of one row. This module imports nothing heavy, so that the start-up
+time of a variant contains only the imports of that variant.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from _memory import peak_memory
 Function: TypeAlias = Callable[..., Row]
 
 STARTED = "BENCHMARK_STARTED"
-"""The environment variable that tells a child when it was started, as :func:`time.time` has it."""
+"""Environment variable with the start time of a child process, as :func:`time.time` returns it."""
 _PACKAGES = ("torch", "optuna", "sqlalchemy", "numpy", "optuna-miha")
 
 
@@ -39,10 +39,10 @@ class Case:
 
     Args:
         function: Name of the script's function that measures it.
-        labels: What its rows say besides figures, for instance the variant.
-        options: Arguments of the function; JSON.
-        apart: Whether it needs a process of its own even in a quick run.
-        memory: Whether to sample the memory of its processes, too, which disturbs its times.
+        labels: What identifies its rows, for example the variant.
+        options: Arguments of the function, JSON-serializable.
+        apart: Whether to use a separate process even in a quick run.
+        memory: Whether to sample the memory of its processes as well, which disturbs the timing.
     """
 
     function: str
@@ -53,13 +53,13 @@ class Case:
 
 
 class Benchmark:
-    """A script's command line and its runs.
+    """The command line and the runs of a script.
 
     Args:
-        script: Its ``__file__``.
-        description: Its docstring.
-        functions: What measures, by name.
-        repeats: How often everything is measured, unless the command line says otherwise.
+        script: ``__file__`` of the script.
+        description: Docstring of the script.
+        functions: The functions that measure, by name.
+        repeats: Default of ``--repeats``, the number of times that each case is measured.
     """
 
     def __init__(
@@ -83,17 +83,17 @@ class Benchmark:
             "--repeats", type=int, default=repeats, help="default %(default)s"
         )
         self.parser.add_argument(
-            "--more", action="store_true", help="add repeats to the results that are there"
+            "--more", action="store_true", help="add repeats to the existing results"
         )
         self.parser.add_argument(
             "--quick",
             action="store_true",
-            help="smallest sizes, once, mostly in one process: whether it runs, not how fast",
+            help="smoke test: smallest sizes, once, mostly in one process",
         )
         self.parser.add_argument("--child", help=argparse.SUPPRESS)
 
     def parse(self) -> argparse.Namespace:
-        """Read the command line, and prepare the folder; a child measures and ends here."""
+        """Parse the command line and prepare the folder; a child process measures and exits."""
         args = self.parser.parse_args()
         if args.child is not None:
             call = json.loads(args.child)
@@ -101,7 +101,7 @@ class Benchmark:
             sys.exit()
         if args.quick:
             args.repeats = 1
-            # Figures that mean nothing stay out of the results.
+            # Meaningless measurements stay out of the results.
             args.out = args.out or Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
         args.out = args.out or RESULTS / _folder_name(self.name)
         args.out.mkdir(parents=True, exist_ok=True)
@@ -110,10 +110,10 @@ class Benchmark:
         return args
 
     def run(self, cases: Sequence[Case], args: argparse.Namespace) -> list[Row]:
-        """Measure all cases, as often as asked for, and write ``raw.jsonl`` row by row.
+        """Measure all cases ``--repeats`` times and write ``raw.jsonl`` row by row.
 
         Returns:
-            The rows of the file, with ``--more`` those of earlier calls included.
+            The rows of the file; with ``--more``, including those of earlier calls.
         """
         rows = read_rows(args.out) if args.more else []
         first = 1 + max((row["repeat"] for row in rows), default=-1)
@@ -127,7 +127,7 @@ class Benchmark:
         return rows
 
     def measure(self, case: Case, *, quick: bool) -> Row:
-        """The figures of one case."""
+        """Measure one case."""
         if quick and not case.apart:
             return self._functions[case.function](**case.options)
         call = {"function": case.function, "options": case.options}
@@ -147,14 +147,14 @@ class Benchmark:
 
 
 def interleaved(cases: Sequence[Case], first: int, n_repeats: int) -> Iterator[tuple[int, Case]]:
-    """Every case once per repeat, each repeat beginning with another one.
+    """Yield every case once per repeat; each repeat begins with a different case.
 
-    So that a machine that is slower for a while slows all variants alike.
+    A machine that is slower for a while then slows all variants alike.
 
     Args:
         cases: The cases.
-        first: Number of the first repeat.
-        n_repeats: How many.
+        first: Index of the first repeat.
+        n_repeats: Number of repeats.
     """
     for repeat in range(first, first + n_repeats):
         start = repeat % len(cases)
@@ -164,7 +164,7 @@ def interleaved(cases: Sequence[Case], first: int, n_repeats: int) -> Iterator[t
 
 @contextmanager
 def stopwatch() -> Iterator[Row]:
-    """Seconds of the block, as ``wall_s`` and ``cpu_s`` of this process."""
+    """Measure the seconds of the block as ``wall_s`` and ``cpu_s`` of this process."""
     row: Row = {}
     wall, cpu = time.perf_counter(), time.process_time()
     yield row
@@ -173,7 +173,7 @@ def stopwatch() -> Iterator[Row]:
 
 
 def environment() -> Row:
-    """The machine and the versions."""
+    """The machine and the versions of the packages."""
     return {
         "platform": platform.platform(),
         "cpu": _cpu_model(),
@@ -185,7 +185,7 @@ def environment() -> Row:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` so that it can be read by people, too."""
+    """Write ``value`` as indented JSON."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 

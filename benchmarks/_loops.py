@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 _EVALUATION_BATCH_SIZE = 512
 _EMA_DECAY = 0.6
-"""As optuna_miha has them by default."""
+"""The defaults of optuna_miha."""
 
 
 def epochs_by_dataloader(
     problem: Problem, train: Pair, valid: Pair, n_epochs: int
 ) -> Iterator[None]:
-    """What most users write: a ``DataLoader``, Adam as it comes, ``.item()`` at every step.
+    """A common loop: a ``DataLoader``, Adam with its defaults, ``.item()`` at every step.
 
     Yields:
         After each epoch.
@@ -56,18 +56,18 @@ def epochs_by_hand(
     path: Path | None = None,
     seconds: list[float] | None = None,
 ) -> Iterator[None]:
-    """What an expert writes for tensors in memory, with as much done as optuna_miha does.
+    """A tuned loop for tensors in memory that does the same work as optuna_miha.
 
-    One gather per epoch, fused Adam, no wait for the loss at any step; validation of the weights
-    and of their moving average; checkpoints in even intervals.
+    It gathers once per epoch, uses fused Adam, does not synchronize on the loss at every step,
+    validates the weights and their moving average, and writes checkpoints at even intervals.
 
     Args:
         problem: The network.
         train: Training data.
         valid: Validation data.
         n_epochs: Epochs to train.
-        n_checkpoints: How many to write.
-        path: Where, one over the other.
+        n_checkpoints: Number of checkpoints to write.
+        path: File of the checkpoints; each overwrites the one before.
         seconds: Filled with the seconds that each checkpoint took.
 
     Yields:
@@ -104,18 +104,18 @@ def epochs_by_hand(
 
 
 def train_by_hand(problem: Problem, train: Pair, valid: Pair, n_epochs: int) -> None:
-    """The tuned loop without checkpoints, at one go."""
+    """Run the tuned loop without checkpoints."""
     for _ in epochs_by_hand(problem, train, valid, n_epochs):
         pass
 
 
 class Turns:
-    """The tuned loop, an epoch at a time, in turns with what is measured beside it.
+    """The tuned loop, run one epoch at a time in alternation with the measured variant.
 
-    Both then have the same seconds of a shared machine; what they take is told apart by the clock.
+    A change in the speed of the machine then affects both. The time of each is counted separately.
 
     Args:
-        epochs: The loop.
+        epochs: The tuned loop.
     """
 
     def __init__(self, epochs: Iterator[None]) -> None:
@@ -124,7 +124,7 @@ class Turns:
         self.cpu_s = 0.0
 
     def take(self) -> None:
-        """Train an epoch, and leave the random generator of torch as it was."""
+        """Train one epoch and restore the state of torch's random generator."""
         rng = torch.get_rng_state()
         wall, cpu = time.perf_counter(), time.process_time()
         next(self._epochs)

@@ -1,4 +1,4 @@
-"""The memory of a process and all that it started, as Linux counts it."""
+"""The memory of a process and its descendants, from Linux's ``/proc``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _MIB = 1024
 
 
 def peak_memory(process: subprocess.Popen[str]) -> dict[str, float | int | None]:
-    """Watch a process until it ends.
+    """Sample the memory of a process and its descendants until it ends.
 
     Returns:
-        ``peak_pss_mib``: the most that the processes had together, a page that several share
-        counted once; ``peak_rss_mib``: the same, such a page counted for each of them; and
-        ``n_processes``, the most there were. :obj:`None` where there is no ``/proc``.
+        ``peak_pss_mib``, the peak of all processes together with shared pages counted once;
+        ``peak_rss_mib``, the same with shared pages counted once per process; and
+        ``n_processes``, the largest number of processes. All are :obj:`None` without ``/proc``.
     """
     peak = {"Pss": 0, "Rss": 0}
     most = 0
@@ -43,9 +43,9 @@ def _tree(root: int) -> set[int]:
     parents = {}
     for path in _PROC.glob("[0-9]*/stat"):
         try:
-            # The name, in brackets, may hold spaces.
+            # The name, in parentheses, may contain spaces.
             parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:  # It has just ended.
+        except OSError:  # The process has just ended.
             continue
     tree, size = {root}, 0
     while len(tree) > size:
@@ -55,7 +55,7 @@ def _tree(root: int) -> set[int]:
 
 
 def _rollup(pid: int) -> dict[str, int]:
-    """KiB by name; empty if the process has ended or cannot be looked at."""
+    """KiB by name; empty if the process has ended or cannot be read."""
     try:
         lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
     except OSError:

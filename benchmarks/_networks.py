@@ -1,4 +1,4 @@
-"""Networks of the quality benchmark: small, with modules for activations and dropout."""
+"""Small networks of the quality benchmark; activations and dropout are modules."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 def mlp(
     n_inputs: int, n_outputs: int, *, hidden: int = 64, activation: type[nn.Module] = nn.ReLU
 ) -> nn.Module:
-    """Two hidden layers; takes inputs of any shape with ``n_inputs`` values per object.
+    """Build an MLP with two hidden layers; inputs of any shape are flattened.
 
     Args:
-        n_inputs: Values per object.
+        n_inputs: Values per sample.
         n_outputs: Width of the last layer.
-        hidden: Width of the first hidden layer; the second has half of it, but at least 32.
+        hidden: Width of the first hidden layer; the second has half of it, at least 32.
         activation: Class of the activations.
     """
     second = max(hidden // 2, 32)
@@ -32,7 +32,7 @@ def mlp(
 
 
 def image_cnn() -> nn.Module:
-    """Ten scores of an image ``(n_objects, 1, 8, 8)``."""
+    """Build a CNN from images ``(n_samples, 1, 8, 8)`` to 10 scores."""
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1),
         nn.ReLU(),
@@ -49,7 +49,7 @@ def image_cnn() -> nn.Module:
 
 
 def series_cnn(activation: type[nn.Module] = nn.ReLU) -> nn.Module:
-    """Six scores of a series ``(n_objects, 1, 64)``."""
+    """Build a 1-D CNN from series ``(n_samples, 1, 64)`` to 6 scores."""
     return nn.Sequential(
         nn.Conv1d(1, 16, 7, stride=2, padding=3),
         activation(),
@@ -64,7 +64,7 @@ def series_cnn(activation: type[nn.Module] = nn.ReLU) -> nn.Module:
 
 
 def autoencoder() -> nn.Module:
-    """Four layers with 16, 32 and 16 channels between them: ``(n_objects, 2, 16, 16)`` to 1."""
+    """Build an autoencoder with 16, 32 and 16 channels, from ``(n_samples, 2, 16, 16)`` to 1."""
     return nn.Sequential(
         nn.Conv2d(2, 16, 4, stride=2, padding=1),
         nn.ReLU(),
@@ -77,7 +77,7 @@ def autoencoder() -> nn.Module:
 
 
 class Recurrent(nn.Module):
-    """One GRU layer, and a head on its last state: ``(n_objects, length, 2)`` to 1."""
+    """One GRU layer and a head on its last state, from ``(n_samples, length, 2)`` to 1 value."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,14 +85,14 @@ class Recurrent(nn.Module):
         self.head = nn.Sequential(nn.Dropout(0.0), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
 
     def forward(self, series: Tensor) -> Tensor:
-        """One output per series."""
+        """Return one output per series."""
         states, _ = self.gru(series)
         output: Tensor = self.head(states[:, -1])
         return output
 
 
 class Transformer(nn.Module):
-    """One encoder layer over tokens ``(n_objects, 12)``; scores from the first place."""
+    """One encoder layer over tokens ``(n_samples, 12)``; scores from the first position."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Transformer(nn.Module):
         self.scores = nn.Linear(16, N_TOKENS)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """One score per class."""
+        """Return one score per class."""
         states = self.layer(self.embedding(tokens) + self.places)
         scores: Tensor = self.scores(states[:, 0])
         return scores

@@ -1,4 +1,4 @@
-"""What ``overhead.py`` measured, in Markdown."""
+"""The results of ``overhead.py`` in Markdown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TITLES = {
 
 
 def report(rows: list[Row]) -> list[str]:
-    """The rows in Markdown: times relative to the tuned loop, and a list of the rest."""
+    """A table of times relative to the tuned loop, and a list of the other measurements."""
     head = "".join(f" {title} |" for title in NETWORKS.values())
     lines = [
         f"| time per epoch, relative to the tuned loop |{head}",
@@ -47,25 +47,25 @@ def _list_of(rows: list[Row]) -> list[str]:
             seconds = statistics.median(row[key] / row["n_trials"] for row in floor.values())
             least.append(f"{1000 * seconds:.1f}")
         lines.append(
-            f"- What a trial of the digits' run costs on {title} besides the time of the tuned "
-            f"loop for its epochs: {more[0]} ms, of which {more[1]} ms CPU. A trial of plain "
-            f"Optuna with as many reports and no training: {least[0]} ms ({least[1]} ms CPU)."
+            f"- Overhead per trial on {title}, digits: {more[0]} ms ({more[1]} ms CPU) on top of "
+            "the tuned loop's time for the same epochs. A trial of plain Optuna with the same "
+            f"number of reports and no training: {least[0]} ms ({least[1]} ms CPU)."
         )
     own, loop = (
         figures(chosen(rows, variant=f"startup-{kind}"), lambda row: row["first_step_s"])
         for kind in ("sqlite", "handwritten")
     )
     lines.append(
-        f"- From `python script.py` to the first training step: {own.text(1)} s on SQLite, "
+        f"- Time from `python script.py` to the first training step: {own.text(1)} s on SQLite, "
         f"{loop.text(1)} s for a script without optuna_miha."
     )
     parts = []
-    names = {0: "the tuned loop", 1: "`n_jobs=1`", 2: "`n_jobs=2`"}
+    names = {0: "tuned loop", 1: "`n_jobs=1`", 2: "`n_jobs=2`"}
     for n_jobs, name in names.items():
         known = [r for r in rows if r["variant"] == f"memory-{n_jobs}" and r["peak_pss_mib"]]
         if known:
             pss, rss = (max(row[f"peak_{key}_mib"] for row in known) for key in ("pss", "rss"))
-            parts.append(f"{name} {pss:.0f} MiB (resident sets summed: {rss:.0f} MiB)")
+            parts.append(f"{name} {pss:.0f} MiB (sum of resident sets: {rss:.0f} MiB)")
     if parts:
-        lines.append(f"- Peak memory, all processes together, on the FNN: {', '.join(parts)}.")
+        lines.append(f"- Peak memory of all processes, FNN: {', '.join(parts)}.")
     return lines

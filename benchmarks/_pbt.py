@@ -1,8 +1,9 @@
-"""Population based training as Syne Tune implements it, on our training code.
+"""Population based training by Syne Tune's scheduler, with the training code of optuna_miha.
 
-Every decision (which member is replaced, by whom, and with which hyperparameters) is Syne Tune's
-`PopulationBasedTraining`. Its members train here one epoch each in turn, as workers of equal speed
-would, in place of its backend, so that epochs are counted as for every other method.
+Syne Tune's `PopulationBasedTraining` makes every decision: which member is replaced, by which
+other one, and with which hyperparameters. This module takes the place of its backend: the members
+train one epoch each in turn, as workers of equal speed would, and epochs are counted as for every
+other method.
 
 Reference:
     M. Jaderberg et al., *Population Based Training of Neural Networks*, 2017.
@@ -32,22 +33,22 @@ from optuna_miha._training.job import Context, Job, run_job
 from optuna_miha._training.state import State
 
 POPULATION = 4
-"""Syne Tune's default; small budgets allow no more."""
+"""Syne Tune's default. Small budgets do not allow more."""
 
 _STEPS = 10
-"""How often a member is considered for replacement, as nearly as intervals of 2 epochs or more
-allow. Syne Tune considers a member that was just replaced again after its first epoch."""
+"""Approximate number of times that a member is considered for replacement; the interval is at
+least 2 epochs. Syne Tune considers a newly replaced member again after its first epoch."""
 
 
 @dataclass(kw_only=True)
 class _Member:
-    """A place in the population.
+    """A member of the population.
 
     Args:
-        trial: Syne Tune's trial that has it now.
-        state: Where the trial's training is; :obj:`None`: at the initial weights.
-        age: Epochs of the trial, those of the one that it was cloned from included.
-        diverged: Whether its last value was no number, so that it waits for replacement.
+        trial: The Syne Tune trial of this member.
+        state: State of the training; :obj:`None` before the first epoch.
+        age: Epochs of the trial, including those of the trial that it was cloned from.
+        diverged: Whether its last value was NaN; it then waits for replacement.
     """
 
     trial: Any
@@ -59,22 +60,22 @@ class _Member:
 def run_pbt(
     model_fn: ModelFn, *, n_epochs: int, seed: int, numbers_only: bool = False, method: str = "pbt"
 ) -> Run:
-    """Train a population; the best validated weights of any member are returned.
+    """Train a population and test the weights with the best validation value of any member.
 
-    The initial configuration is one member; the others are drawn from the search space. Weights
-    and optimizer state pass at replacement.
+    The initial configuration is one member; the others are drawn from the search space. A
+    replaced member inherits weights and optimizer state.
 
     Args:
         model_fn: The task.
-        n_epochs: The budget, all members together.
-        seed: Seed of the initial weights, of the data order, and of Syne Tune.
+        n_epochs: The budget of all members together.
+        seed: Seed of the initial weights, of the data order and of Syne Tune.
         numbers_only: Whether to search only numerical hyperparameters, as the paper does.
-            Syne Tune draws categorical ones anew at every replacement.
-        method: What the record says.
+            Syne Tune redraws categorical ones at every replacement.
+        method: Name of the method in the returned run.
     """
     started = time.perf_counter()
     with preserved_rng():
-        # Its random search draws from numpy's global generator.
+        # Syne Tune's random search draws from NumPy's global generator.
         seed_all(seed)
         selected = _search(model_fn, n_epochs, seed, numbers_only)
     return Run(
@@ -123,7 +124,7 @@ def _search(model_fn: ModelFn, n_epochs: int, seed: int, numbers_only: bool) -> 
     n_trials = 0
 
     def join() -> _Member:
-        """Start the trial that Syne Tune suggests, from another's checkpoint if it says so."""
+        """Start the trial that Syne Tune suggests, from the checkpoint of its donor if any."""
         nonlocal n_trials
         suggestion = scheduler.suggest()
         trial = Trial(n_trials, suggestion.config, datetime.now())
@@ -138,12 +139,12 @@ def _search(model_fn: ModelFn, n_epochs: int, seed: int, numbers_only: bool) -> 
     members.extend(join() for _ in range(POPULATION))
     value, params, weights, curve = math.inf, dict(start), None, []
     for spent in range(n_epochs):
-        place = spent % POPULATION
-        member = members[place]
+        index = spent % POPULATION
+        member = members[index]
         config = {**start, **member.trial.config}
         member.age += 1
         score = math.inf
-        if not member.diverged:  # It would train on in vain; the epoch is spent all the same.
+        if not member.diverged:  # A diverged member does not train, but its epoch counts.
             outcome = run_job(context, Job(params=config, state=member.state, n_epochs=1))
             if outcome.exception is not None:
                 raise outcome.exception
@@ -156,7 +157,7 @@ def _search(model_fn: ModelFn, n_epochs: int, seed: int, numbers_only: bool) -> 
             curve.append((spent + 1, score))
         decision = scheduler.on_trial_result(member.trial, {"epoch": member.age, "value": score})
         if decision == SchedulerDecision.STOP:
-            members[place] = join()
+            members[index] = join()
     return Selected(
         value=value if weights is not None else math.nan,
         params=params,
@@ -166,10 +167,10 @@ def _search(model_fn: ModelFn, n_epochs: int, seed: int, numbers_only: bool) -> 
 
 
 def _space(model_fn: ModelFn, seed: int) -> tuple[dict[str, BaseDistribution], dict[str, Any]]:
-    """All that ``model_fn`` may suggest, and the initial values.
+    """All parameters that ``model_fn`` may suggest, and their initial values.
 
-    What it suggests only where another parameter has a certain value, as the momentum of SGD, is
-    found by trying every choice.
+    Conditional parameters, such as the momentum of SGD, are found by trying every choice of every
+    categorical parameter.
     """
     initial = build_initial(model_fn, seed)
     space, start = dict(initial.distributions), dict(initial.params)
@@ -185,10 +186,10 @@ def _space(model_fn: ModelFn, seed: int) -> tuple[dict[str, BaseDistribution], d
 
 
 def _domain(distribution: BaseDistribution) -> Any:
-    """The same distribution in Syne Tune's terms.
+    """Convert a distribution to a domain of Syne Tune.
 
     Raises:
-        TypeError: If it is of a class of the user's own.
+        TypeError: If the distribution is not one of Optuna's.
     """
     from syne_tune import config_space
 

@@ -1,4 +1,4 @@
-"""Rows of the quality benchmark, and the statistics of them."""
+"""Rows of the quality benchmark, and statistics of them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Key: TypeAlias = tuple[str, str, int, int]
 """Task, method, budget in epochs, seed."""
 
 _LEAST = 1e-12
-"""A loss that is smaller counts as this, since its logarithm is taken."""
+"""Lower bound of a loss before its logarithm is taken."""
 
 
 def key_of(row: Row) -> Key:
-    """What the row is about."""
+    """Task, method, budget and seed of a row."""
     return row["task"], row["method"], row["n_epochs"], row["seed"]
 
 
 def read_runs(file: Path) -> list[Row]:
-    """The rows of a file, the last one of each run; none if there is no file.
+    """Read the last row of each run; empty if there is no file.
 
-    A line that an interruption cut short is left out.
+    A line that was truncated by an interruption is skipped.
     """
     if not file.exists():
         return []
@@ -42,10 +42,10 @@ def read_runs(file: Path) -> list[Row]:
 
 
 def newest_runs(results: Path) -> Path:
-    """The newest folder of the quality benchmark, by the date that its name begins with.
+    """The newest folder of the quality benchmark, by the date at the start of its name.
 
     Raises:
-        LookupError: If there is none.
+        LookupError: If there is no such folder.
     """
     folders = sorted(file.parent for file in results.glob("*_quality_*/runs.jsonl"))
     if not folders:
@@ -55,13 +55,12 @@ def newest_runs(results: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """A ratio of geometric means over tasks; below 1 the first method has the lower loss.
+    """A ratio of geometric means over tasks; below 1, the first method has the lower loss.
 
     Args:
-        log: Its logarithm: the mean over tasks of the mean over seeds that both have.
-        se: Standard error of ``log`` over the draw of seeds, the tasks being what they are;
-            :obj:`None` where there is but one seed.
-        n_tasks: How many tasks.
+        log: Logarithm of the ratio: the mean over tasks of the mean over common seeds.
+        se: Standard error of ``log`` over seeds, with fixed tasks; :obj:`None` for one seed.
+        n_tasks: Number of tasks.
     """
 
     log: float
@@ -74,17 +73,17 @@ class Ratio:
         return math.exp(self.log)
 
     def text(self) -> str:
-        """``0.853 ± 1.2 %``, the standard error being that of the logarithm."""
+        """``0.853 ± 1.2 %``, with the standard error of the logarithm."""
         spread = "" if self.se is None else f" ± {100 * self.se:.1f} %"
         return f"{self.value:.3f}{spread}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Test figures of one method on one task.
+    """Test values of one method on one task.
 
     Args:
-        values: One per seed.
+        values: One value per seed.
     """
 
     values: tuple[float, ...]
@@ -96,7 +95,7 @@ class Cell:
 
     @property
     def sd(self) -> float | None:
-        """Standard deviation over seeds."""
+        """Standard deviation over seeds; :obj:`None` for one seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
@@ -104,7 +103,7 @@ class Results:
     """Test losses at one budget.
 
     Args:
-        rows: Rows of all budgets; those that failed or never had a finite loss are left out.
+        rows: Rows of all budgets. Runs that failed or never had a finite loss are left out.
         n_epochs: The budget.
     """
 
@@ -119,20 +118,20 @@ class Results:
                     of_figure.setdefault((row["task"], row["method"]), {})[row["seed"]] = value
 
     def tasks(self, among: Iterable[str]) -> list[str]:
-        """Those of ``among`` that have a result."""
+        """The members of ``among`` that have a result."""
         present = {task for task, _ in self._figures.get("loss", {})}
         return [task for task in among if task in present]
 
     def methods(self, among: Iterable[str]) -> list[str]:
-        """Those of ``among`` that have a result."""
+        """The members of ``among`` that have a result."""
         present = {method for _, method in self._figures.get("loss", {})}
         return [method for method in among if method in present]
 
     def ranked(self, methods: Sequence[str], tasks: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The methods that can be ranked, and the tasks on which all of them have a result.
+        """The methods to rank, and the tasks on which all of them have a result.
 
         A method that was run on less than half of the tasks is left out, so that it does not
-        leave out tasks.
+        exclude tasks.
         """
         chosen = [m for m in methods if 2 * sum(map(bool, self._row(tasks, m))) >= len(tasks)]
         common = [t for t in tasks if all(self.cell(t, method) for method in chosen)]
@@ -142,18 +141,18 @@ class Results:
         return [self.cell(task, method) for task in tasks]
 
     def cell(self, task: str, method: str, figure: str = "loss") -> Cell | None:
-        """A method on a task; :obj:`None` without a result."""
+        """The values of a method on a task; :obj:`None` without a result."""
         values = self._values(task, method, figure)
         return Cell(values=tuple(values.values())) if values else None
 
     def ratio(self, ours: str, theirs: str, tasks: Iterable[str]) -> Ratio | None:
-        """Paired over seeds, averaged over those tasks that both have; :obj:`None` if none."""
+        """Ratio of test losses over common tasks, paired over seeds; :obj:`None` without any."""
         return _paired((self._values(task, ours), self._values(task, theirs)) for task in tasks)
 
     def headroom(self, method: str, rivals: Sequence[str], tasks: Iterable[str]) -> Ratio | None:
-        """The lowest loss of all rivals, chosen by test data for each task and seed, over its own.
+        """Lowest test loss of all rivals, for each task and seed, divided by that of ``method``.
 
-        Only seeds that all rivals have count, as more rivals would have a lower one by luck.
+        Only seeds that all rivals have count: with more rivals the minimum is lower by chance.
         """
         pairs = []
         for task in tasks:
@@ -164,7 +163,7 @@ class Results:
         return _paired(pairs)
 
     def mean_ranks(self, methods: Sequence[str], tasks: Sequence[str]) -> dict[str, float]:
-        """Mean over tasks of each method's rank by mean loss, 1 being best; ties share ranks."""
+        """Mean over tasks of each method's rank by mean loss; 1 is best, and ties share ranks."""
         ranks: dict[str, list[float]] = {method: [] for method in methods}
         for task in tasks:
             means = self._means(task, methods)
@@ -175,7 +174,7 @@ class Results:
         return {method: statistics.fmean(found) for method, found in ranks.items() if found}
 
     def worst(self, method: str, others: Sequence[str], tasks: Sequence[str]) -> tuple[float, str]:
-        """The largest ratio of its mean loss to that of the best other one, and the task."""
+        """Largest ratio of the mean loss to that of the best other method, and its task."""
         found = []
         for task in tasks:
             means = self._means(task, [method, *others])
@@ -184,7 +183,7 @@ class Results:
         return max(found)
 
     def best(self, task: str, methods: Sequence[str]) -> str:
-        """The method of the lowest mean loss."""
+        """The method with the lowest mean loss."""
         means = self._means(task, methods)
         return min(means, key=lambda method: means[method])
 
@@ -199,8 +198,8 @@ class Results:
 def _paired(tasks: Iterable[tuple[Mapping[int, float], Mapping[int, float]]]) -> Ratio | None:
     """The ratio of two losses by seed, averaged over the tasks that have a common seed.
 
-    The standard error is that of seeds drawn for all tasks at once, since what a seed does to one
-    task it may do to another: from a poor start a run may well end with the same network.
+    The standard error treats a seed as drawn for all tasks at once, because the results of tasks
+    with the same seed are correlated: a run from a poor start may end with the same network.
     """
     means: list[float] = []
     deviations: dict[int, float] = {}

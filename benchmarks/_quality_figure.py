@@ -1,4 +1,4 @@
-"""The figure of the quality benchmark: every task's loss against training without search."""
+"""The figure of the quality benchmark: test loss by task, relative to no search."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks import TASKS
 
 FIXED = "no-search"
 
-# Okabe and Ito's palette, which can be told apart with any colour vision, and a marker each.
+# Okabe and Ito's palette, which is safe for colour-blind readers, with one marker per method.
 _STYLES = {
     "miha": ("#D55E00", "o"),
     "miha-classic": ("#E69F00", "s"),
@@ -28,7 +28,7 @@ _STYLES = {
 
 
 def points(results: Results) -> dict[str, dict[str, float]]:
-    """What is drawn: by method and task, the ratio of geometric means to no search."""
+    """The plotted values by method and task: ratios of geometric means to no search."""
     found: dict[str, dict[str, float]] = {}
     for method in results.methods(COMPARED):
         for task in results.tasks(TASKS):
@@ -39,7 +39,7 @@ def points(results: Results) -> dict[str, dict[str, float]]:
 
 
 def digest(results: Results) -> str:
-    """Names what is drawn; the figure holds it, so that a stale one is found out."""
+    """A hash of the plotted values, stored in the figure to detect an outdated one."""
     content = json.dumps([results.n_epochs, points(results)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -48,12 +48,12 @@ def draw(results: Results, path: Path) -> None:
     """Write the figure as SVG.
 
     Raises:
-        LookupError: If nothing was run without search.
+        LookupError: If there is no run without search.
     """
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "quality"  # Ids that are the same in every call.
+    matplotlib.rcParams["svg.hashsalt"] = "quality"  # Makes the ids deterministic.
     matplotlib.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot as plt
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -63,10 +63,10 @@ def draw(results: Results, path: Path) -> None:
         raise LookupError(f"The figure is drawn in ratios to {FIXED}, which was not run.")
     tasks = [task for task in TASKS if any(task in of_task for of_task in drawn.values())]
     figure, axes = plt.subplots(figsize=(9, 1.6 + 0.36 * len(tasks)))
-    for place in range(0, len(tasks), 2):
-        axes.axhspan(place - 0.5, place + 0.5, color="#F3F6FA", zorder=0)
+    for row in range(0, len(tasks), 2):
+        axes.axhspan(row - 0.5, row + 0.5, color="#F3F6FA", zorder=0)
     axes.axvline(1, color="#555555", linewidth=1, zorder=1)
-    # Methods side by side in a row, ours in front and larger.
+    # Methods are offset within a row; ours is in front and larger.
     for index, (method, of_task) in enumerate(drawn.items()):
         colour, marker = _STYLES.get(method, ("#555555", "*"))
         is_ours = method == OURS

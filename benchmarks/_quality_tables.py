@@ -16,12 +16,12 @@ VARIANTS = [method.name for method in METHODS.values() if method.role == "varian
 
 
 def short_table(results: Results) -> list[str]:
-    """What every method is, and ours against it: for a reader who has a minute."""
+    """The table of the README: a description of every method, and ours relative to it."""
     tasks = results.tasks(TASKS)
     methods = results.methods(COMPARED)
     groups = {"all": tasks, "without poor starts": _ordinary(tasks)}
     heads = [f"miha / method, {name} ({len(members)})" for name, members in groups.items()]
-    lines = _header(["method", "what it is", *heads, "lower on"])
+    lines = _header(["method", "description", *heads, "lower on"])
     for method in methods:
         cells = [method, METHODS[method].description]
         if method == OURS:
@@ -34,7 +34,7 @@ def short_table(results: Results) -> list[str]:
 
 
 def summary_table(results: Results) -> list[str]:
-    """Ours against each method: ratios over groups of tasks, mean rank, worst task."""
+    """Ours relative to each method: ratios over groups of tasks, mean rank, worst task."""
     tasks = results.tasks(TASKS)
     methods = results.methods(COMPARED)
     ranked, common = results.ranked(methods, tasks)
@@ -42,8 +42,8 @@ def summary_table(results: Results) -> list[str]:
     groups = _groups(tasks)
     heads = [f"miha / method, {name} ({len(members)})" for name, members in groups.items()]
     ordinary = _ordinary(tasks)
-    headroom = f"best by test / method, without poor starts ({len(ordinary)})"
-    heads += ["lower on", "mean rank", "worst task, against the best", headroom]
+    headroom = f"lowest test loss / method, without poor starts ({len(ordinary)})"
+    heads += ["lower on", "mean rank", "worst task, relative to the best", headroom]
     lines = _header(["method", *heads])
     for method in methods:
         cells = [method]
@@ -63,12 +63,12 @@ def summary_table(results: Results) -> list[str]:
 
 
 def spread_table(results: Results) -> list[str]:
-    """Mean ± standard deviation of the test loss, whatever was run; best bold."""
+    """Mean ± standard deviation of the test loss, the best in bold."""
     return _losses(results, results.tasks(TASKS), results.methods(COMPARED), spread=True)
 
 
 def accuracy_table(results: Results) -> list[str]:
-    """Mean test accuracy of the classification tasks, best bold; nothing without any."""
+    """Mean test accuracy of the classification tasks, the best in bold; empty without any."""
     methods = results.methods(COMPARED)
     lines = _header(["task", *methods])
     n_lines = len(lines)
@@ -85,7 +85,7 @@ def accuracy_table(results: Results) -> list[str]:
 
 
 def paired_table(results: Results) -> list[str]:
-    """Task by task, ours against each other method over equal seeds."""
+    """Ours relative to each other method, by task, over common seeds."""
     methods = [method for method in results.methods(COMPARED) if method != OURS]
     lines = _header(["task", *methods])
     for task in results.tasks(TASKS):
@@ -94,7 +94,7 @@ def paired_table(results: Results) -> list[str]:
 
 
 def ablation_table(budgets: Sequence[Results]) -> list[str]:
-    """Ours against itself with a part changed, by budget; nothing without any."""
+    """The default plan relative to its variants, by budget; empty without any."""
     budgets = [results for results in budgets if results.methods(VARIANTS)]
     variants = [v for v in VARIANTS if any(v in results.methods(VARIANTS) for results in budgets)]
     if not variants:
@@ -104,7 +104,7 @@ def ablation_table(budgets: Sequence[Results]) -> list[str]:
         for results in budgets
         for end in (", all", ", without poor starts")
     ]
-    lines = _header(["variant", "what is changed", *heads])
+    lines = _header(["variant", "change", *heads])
     for variant in variants:
         cells = []
         for results in budgets:
@@ -116,7 +116,7 @@ def ablation_table(budgets: Sequence[Results]) -> list[str]:
 
 
 def tasks_table(names: Iterable[str]) -> list[str]:
-    """What the tasks are."""
+    """The tasks."""
     lines = _header(["task", "kind", "data and network", "half"])
     for task in (TASKS[name] for name in names):
         lines.append(_row([task.name, task.kind, task.description, task.half]))
@@ -124,12 +124,12 @@ def tasks_table(names: Iterable[str]) -> list[str]:
 
 
 def methods_table(rows: Sequence[Row]) -> list[str]:
-    """What the methods are, how many runs there are, and how many came to nothing."""
-    lines = _header(["method", "what it is", "runs", "failed", "CPU ms per epoch"])
+    """The methods, with their numbers of runs and of failed runs, and their CPU time."""
+    lines = _header(["method", "description", "runs", "failed", "CPU ms per epoch"])
     for method in METHODS.values():
         own = [row for row in rows if row["method"] == method.name]
         if own:
-            lines.append(_row([method.name, *_record(method, own)]))
+            lines.append(_row([method.name, *_counts(method, own)]))
     return lines
 
 
@@ -151,18 +151,18 @@ def _losses(
             text += f" ± {cell.sd:.2g}" if spread and cell.sd is not None else ""
             cells.append(text + ("" if len(cell.values) == most else f" (n={len(cell.values)})"))
         lines.append(_row([task, *cells]))
-    return [*lines, "", f"n = {most} where nothing else is said."]
+    return [*lines, "", f"n = {most} unless stated otherwise."]
 
 
-def _record(method: Method, rows: Sequence[Row]) -> list[str]:
+def _counts(method: Method, rows: Sequence[Row]) -> list[str]:
     failed = sum((row["test"] or {}).get("loss") is None for row in rows)
     costs = [1000 * row["cpu_seconds"] / row["epochs"] for row in rows if row["epochs"]]
-    told = f"{statistics.median(costs):.1f}" if costs else ""
-    return [method.description, str(len(rows)), str(failed), told]
+    cost = f"{statistics.median(costs):.1f}" if costs else ""
+    return [method.description, str(len(rows)), str(failed), cost]
 
 
 def _groups(tasks: Sequence[str]) -> dict[str, list[str]]:
-    """Groups of tasks over which ratios are averaged, without the empty ones."""
+    """Non-empty groups of tasks over which ratios are averaged."""
     groups = {"all": list(tasks), "without poor starts": _ordinary(tasks)}
     for half in ("development", "confirmation"):
         groups[half] = [name for name in tasks if TASKS[name].half == half]
@@ -174,7 +174,7 @@ def _ordinary(tasks: Iterable[str]) -> list[str]:
 
 
 def _wins(results: Results, method: str, tasks: Sequence[str]) -> str:
-    """On how many tasks ours has the lower geometric mean."""
+    """The number of tasks on which ours has the lower geometric mean."""
     ratios = [ratio for task in tasks if (ratio := results.ratio(OURS, method, [task]))]
     return f"{sum(ratio.log < 0 for ratio in ratios)} of {len(ratios)}"
 

@@ -1,4 +1,4 @@
-"""Runs of optuna_miha, and the studies they lie in."""
+"""Runs of optuna_miha for the speed benchmarks, and their studies."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ _SEED = 0
 def model_fn(
     trial: Any, problem: Problem, data: tuple[Pair, Pair], marks: str | None = None
 ) -> miha.Recipe:
-    """Only what changes no epoch's cost can mutate: learning rate and weight decay.
+    """Build a recipe in which only learning rate and weight decay mutate.
+
+    Neither changes the cost of an epoch.
 
     Args:
         trial: The trial.
         problem: The network.
         data: Training and validation data.
-        marks: A folder in which every process notes when it first takes a step.
+        marks: A folder in which every process writes the time of its first step.
     """
     model = problem.network()
     optimizer = miha.suggest_optimizer(trial, model.parameters(), choices=("adam",))
@@ -57,13 +59,13 @@ def _mark(marks: str, *_: Any) -> None:
 
 
 def read_marks(marks: Path) -> dict[int, float]:
-    """The time of the first step of every process, by its number."""
+    """The time of the first step of every process, by process ID."""
     return {int(path.name): float(path.read_text("utf-8")) for path in marks.iterdir()}
 
 
 @contextmanager
 def taking_turns(turns: Turns) -> Iterator[None]:
-    """Have the tuned loop train an epoch after each epoch that is trained in this process."""
+    """Run an epoch of the tuned loop after each epoch that is trained in this process."""
     train_alone = job.train
 
     def train_in_turns(*args: Any, **settings: Any) -> Iterator[miha.EpochResult]:
@@ -79,11 +81,11 @@ def taking_turns(turns: Turns) -> Iterator[None]:
 
 
 def open_storage(kind: str, folder: Path) -> BaseStorage | None:
-    """A storage of Optuna's in ``folder``; one that is there already is taken up.
+    """Create a storage in ``folder``, or open the existing one.
 
     Args:
         kind: ``memory``, ``sqlite``, ``sqlite-wal`` or ``journal``.
-        folder: Where its file lies.
+        folder: Folder of the storage's file.
     """
     match kind:
         case "memory":
@@ -99,7 +101,7 @@ def open_storage(kind: str, folder: Path) -> BaseStorage | None:
 
 
 def open_study(storage: BaseStorage | None) -> optuna.Study:
-    """The study ``speed``, with this package's sampler and pruner."""
+    """Create or load the study ``speed``, with this package's sampler and pruner."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(
         storage=storage,
@@ -119,13 +121,13 @@ def train(
     marks: Path | None = None,
     **settings: Any,
 ) -> miha.Result:
-    """A run of optuna_miha on the CPU.
+    """Run optuna_miha on the CPU.
 
     Args:
         study: The study.
         problem: The network.
         data: Training and validation data.
-        folder: For checkpoints.
+        folder: Folder of the checkpoints.
         marks: As in :func:`model_fn`.
         settings: Further arguments of ``optuna_miha.optimize``.
     """
@@ -141,7 +143,7 @@ def train(
 
 
 def digest(model: nn.Module) -> str:
-    """The same for two models if and only if their weights are, bit for bit."""
+    """A hash of the weights; equal for two models whose weights are bit-identical."""
     content = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         content.update(name.encode())

@@ -1,4 +1,4 @@
-"""What a method chose by validation, and how that does on test data."""
+"""The network that a method selected on validation data, and its test metrics."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from optuna_miha._training.trainer import evaluate
 
 @dataclass(frozen=True, kw_only=True)
 class Selected:
-    """What a method chose by validation.
+    """The network that a method selected on validation data.
 
     Args:
-        value: Its validation value; NaN if there never was a finite one.
-        params: The hyperparameters that its network is built with.
-        weights: Its weights; :obj:`None` if there never was a finite value.
+        value: Validation value; NaN if there never was a finite one.
+        params: Hyperparameters that the network is built with.
+        weights: Weights of the network; :obj:`None` if there never was a finite value.
         curve: Pairs of epochs spent and the best validation value so far, where it improved.
     """
 
@@ -36,7 +36,7 @@ def tested(model_fn: ModelFn, selected: Selected, seed: int) -> dict[str, float]
 
     Args:
         model_fn: The task; its recipe has test data.
-        selected: What to test.
+        selected: The network to test.
         seed: Seed of the run.
     """
     if selected.weights is None or math.isnan(selected.value):
@@ -47,16 +47,16 @@ def tested(model_fn: ModelFn, selected: Selected, seed: int) -> dict[str, float]
 
 
 def examined(model_fn: ModelFn, network: nn.Module, seed: int) -> dict[str, float]:
-    """The same figures of a network.
+    """Loss and metrics of a network on the test data.
 
     Args:
         model_fn: The task; its recipe has test data.
-        network: What to test.
+        network: The network to test.
         seed: Seed of the run.
     """
     recipe = build_initial(model_fn, seed).recipe
     assert recipe.test_data is not None
-    # Neither a mutated loss nor label smoothing changes the scale.
+    # The test loss does not depend on a mutated loss or on label smoothing.
     loss_fn = recipe.valid_loss_fn or recipe.loss_fn
     exam = replace(recipe, valid_data=recipe.test_data, test_data=None, valid_loss_fn=loss_fn)
     with intra_op_threads(1):

@@ -1,4 +1,4 @@
-"""The greedy soup of a run: one network whose weights are a mean of several networks' weights."""
+"""The greedy soup of a run: one network with the mean of several networks' weights."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from optuna_miha._training.trainer import evaluate
 
 
 def soup_of(result: miha.Result) -> tuple[nn.Module, float]:
-    """Take in the run's networks, the best first, each if the mean then validates better.
-
-    Reference: M. Wortsman et al., *Model soups: averaging weights of multiple fine-tuned models
-    improves accuracy without increasing inference time*, 2022, algorithm 1.
+    """Average the run's networks greedily: keep each one that lowers the validation loss.
 
     Args:
-        result: Of a run that kept the weights for an ensemble, and whose monitor is the loss.
+        result: Result of a run that monitors the loss and kept the weights for an ensemble.
 
     Returns:
-        The network, which is the run's own if nothing was taken in, and its validation loss.
+        The averaged network, or the run's own one if no other improved it, and its validation
+        loss.
+
+    Reference:
+        M. Wortsman et al., *Model soups: averaging weights of multiple fine-tuned models
+        improves accuracy without increasing inference time*, 2022, algorithm 1.
     """
     library = result.library
     recipe = build_recipe(library.model_fn, FixedTrial(library.initial_params), library.seed)

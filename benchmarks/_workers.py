@@ -1,4 +1,4 @@
-"""Processes that do one job after the other, and whose death costs one job only."""
+"""Worker processes; a crash of one loses only the job that it was running."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 Job: TypeAlias = tuple[Any, ...]
 Answer: TypeAlias = tuple[Any, str | None]
-"""What a job returned, and its error in words; one of them is :obj:`None`."""
+"""The return value of a job and its error message; one of them is :obj:`None`."""
 
 _CONTEXT = multiprocessing.get_context("spawn")
 
@@ -18,17 +18,17 @@ _CONTEXT = multiprocessing.get_context("spawn")
 def results(
     function: Callable[..., Any], jobs: Iterable[Job], n_workers: int
 ) -> Iterator[tuple[Job, Any, str | None]]:
-    """Call ``function`` with the arguments of each job, in fresh processes.
+    """Call ``function`` with the arguments of each job, in new processes.
 
     A pool of :mod:`concurrent.futures` would lose all jobs when one process dies.
 
     Args:
-        function: Of a module that can be imported.
-        jobs: Arguments; jobs begin in this order.
-        n_workers: Processes.
+        function: A function of an importable module.
+        jobs: Arguments of the calls, which begin in this order.
+        n_workers: Number of processes.
 
     Yields:
-        Jobs as they end, with what they returned, and their error in words.
+        Each job when it ends, with its return value and its error message.
     """
     waiting = iter(jobs)
     busy: dict[Connection, tuple[Any, Job]] = {}
@@ -56,7 +56,7 @@ def results(
                 if successor is not None:
                     begin(successor, worker)
                 elif worker is not None:
-                    ready.close()  # It ends by itself.
+                    ready.close()  # The process then exits by itself.
                     process.join()
                 yield (job, *answer)
     finally:

@@ -1,4 +1,4 @@
-"""Write what the newest runs say into the README and the docs, between marks; or check that."""
+"""Write the results of the newest runs into the README and the documentation, or check them."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ _MAIN_BUDGET = 200
 
 _READING = (
     "Each ratio is the test loss of `miha` divided by that of the method, paired over seeds, as a "
-    "geometric mean over tasks: below 1, `miha` is better. Tasks count equally and are taken as "
-    "given; the standard error is that over seeds."
+    "geometric mean over tasks. Below 1, `miha` is better. Tasks have equal weights and are "
+    "considered fixed; the standard error is over seeds."
 )
 
 _IMAGE = (
-    "![Test loss by task and method, as a ratio to that of the initial configuration alone.]"
+    "![Test loss by task and method, relative to the initial configuration without search.]"
     "(_static/benchmark.svg)"
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write or check.
+    """Write the tables and the figure, or check them.
 
     Args:
-        arguments: Of the command line; :obj:`None`: those of this process.
+        arguments: Command-line arguments; :obj:`None` means those of this process.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="folder of the results folders"
+        "--results", type=Path, default=RESULTS, help="folder that contains the result folders"
     )
-    parser.add_argument("--readme", type=Path, default=_README, help="file to write to")
-    parser.add_argument("--page", type=Path, default=_PAGE, help="file to write to")
+    parser.add_argument("--readme", type=Path, default=_README, help="README to update")
+    parser.add_argument("--page", type=Path, default=_PAGE, help="page to update")
     parser.add_argument("--figure", type=Path, default=_FIGURE, help="SVG to write")
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 if a file is out of date"
@@ -69,24 +69,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stale.append(args.figure)
     if stale:
         named = " and ".join(map(str, stale))
-        sys.exit(f"{named}: not what the results say, run python benchmarks/analyse.py.")
+        sys.exit(f"{named}: out of date; run python benchmarks/analyse.py.")
 
 
 def summary(results: Results, folder: Path) -> str:
-    """The block of the README."""
+    """Generate the block of the README."""
     lines = [
         f"Test loss of `miha` divided by that of the method, after {results.n_epochs} epochs in "
-        "all: below 1, `miha` is better. Geometric means over tasks ± standard errors over seeds.",
+        "total. Below 1, `miha` is better. Geometric means over tasks ± standard errors over "
+        "seeds.",
         "",
         *tables.short_table(results),
         "",
-        f"[Every task, all budgets, ablations](docs/benchmark.md); [raw runs]({_link(folder)}).",
+        f"[All tasks, budgets and ablations](docs/benchmark.md); [raw runs]({_link(folder)}).",
     ]
     return "\n".join(lines)
 
 
 def page(rows: Sequence[Row], budgets: Sequence[Results], folder: Path) -> str:
-    """The block of the documentation's page."""
+    """Generate the block of the documentation page."""
     present = {row["task"] for row in rows}
     tasks = [task for task in TASKS if task in present]
     lines = [_IMAGE, "", "## Tasks", "", *tables.tasks_table(tasks), ""]
@@ -94,20 +95,21 @@ def page(rows: Sequence[Row], budgets: Sequence[Results], folder: Path) -> str:
     for results in budgets:
         lines += [f"## {results.n_epochs} epochs", "", _READING, ""]
         lines += [*tables.summary_table(results), ""]
-        lines += ["Test loss, mean ± standard deviation over seeds, best mean bold:", ""]
+        lines += ["Test loss, mean ± standard deviation over seeds, the best mean in bold:", ""]
         lines += [*tables.spread_table(results), ""]
-        lines += ["Task by task, miha / method, paired over seeds:", ""]
+        lines += ["Test loss of `miha` / method by task, paired over seeds:", ""]
         lines += [*tables.paired_table(results), ""]
         accuracies = tables.accuracy_table(results)
         if accuracies:
-            lines += ["Test accuracy, mean over seeds, best bold:", "", *accuracies, ""]
+            lines += ["Test accuracy, mean over seeds, the best in bold:", "", *accuracies, ""]
     ablations = tables.ablation_table(budgets)
     if ablations:
         lines += [
-            "## What each part is worth",
+            "## Ablations",
             "",
-            "The default plan against itself with one thing changed: above 1 the change lowers "
-            "the test loss, below 1 it raises it. In brackets the number of tasks.",
+            "Test loss of the default plan divided by that of the plan with one change. Above 1, "
+            "the change lowers the test loss; below 1, it raises it. The number of tasks is in "
+            "parentheses.",
             "",
             *ablations,
             "",
@@ -117,10 +119,10 @@ def page(rows: Sequence[Row], budgets: Sequence[Results], folder: Path) -> str:
 
 
 def _budgets(rows: Sequence[Row]) -> list[Results]:
-    """One per budget that has a finite loss.
+    """The results of every budget that has a finite loss.
 
     Raises:
-        LookupError: If there is none.
+        LookupError: If there is no such budget.
     """
     found = [Results(rows, n_epochs) for n_epochs in sorted({row["n_epochs"] for row in rows})]
     found = [results for results in found if results.tasks(TASKS)]
@@ -130,12 +132,12 @@ def _budgets(rows: Sequence[Row]) -> list[Results]:
 
 
 def _main_budget(budgets: Sequence[Results]) -> Results:
-    """The one of the README: 200 epochs, or else the nearest to it."""
+    """The budget shown in the README: the one closest to 200 epochs."""
     return min(budgets, key=lambda results: abs(results.n_epochs - _MAIN_BUDGET))
 
 
 def _link(folder: Path) -> str:
-    """Relative to the README where that is possible."""
+    """The path relative to the README, if possible."""
     try:
         return folder.resolve().relative_to(_ROOT).as_posix()
     except ValueError:

@@ -1,7 +1,7 @@
-"""The experiments of MIHA's article: train what is missing, then write tables and figures.
+"""The experiments of MIHA's article: train the missing runs, then write tables and a figure.
 
-Every run is one line of ``raw.jsonl``; a run that is there is not repeated, so that an interrupted
-call goes on where it was, at the cost of the run that it was in.
+Every run is one line of ``raw.jsonl``. Existing runs are not repeated, so that an interrupted call
+loses only the run in progress.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import mnist
 ModelFn: TypeAlias = Callable[[Any], miha.Recipe]
 
 LINEAR = "linear-output"
-"""No search, on the network without its output activation: what one would change by hand."""
+"""No search, with a linear output: the change that a person would make by hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +44,24 @@ class Experiment:
     """One network on one data set, by several methods.
 
     Args:
-        methods: Those of :func:`optuna_miha.compare`, or ``LINEAR``.
-        n_seeds: How many seeds, from 0 on.
-        model_fn: Makes the function for a method, of data of a size.
-        n_objects: That size: objects for training, and of MNIST for validation, too.
-        describe: More that is to be known of a run, from method, seed and study.
+        methods: Methods of :func:`optuna_miha.compare`, or ``LINEAR``.
+        n_seeds: Number of seeds, starting at 0.
+        model_fn: Returns the ``model_fn`` of a method, given the number of samples.
+        n_samples: Number of training samples; for MNIST, including the validation samples.
+        describe: Returns further entries of a row, given method, seed and study.
     """
 
     methods: Sequence[str]
     n_seeds: int
     model_fn: Callable[[str, int], ModelFn]
-    n_objects: int
+    n_samples: int
     describe: Callable[[str, int, optuna.Study], Row]
 
 
-def mnist_model_fn(method: str, n_objects: int) -> ModelFn:
-    """Four fifths of the training objects train, the last fifth validates."""
-    x, y = (part[:n_objects] for part in mnist.load("train"))
-    n_train = n_objects * 4 // 5
+def mnist_model_fn(method: str, n_samples: int) -> ModelFn:
+    """Use the first four fifths of the samples for training, the rest for validation."""
+    x, y = (part[:n_samples] for part in mnist.load("train"))
+    n_train = n_samples * 4 // 5
     return partial(
         mnist.model_fn,
         train_data=(x[:n_train], y[:n_train]),
@@ -70,25 +70,25 @@ def mnist_model_fn(method: str, n_objects: int) -> ModelFn:
     )
 
 
-def gap_model_fn(method: str, n_objects: int) -> ModelFn:
-    """The data of ``examples/gap_filling.py``."""
+def gap_model_fn(method: str, n_samples: int) -> ModelFn:
+    """Use the data of ``examples/gap_filling.py``."""
     return partial(
         gap_filling.model_fn,
-        train_data=gap_filling.make_fields(n_objects, seed=0),
-        valid_data=gap_filling.make_fields(n_objects // 4, seed=1),
-        test_data=gap_filling.make_fields(n_objects, seed=2),
+        train_data=gap_filling.make_fields(n_samples, seed=0),
+        valid_data=gap_filling.make_fields(n_samples // 4, seed=1),
+        test_data=gap_filling.make_fields(n_samples, seed=2),
         output=torch.nn.Identity if method == LINEAR else torch.nn.ReLU,
     )
 
 
 def describe_nothing(method: str, seed: int, study: optuna.Study) -> Row:
-    """MNIST needs no more."""
+    """Add nothing to the rows of MNIST."""
     return {}
 
 
 def describe_output(method: str, seed: int, study: optuna.Study) -> Row:
-    """Whether the network is dead before it is trained, and what changed its output."""
-    torch.manual_seed(seed)  # As before `model_fn` is called.
+    """Add whether the network is dead at the start, and what changed its output activation."""
+    torch.manual_seed(seed)  # The same seed as before `model_fn` is called.
     model = gap_filling.make_model()
     inputs, _ = gap_filling.make_fields(100, seed=0)
     row: Row = {"dead": gap_filling.is_dead(model, inputs)}
@@ -98,7 +98,7 @@ def describe_output(method: str, seed: int, study: optuna.Study) -> Row:
 
 
 def _change_of_output(study: optuna.Study) -> Row | None:
-    """The first segment of the best one's lineage whose output is not ReLU."""
+    """The first segment in the lineage of the best trial whose output is not ReLU."""
     path = [study.best_trial]
     while (parent := path[-1].user_attrs.get("miha:parent")) is not None:
         path.append(study.trials[parent])
@@ -115,7 +115,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         methods=("miha", "no-search", LINEAR, "miha-classic"),
         n_seeds=20,
         model_fn=gap_model_fn,
-        n_objects=400,
+        n_samples=400,
         describe=describe_output,
     ),
     "mnist": Experiment(
@@ -129,7 +129,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         ),
         n_seeds=10,
         model_fn=mnist_model_fn,
-        n_objects=10_000,
+        n_samples=10_000,
         describe=describe_nothing,
     ),
 }
@@ -138,7 +138,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
 def runs_of(
     names: Sequence[str], methods: Sequence[str] | None, n_seeds: int | None
 ) -> Iterator[tuple[str, str, int]]:
-    """Experiment, method and seed of every run; all methods of a seed before the next seed."""
+    """Yield experiment, method and seed of every run, one seed after the other."""
     for name in names:
         experiment = EXPERIMENTS[name]
         for seed in range(experiment.n_seeds if n_seeds is None else n_seeds):
@@ -147,13 +147,13 @@ def runs_of(
                     yield name, method, seed
 
 
-def train(name: str, method: str, seed: int, n_epochs: int, n_objects: int) -> Row:
-    """One run."""
+def train(name: str, method: str, seed: int, n_epochs: int, n_samples: int) -> Row:
+    """Do one run and return its row."""
     experiment = EXPERIMENTS[name]
     storage = InMemoryStorage()
     base = "no-search" if method == LINEAR else method
     comparison = miha.compare(
-        experiment.model_fn(method, n_objects),
+        experiment.model_fn(method, n_samples),
         n_epochs=n_epochs,
         methods=[base],
         seeds=[seed],
@@ -163,12 +163,12 @@ def train(name: str, method: str, seed: int, n_epochs: int, n_objects: int) -> R
     )
     (run,) = comparison.runs
     study = optuna.load_study(study_name=f"compare-{base}-{seed}", storage=storage)
-    about = {"experiment": name, "n_objects": n_objects, "monitor": comparison.monitor}
+    about = {"experiment": name, "n_samples": n_samples, "monitor": comparison.monitor}
     return about | run.asdict() | {"method": method} | experiment.describe(method, seed, study)
 
 
 def _folder() -> Path:
-    """The newest results, which a call goes on with, or new ones of today."""
+    """The newest folder of results, or a new one with today's date."""
     try:
         return newest(RESULTS, "article")
     except LookupError:
@@ -176,30 +176,30 @@ def _folder() -> Path:
 
 
 def main() -> None:
-    """Train and report."""
+    """Train the missing runs and write the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, help="results; default the newest, or else new ones")
+    parser.add_argument(
+        "--out", type=Path, help="folder of results; default: the newest, or a new one"
+    )
     parser.add_argument(
         "--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="NAME"
     )
-    parser.add_argument("--methods", nargs="+", help="only these of each experiment's own")
-    parser.add_argument("--seeds", type=int, help="how many, in place of each experiment's own")
+    parser.add_argument("--methods", nargs="+", help="restrict the methods of each experiment")
+    parser.add_argument("--seeds", type=int, help="number of seeds; default: per experiment")
     parser.add_argument("--n-epochs", type=int, default=200, help="default %(default)s")
-    parser.add_argument("--n-objects", type=int, help="in place of each experiment's own")
-    parser.add_argument("--report", action="store_true", help="train nothing")
+    parser.add_argument("--n-samples", type=int, help="default: per experiment")
+    parser.add_argument("--report", action="store_true", help="write the report only")
     parser.add_argument(
         "--docs",
         type=Path,
         default=Path(__file__).parents[1] / "docs",
-        help="folder to write tables and figures to",
+        help="folder to write the tables and the figure to",
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="one seed, small data: whether it runs, not how well"
-    )
+    parser.add_argument("--quick", action="store_true", help="smoke test: one seed, small data")
     args = parser.parse_args()
     if args.quick:
-        args.seeds, args.n_epochs, args.n_objects = 1, 30, 40
-        # Figures that mean nothing stay out of the results and the pages.
+        args.seeds, args.n_epochs, args.n_samples = 1, 30, 40
+        # Meaningless results stay out of the results and the pages.
         args.out = args.out or Path(tempfile.mkdtemp(prefix="article-"))
     out = args.out or _folder()
     if not args.report:
@@ -211,12 +211,12 @@ def main() -> None:
         runs = runs_of(args.experiments, args.methods, args.seeds)
         missing = [run for run in runs if run not in done]
         for index, (name, method, seed) in enumerate(missing, start=1):
-            n_objects = args.n_objects or EXPERIMENTS[name].n_objects
-            row = train(name, method, seed, args.n_epochs, n_objects)
+            n_samples = args.n_samples or EXPERIMENTS[name].n_samples
+            row = train(name, method, seed, args.n_epochs, n_samples)
             with (out / "raw.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            figures = f"validation {row['value']:.5g}, test {row['test']}, {row['seconds']:.0f} s"
-            print(f"{index}/{len(missing)} {name} {method} {seed}: {figures}", flush=True)
+            values = f"validation {row['value']:.5g}, test {row['test']}, {row['seconds']:.0f} s"
+            print(f"{index}/{len(missing)} {name} {method} {seed}: {values}", flush=True)
     print(write_report(read_rows(out), out.name, args.docs))
 
 

@@ -1,7 +1,7 @@
-"""Memory of a run of very many trials.
+"""Memory of a run with many trials.
 
-Trains a tiny network, cycle after cycle, each of three branches and a trunk of one epoch, on an
-SQLite file, and notes the memory of the process as the trials go by::
+Trains a tiny network on an SQLite file. A cycle has three branches and a trunk segment, of one
+epoch each. The memory of the process is written every ``--every`` trials::
 
     python benchmarks/memory.py --n-trials 10000 --output memory.csv
 """
@@ -26,7 +26,7 @@ Y = torch.arange(32) % 3
 
 
 class Aging(nn.Module):
-    """A network that counts its epochs. The count is monitored, so that no cycle is in vain."""
+    """A network that counts its epochs. The count is monitored, so that every cycle improves."""
 
     age: Tensor
 
@@ -43,7 +43,7 @@ class Aging(nn.Module):
 
 
 def model_fn(trial: Any) -> miha.Recipe:
-    """One step an epoch."""
+    """Build a recipe with one step per epoch."""
     model = Aging()
     return miha.Recipe(
         model=model,
@@ -58,11 +58,11 @@ def model_fn(trial: Any) -> miha.Recipe:
 
 
 class Memory:
-    """A callback that writes a row every so many trials.
+    """A callback that writes a row every ``every`` trials.
 
     Args:
-        path: The file.
-        every: How many.
+        path: The CSV file.
+        every: Number of trials between two rows.
     """
 
     def __init__(self, path: Path, every: int) -> None:
@@ -73,7 +73,7 @@ class Memory:
         self._start = time.monotonic()
 
     def __call__(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        """Write the row of a trial, if it is its turn."""
+        """Write a row after every ``every``-th trial."""
         if (trial.number + 1) % self._every == 0:
             seconds = time.monotonic() - self._start
             self._rows.writerow([trial.number + 1, f"{seconds:.0f}", f"{rss_mib():.1f}"])
@@ -81,14 +81,14 @@ class Memory:
 
 
 def rss_mib() -> float:
-    """Memory of this process, as Linux tells it."""
+    """Resident memory of this process in MiB, from Linux's ``/proc``."""
     lines = Path("/proc/self/status").read_text().splitlines()
     [line] = [line for line in lines if line.startswith("VmRSS:")]
     return int(line.split()[1]) / 1024
 
 
 def main() -> None:
-    """Run it."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n-trials", type=int, default=10_000)
     parser.add_argument("--every", type=int, default=100, help="trials between two rows")

@@ -1,6 +1,6 @@
-"""The methods of the quality benchmark: ways to spend the same number of epochs.
+"""The methods of the quality benchmark, each with the same budget of epochs.
 
-A variant of the package's own method is one line at the end of this file.
+A variant of the default plan is one entry at the end of this file.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Role: TypeAlias = Literal["ours", "other", "variant"]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One run to do.
+    """The arguments of one run.
 
     Args:
-        task: Name of the task; with the other figures it names the study, which Hyperband
-            assigns trials to brackets by.
-        model_fn: The task of this seed.
+        task: Name of the task. It is part of the study's name, by which Hyperband assigns trials
+            to brackets.
+        model_fn: The task with the data of this seed.
         n_epochs: The budget.
-        seed: Of data, initial weights and proposals.
+        seed: Seed of data, initial weights and proposals.
     """
 
     task: str
@@ -44,13 +44,13 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way to spend the epochs.
+    """A method to compare.
 
     Args:
-        name: How it is called on the command line and in tables.
-        role: ``"ours"``; ``"other"``, what it is compared with; or ``"variant"``, ours with a
-            part changed.
-        description: In a line.
+        name: Name on the command line and in tables.
+        role: ``"ours"``, the default plan; ``"other"``, a method to compare with; or
+            ``"variant"``, the default plan with one change.
+        description: One line.
         run: Does a run.
     """
 
@@ -61,7 +61,7 @@ class Method:
 
 
 def _compare(setting: Setting, *, method: str) -> Run:
-    """A method of :func:`optuna_miha.compare`."""
+    """Run a method of :func:`optuna_miha.compare`."""
     comparison = miha.compare(
         setting.model_fn,
         n_epochs=setting.n_epochs,
@@ -75,10 +75,10 @@ def _compare(setting: Setting, *, method: str) -> Run:
 
 
 def _smoothed(model_fn: ModelFn) -> ModelFn:
-    """Validate a classifier as if there were one more object, of which nobody knows the class.
+    """Validate a classifier with one additional sample of unknown class.
 
-    Of two networks that err on none of few objects, the more certain one has the lower
-    cross-entropy, however wrong it is elsewhere.
+    Of two networks that classify all of a few samples correctly, the more confident one has the
+    lower cross-entropy, even if it is wrong elsewhere.
     """
 
     def smoothed(trial: Any) -> miha.Recipe:
@@ -93,7 +93,7 @@ def _smoothed(model_fn: ModelFn) -> ModelFn:
 
 
 def _with_losses(model_fn: ModelFn) -> ModelFn:
-    """Let the training loss mutate, where torch has others that take the same targets."""
+    """Let the training loss mutate if torch has other losses for the same targets."""
 
     def with_losses(trial: Any) -> miha.Recipe:
         recipe = model_fn(trial)
@@ -108,7 +108,7 @@ def _with_losses(model_fn: ModelFn) -> ModelFn:
 
 
 def _per_neuron(model_fn: ModelFn) -> ModelFn:
-    """Let groups of neurons have activations of their own."""
+    """Suggest one activation per group of neurons."""
     return partial(model_fn, per="neuron")
 
 
@@ -121,7 +121,7 @@ def _optimize(
     task: Callable[[ModelFn], ModelFn] | None = None,
     combined: Callable[[miha.Result], tuple[nn.Module, float]] | None = None,
 ) -> Run:
-    """A run of :func:`optuna_miha.optimize` with arguments of its own, recorded alike."""
+    """Run :func:`optuna_miha.optimize` with the given arguments."""
     model_fn = setting.model_fn if task is None else task(setting.model_fn)
     started = time.perf_counter()
     study = optuna.create_study(
@@ -153,7 +153,7 @@ def _optimize(
 
 
 def _ensemble(result: miha.Result) -> tuple[nn.Module, float]:
-    """The networks of the run that do best together, and their validation value."""
+    """The ensemble of the run and its validation value."""
     ensemble = result.ensemble()
     return ensemble, ensemble.value
 
@@ -187,14 +187,15 @@ def _variant(
     combined: Callable[[miha.Result], tuple[nn.Module, float]] | None = None,
     **options: Any,
 ) -> Method:
-    """Ours with other arguments.
+    """Define a variant of the default plan.
 
     Args:
-        name: Its name, ``miha-...``.
-        description: In a line.
+        name: Name, ``miha-...``.
+        description: One line.
         plan: Arguments of :class:`optuna_miha.Plan` besides the budget.
-        task: Changes what may mutate, or how a recipe is validated; the test loss stays.
-        combined: Makes one network of those of the run, with its validation value.
+        task: Changes what may mutate, or the validation loss. The test loss stays.
+        combined: Combines the networks of the run into one; returns it with its validation
+            value.
         **options: Arguments of :func:`optuna_miha.optimize`.
     """
     run = partial(
@@ -204,26 +205,28 @@ def _variant(
 
 
 _METHODS = [
-    _of_compare("miha", "this package with its default plan", role="ours"),
+    _of_compare("miha", "this package, default plan", role="ours"),
     _of_compare(
-        "miha-classic", "the published loop, without its errors, selecting on validation data"
+        "miha-classic", "the published loop with its errors fixed, selecting on validation data"
     ),
-    _of_compare("no-search", "the initial configuration alone"),
-    _of_compare("no-search-cosine", "the same, its learning rate falling to zero"),
-    _of_compare("tpe-median", "Optuna: TPE and the median pruner"),
-    _of_compare("hyperband", "Optuna: TPE and Hyperband"),
+    _of_compare("no-search", "initial configuration, no search"),
+    _of_compare("no-search-cosine", "initial configuration, no search, cosine annealing to zero"),
+    _of_compare("tpe-median", "Optuna: TPE, median pruner"),
+    _of_compare("hyperband", "Optuna: TPE, Hyperband"),
     _of_compare("random", "Optuna: random search, no pruning"),
-    _of_compare("tpe-retrain", "TPE on half of the epochs, its best configuration on the rest"),
+    _of_compare(
+        "tpe-retrain", "TPE for half of the epochs, then training of its best configuration"
+    ),
     _of_pbt("pbt", "Syne Tune: population based training, 4 members"),
-    _of_pbt("pbt-numbers", "the same on the numerical parameters alone", numbers_only=True),
+    _of_pbt("pbt-numbers", "the same, numerical parameters only", numbers_only=True),
     _variant("miha-no-cycles", "race, run-up and final phase only", {"n_cycles": 0}),
-    _variant("miha-no-race", "from the initial configuration", {"startup": 1}),
-    _variant("miha-no-ema", "weights are not averaged", {"ema_decay": 0.0}),
-    _variant("miha-no-anneal", "the final phase at a constant learning rate", {"anneal": None}),
-    _variant("miha-no-control", "every branch is mutated", {"control": False}),
-    _variant("miha-no-restarts", "no new trainings where networks overfit", {"restarts": False}),
-    _variant("miha-no-prune", "branches are not cut half-way", {"prune": False}),
-    _variant("miha-population-5", "5 branches in place of 3", {"population_size": 5}),
+    _variant("miha-no-race", "no start-up race", {"startup": 1}),
+    _variant("miha-no-ema", "no averaging of weights", {"ema_decay": 0.0}),
+    _variant("miha-no-anneal", "final phase at a constant learning rate", {"anneal": None}),
+    _variant("miha-no-control", "no control, every branch is mutated", {"control": False}),
+    _variant("miha-no-restarts", "no restarts where networks overfit", {"restarts": False}),
+    _variant("miha-no-prune", "no pruning of branches", {"prune": False}),
+    _variant("miha-population-5", "5 branches instead of 3", {"population_size": 5}),
     _variant(
         "miha-crossover",
         "5 branches, one of them a child of two",
@@ -236,15 +239,13 @@ _METHODS = [
         {"population_size": 5},
         crossover=miha.AverageWeights(),
     ),
-    _variant("miha-smoothed", "validated by a smoothed cross-entropy", task=_smoothed),
-    _variant("miha-slope-fitness", "branches by their slope", fitness=miha.fitness.slope),
+    _variant("miha-smoothed", "validation by a smoothed cross-entropy", task=_smoothed),
+    _variant("miha-slope-fitness", "fitness is the slope of a branch", fitness=miha.fitness.slope),
     _variant("miha-losses", "the training loss mutates as well", task=_with_losses),
     _variant("miha-neurons", "four groups of neurons per activation", task=_per_neuron),
-    _variant("miha-ensemble", "several networks of the run together", combined=_ensemble),
-    _variant(
-        "miha-soup", "the mean of their weights, where it validates better", combined=soup_of
-    ),
+    _variant("miha-ensemble", "ensemble of the run's networks", combined=_ensemble),
+    _variant("miha-soup", "greedy soup of the run's networks", combined=soup_of),
 ]
 
 METHODS = {method.name: method for method in _METHODS}
-"""All methods by name, in the order of tables."""
+"""All methods by name, in the order of the tables."""

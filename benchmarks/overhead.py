@@ -1,8 +1,8 @@
-"""What optuna_miha costs beside hand-written training loops, at equal epochs.
+"""Overhead of optuna_miha over hand-written training loops at the same number of epochs.
 
-Everything that changes the cost of an epoch is held fixed: the network, the batch size, Adam.
-Further: what plain Optuna costs for as many trials without any training, the time from the start
-of a script to its first training step, and the peak memory.
+Everything that changes the cost of an epoch is fixed: the network, the batch size, Adam. Also
+measures plain Optuna with the same number of trials and no training, the time from the start of a
+script to its first training step, and the peak memory.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from _overhead_table import NETWORKS, report
 STORAGES = ("memory", "sqlite", "sqlite-wal", "journal")
 _EPOCHS = (60, 200)
 _QUICK_EPOCHS = 24
-_QUICK_OBJECTS = 100
+_QUICK_SAMPLES = 100
 _STARTUP_EPOCHS = 30
 _MEMORY_EPOCHS = 40
-"""A race, a population and a final phase."""
+"""Enough for a race, a population and a final phase."""
 
 
-# Imports are local to the functions, so that a variant starts up with its own alone.
+# Imports are local to the functions, so that a variant imports only what it needs.
 
 
 def measure_loop(
-    kind: str, problem: str, n_objects: int | None, n_epochs: int, n_checkpoints: int
+    kind: str, problem: str, n_samples: int | None, n_epochs: int, n_checkpoints: int
 ) -> Row:
-    """A loop without optuna_miha, in turns with the tuned one.
+    """Measure a loop without optuna_miha, in alternation with the tuned loop.
 
     Args:
         kind: ``dataloader`` or ``handwritten``.
         problem: Name of the problem.
-        n_objects: Objects in all, if fewer than it has.
+        n_samples: Total number of samples; :obj:`None` for all.
         n_epochs: Epochs to train.
-        n_checkpoints: How many ``handwritten`` writes.
+        n_checkpoints: Number of checkpoints that ``handwritten`` writes.
     """
     from _loops import Turns, epochs_by_dataloader, epochs_by_hand
     from _problems import problem_of
 
-    chosen_problem = problem_of(problem, n_objects)
+    chosen_problem = problem_of(problem, n_samples)
     data = chosen_problem.data()
     _warm_up()
     with tempfile.TemporaryDirectory() as name:
@@ -68,23 +68,25 @@ def measure_loop(
 
 
 def measure_run(
-    storage: str, problem: str, n_objects: int | None, n_epochs: int, n_checkpoints: int
+    storage: str, problem: str, n_samples: int | None, n_epochs: int, n_checkpoints: int
 ) -> Row:
-    """A run of optuna_miha, in turns with the tuned loop; ``setup_s`` is the making of the study.
+    """Measure a run of optuna_miha, in alternation with the tuned loop.
+
+    ``setup_s`` of the returned row is the time to create the study.
 
     Args:
         storage: Kind of storage.
         problem: Name of the problem.
-        n_objects: Objects in all, if fewer than it has.
+        n_samples: Total number of samples; :obj:`None` for all.
         n_epochs: Epochs to train.
-        n_checkpoints: How many the loop writes.
+        n_checkpoints: Number of checkpoints that the loop writes.
     """
     from _loops import Turns, epochs_by_hand
     from _problems import problem_of
     from _runs import digest, open_storage, open_study, taking_turns
     from _runs import train as train_by_miha
 
-    chosen_problem = problem_of(problem, n_objects)
+    chosen_problem = problem_of(problem, n_samples)
     data = chosen_problem.data()
     _warm_up()
     with tempfile.TemporaryDirectory() as name:
@@ -108,7 +110,7 @@ def measure_run(
 
 
 def _without(turns: Any, row: Row) -> Row:
-    """The seconds of a variant without those of the loop beside it, and these."""
+    """Separate the seconds of a variant from those of the tuned loop."""
     return {
         "wall_s": row["wall_s"] - turns.wall_s,
         "cpu_s": row["cpu_s"] - turns.cpu_s,
@@ -118,13 +120,13 @@ def _without(turns: Any, row: Row) -> Row:
 
 
 def measure_floor(storage: str, reports: list[int]) -> Row:
-    """Plain Optuna without training: ask, suggest, report, ask whether to prune, tell.
+    """Measure plain Optuna without training: ask, suggest, report, check pruning, tell.
 
-    The sampler is the cheapest, a random one.
+    The sampler is the cheapest one, random search.
 
     Args:
         storage: Kind of storage.
-        reports: How often each trial reports.
+        reports: Number of reports of each trial.
     """
     import optuna
     from _runs import open_storage
@@ -149,16 +151,16 @@ def measure_floor(storage: str, reports: list[int]) -> Row:
     return {**row, "n_trials": len(reports)}
 
 
-def measure_startup(kind: str, n_objects: int | None) -> Row:
-    """Seconds from the start of this script to the first step of its training.
+def measure_startup(kind: str, n_samples: int | None) -> Row:
+    """Measure the seconds from the start of this script to its first training step.
 
     Args:
         kind: ``handwritten``, or a kind of storage.
-        n_objects: Objects in all, if fewer than the problem has.
+        n_samples: Total number of samples; :obj:`None` for all.
     """
     from _problems import problem_of
 
-    problem = problem_of("digits", n_objects)
+    problem = problem_of("digits", n_samples)
     if kind == "handwritten":
         from _loops import train_by_hand
         from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -180,16 +182,16 @@ def measure_startup(kind: str, n_objects: int | None) -> Row:
         return {"first_step_s": min(read_marks(marks).values()) - float(os.environ[STARTED])}
 
 
-def measure_memory(n_jobs: int, n_objects: int | None) -> Row:
-    """A run for others to watch.
+def measure_memory(n_jobs: int, n_samples: int | None) -> Row:
+    """Do a run whose memory is sampled from outside.
 
     Args:
-        n_jobs: Worker processes; 0: the hand-written loop.
-        n_objects: Objects in all, if fewer than the problem has.
+        n_jobs: Worker processes; 0 means the hand-written loop.
+        n_samples: Total number of samples; :obj:`None` for all.
     """
     from _problems import problem_of
 
-    problem = problem_of("fnn", n_objects)
+    problem = problem_of("fnn", n_samples)
     data = problem.data()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -208,7 +210,7 @@ def measure_memory(n_jobs: int, n_objects: int | None) -> Row:
 
 
 def _warm_up() -> None:
-    """Load what torch loads at the first step, which is no part of an epoch."""
+    """Train the tiny problem once, so that torch's lazy initialization is not measured."""
     import torch
     from _loops import train_by_hand
     from _problems import PROBLEMS
@@ -218,18 +220,18 @@ def _warm_up() -> None:
     train_by_hand(problem, *problem.data(), n_epochs=1)
 
 
-def cases_of(network: str, n_objects: int | None, n_epochs: int, profile: Row) -> list[Case]:
-    """The cases that are measured for one network.
+def cases_of(network: str, n_samples: int | None, n_epochs: int, profile: Row) -> list[Case]:
+    """The cases of one network.
 
     Args:
-        network: Its name.
-        n_objects: Objects in all, if fewer than it has.
+        network: Name of the network.
+        n_samples: Total number of samples; :obj:`None` for all.
         n_epochs: Epochs to train.
-        profile: A row of :func:`measure_run`, for the others to do as much.
+        profile: A row of :func:`measure_run`, whose checkpoints and reports the others match.
     """
     size: Row = {
         "problem": network,
-        "n_objects": n_objects,
+        "n_samples": n_samples,
         "n_epochs": n_epochs,
         "n_checkpoints": profile["n_checkpoints"],
     }
@@ -249,7 +251,7 @@ def cases_of(network: str, n_objects: int | None, n_epochs: int, profile: Row) -
 
 
 def main() -> None:
-    """Measure, and print what came out."""
+    """Measure and print the results."""
     functions = {
         "loop": measure_loop,
         "run": measure_run,
@@ -267,23 +269,23 @@ def main() -> None:
         help="epochs of the two networks; default %(default)s",
     )
     args = benchmark.parse()
-    n_objects = _QUICK_OBJECTS if args.quick else None
+    n_samples = _QUICK_SAMPLES if args.quick else None
     epochs = [_QUICK_EPOCHS] * 2 if args.quick else args.epochs
     profiles: dict[str, Any] = {}
     cases = []
     for network, n_epochs in zip(NETWORKS, epochs, strict=True):
-        options = {"problem": network, "n_objects": n_objects, "n_epochs": n_epochs}
+        options = {"problem": network, "n_samples": n_samples, "n_epochs": n_epochs}
         options |= {"storage": "memory", "n_checkpoints": 0}
         run = Case(function="run", labels={}, options=options)
         profiles[network] = benchmark.measure(run, quick=args.quick)
-        cases += cases_of(network, n_objects, n_epochs, profiles[network])
+        cases += cases_of(network, n_samples, n_epochs, profiles[network])
     write_json(args.out / "profile.json", profiles)
     for kind in ("handwritten", "sqlite"):
-        options = {"kind": kind, "n_objects": n_objects}
+        options = {"kind": kind, "n_samples": n_samples}
         labels = {"variant": f"startup-{kind}"}
         cases.append(Case(function="startup", labels=labels, options=options, apart=True))
     for n_jobs in (1,) if args.quick else (0, 1, 2):
-        options = {"n_jobs": n_jobs, "n_objects": n_objects}
+        options = {"n_jobs": n_jobs, "n_samples": n_samples}
         labels = {"variant": f"memory-{n_jobs}"}
         cases.append(
             Case(function="memory", labels=labels, options=options, apart=True, memory=True)

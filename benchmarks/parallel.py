@@ -1,9 +1,9 @@
-"""What worker processes gain: the same run with one and with several of them.
+"""Speed-up by worker processes: the same run with one and with several of them.
 
-Two plans: the default one, whose trunk trains alone for much of the time, and ``branches``, which
-is nearly all population. Of each the whole run with ``n_jobs``, which the start of the workers is
-part of, and its race, from the first step of training on, and populations alone. The models must
-be equal, bit for bit.
+There are two plans: the default one, whose trunk trains alone for much of the time, and
+``branches``, which consists mostly of populations. For each, measures the whole run including the
+start of the workers, and the race (from the first training step) plus populations alone. The
+models must be identical, bit for bit.
 """
 
 from __future__ import annotations
@@ -24,23 +24,22 @@ PLANS: dict[str, dict[str, Any]] = {
 }
 _EPOCHS = 200
 _QUICK_EPOCHS = 40
-_QUICK_OBJECTS = 100
+_QUICK_SAMPLES = 100
 
 
-def measure_run(n_jobs: int, plan: str, n_objects: int | None, n_epochs: int) -> Row:
-    """A run on SQLite.
+def measure_run(n_jobs: int, plan: str, n_samples: int | None, n_epochs: int) -> Row:
+    """Measure a run on SQLite.
 
     Args:
-        n_jobs: Worker processes; 1: none.
+        n_jobs: Worker processes; 1 means none.
         plan: A key of ``PLANS``.
-        n_objects: Objects in all, if fewer than the problem has.
+        n_samples: Total number of samples; :obj:`None` for all.
         n_epochs: Epochs to train.
 
     Returns:
-        Besides the seconds of the whole run (of CPU time those of all processes, their start-up
-        included), ``race_s`` from the first step of training to the end of the race,
-        ``branches_s`` of the populations, and ``first_step_s`` from the start of the run to the
-        first step.
+        The seconds of the whole run (CPU time of all processes, including their start-up),
+        ``race_s`` from the first training step to the end of the race, ``branches_s`` of the
+        populations, and ``first_step_s`` from the start of the run to the first step.
     """
     import torch
     from _loops import train_by_hand
@@ -50,7 +49,7 @@ def measure_run(n_jobs: int, plan: str, n_objects: int | None, n_epochs: int) ->
     import optuna_miha as miha
 
     torch.set_num_threads(1)
-    problem, tiny = problem_of("fnn", n_objects), PROBLEMS["tiny"]
+    problem, tiny = problem_of("fnn", n_samples), PROBLEMS["tiny"]
     data = problem.data()
     train_by_hand(tiny, *tiny.data(), n_epochs=1)
     before = _cpu_of_children()
@@ -66,7 +65,7 @@ def measure_run(n_jobs: int, plan: str, n_objects: int | None, n_epochs: int) ->
             result = train(study, problem, data, folder, marks=marks, **settings)
         first_step = min(read_marks(marks).values())
         trials = study.get_trials(deepcopy=False)
-    row["cpu_s"] += _cpu_of_children() - before  # All of them have ended now.
+    row["cpu_s"] += _cpu_of_children() - before  # All child processes have ended.
     return {
         **row,
         "n_epochs": result.n_epochs_trained,
@@ -115,7 +114,7 @@ def _seconds(trials: Sequence[Any]) -> float:
 
 
 def main() -> None:
-    """Measure, and print what came out."""
+    """Measure and print the results."""
     benchmark = Benchmark(__file__, __doc__, {"run": measure_run}, repeats=3)
     benchmark.parser.add_argument(
         "--jobs", type=int, nargs="+", default=[1, 2], help="worker processes; default 1 2"
@@ -124,12 +123,12 @@ def main() -> None:
         "--epochs",
         type=int,
         default=_EPOCHS,
-        help="epochs by the default plan; the other has half as many; default %(default)s",
+        help="epochs of the default plan; the other has half as many; default %(default)s",
     )
     args = benchmark.parse()
     epochs = _QUICK_EPOCHS if args.quick else args.epochs
     n_epochs = {"default": epochs, "branches": epochs // 2}
-    n_objects = _QUICK_OBJECTS if args.quick else None
+    n_samples = _QUICK_SAMPLES if args.quick else None
     cases = [
         Case(
             function="run",
@@ -137,7 +136,7 @@ def main() -> None:
             options={
                 "plan": plan,
                 "n_jobs": n_jobs,
-                "n_objects": n_objects,
+                "n_samples": n_samples,
                 "n_epochs": n_epochs[plan],
             },
         )
@@ -148,11 +147,11 @@ def main() -> None:
 
 
 def report(rows: list[Row]) -> list[str]:
-    """The rows as a list in Markdown: speed-ups, start-up, and whether models are equal."""
+    """A list in Markdown: speed-ups, start-up, and whether the models are identical."""
     lines = []
     words = {
         "default": "the default plan",
-        "branches": "a plan of populations of 4 and hardly any trunk",
+        "branches": "a plan with populations of 4 and little training of the trunk",
     }
     numbers = sorted({row["n_jobs"] for row in rows})
     for plan, what in words.items():
@@ -163,17 +162,17 @@ def report(rows: list[Row]) -> list[str]:
             phases = ratios(one, more, lambda row: row["race_s"] + row["branches_s"])
             lines.append(
                 f"- Speed-up of `n_jobs={n_jobs}` over `n_jobs=1`, {what}: {whole.text(2)} for "
-                f"the whole run, the start of the workers included; {phases.text(2)} for race "
-                "and populations alone."
+                f"the whole run including the start of the workers; {phases.text(2)} for race and "
+                "populations only."
             )
     first = [
         f"{figures(own, lambda row: row['first_step_s']).text(1)} s with `n_jobs={n_jobs}`"
         for n_jobs in numbers
         for own in [chosen(rows, n_jobs=n_jobs)]
     ]
-    lines.append(f"- From calling `optimize` to the first training step: {', '.join(first)}.")
+    lines.append(f"- Time from calling `optimize` to the first training step: {', '.join(first)}.")
     models = {(row["plan"], row["model"]) for row in rows}
-    equal = "are equal, bit for bit" if len(models) == len(PLANS) else "DIFFER"
+    equal = "are identical, bit for bit" if len(models) == len(PLANS) else "DIFFER"
     lines.append(f"- The models of the runs with `n_jobs` {_words(numbers)} {equal}.")
     return lines
 

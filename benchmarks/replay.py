@@ -1,8 +1,9 @@
-"""How close a training along a discovered schedule comes to the run that discovered it.
+"""How close a replayed schedule comes to the run that discovered it.
 
-For every seed, a run on the digits of ``examples/quickstart.py``. Then its schedule is replayed
-from the run's own initial weights, and from those of other seeds; for comparison, the initial
-configuration trains from those for as many epochs. All are judged by test data::
+For every seed, trains a run on the digits of ``examples/quickstart.py``. Its schedule is then
+replayed from the run's initial weights and from those of other seeds. For comparison, the initial
+configuration trains from the same weights for the same number of epochs. All are evaluated on test
+data::
 
     python benchmarks/replay.py
 """
@@ -31,19 +32,19 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import quickstart
 
 N_OTHERS = 3
-"""Trainings of every schedule from other initial weights."""
+"""Number of replays of every schedule from other initial weights."""
 
 
 @torch.no_grad()
 def tested(model: torch.nn.Module) -> Row:
-    """Loss and accuracy on the test objects."""
+    """Loss and accuracy on the test data."""
     outputs, y = model(quickstart.x[quickstart.test]), quickstart.y[quickstart.test]
     loss = torch.nn.functional.cross_entropy(outputs, y).item()
     return {"loss": loss, "accuracy": (outputs.argmax(1) == y).double().mean().item()}
 
 
 def trained(seed: int, plan: miha.Plan) -> miha.Result:
-    """A run in memory."""
+    """Run optuna_miha in memory."""
     sampler, pruner = miha.MihaSampler(seed=seed), miha.SlopePruner()
     study = optuna.create_study(sampler=sampler, pruner=pruner)
     return miha.optimize(
@@ -52,7 +53,7 @@ def trained(seed: int, plan: miha.Plan) -> miha.Result:
 
 
 def rows_of(seed: int, n_epochs: int) -> Iterator[Row]:
-    """The run of a seed, its replays, and the initial configuration."""
+    """Yield the rows of a seed: the run, its replays, and the initial configuration."""
     run = trained(seed, miha.Plan(n_epochs))
     yield {"what": "run", "start": seed, "epochs": n_epochs, **tested(run.model)}
     for start in [seed, *range(1000 + seed * N_OTHERS, 1000 + (seed + 1) * N_OTHERS)]:
@@ -65,15 +66,15 @@ def rows_of(seed: int, n_epochs: int) -> Iterator[Row]:
 
 
 def same(run: miha.Result, again: miha.Replay) -> bool:
-    """Whether the weights are equal, bit by bit."""
+    """Whether the weights are identical, bit for bit."""
     pairs = zip(run.model.state_dict().values(), again.model.state_dict().values(), strict=True)
     return all(torch.equal(one, other) for one, other in pairs)
 
 
 def main() -> None:
-    """Train, write the rows, and print what the page on taking a result home says."""
+    """Train, write the rows, and print the table of ``docs/howto/take_home.rst``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, help="results; default new ones of today")
+    parser.add_argument("--out", type=Path, help="folder of results; default: a new one")
     parser.add_argument("--seeds", type=int, default=10, help="default %(default)s")
     parser.add_argument("--n-epochs", type=int, default=200, help="default %(default)s")
     args = parser.parse_args()
@@ -90,13 +91,13 @@ def main() -> None:
                 file.flush()
     for what in ("run", "same start", "other start", "initial"):
         chosen = [row for row in rows if row["what"] == what]
-        figures = (
+        values = (
             f"{statistics.mean(row[name] for row in chosen):.4f} "
             f"± {statistics.stdev(row[name] for row in chosen):.4f}"
             for name in ("loss", "accuracy")
         )
         equal = sum(row.get("equal", False) for row in chosen)
-        print(f"{what:12} n {len(chosen):3}  {'  '.join(figures)}  equal {equal}")
+        print(f"{what:12} n {len(chosen):3}  {'  '.join(values)}  equal {equal}")
 
 
 if __name__ == "__main__":

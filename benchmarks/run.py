@@ -1,7 +1,7 @@
-"""Run tasks by methods, and write one line per run; an interrupted call goes on where it was.
+"""Run all methods on all tasks and write one line per run; resumes an interrupted call.
 
-Runs are independent, and in an order in which an unfinished benchmark is balanced: all tasks and
-methods with one seed, then with the next.
+Runs are independent. All tasks and methods of a seed come before those of the next seed, so that
+an unfinished benchmark is balanced.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# Before anything imports torch, and so that worker processes inherit it.
+# Set before torch is imported, and inherited by worker processes.
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import optuna
@@ -35,29 +35,31 @@ from tasks import TASKS
 import optuna_miha
 
 _DECIDING = ("_datasets", "_networks", "_pbt", "_selection", "_soup", "methods", "tasks")
-"""Files of this folder that figures depend on."""
+"""Files of this folder that the results depend on."""
 _FIGURES = ("epochs", "value", "test", "seconds", "cpu_seconds")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line, and run what is missing.
+    """Do the missing runs.
 
     Args:
-        arguments: Of the command line; :obj:`None`: those of this process.
+        arguments: Command-line arguments; :obj:`None` means those of this process.
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="default: all")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="default: all")
     parser.add_argument("--budgets", nargs="+", type=int, default=[50, 200, 600], metavar="EPOCHS")
-    parser.add_argument("--seeds", type=int, default=10, help="how many, default %(default)s")
+    parser.add_argument(
+        "--seeds", type=int, default=10, help="number of seeds, default %(default)s"
+    )
     parser.add_argument("--first-seed", type=int, default=0, help="default %(default)s")
     parser.add_argument("--jobs", type=int, default=1, help="processes, default %(default)s")
-    parser.add_argument("--out", type=Path, help=f"results; default {_default_folder()}")
+    parser.add_argument("--out", type=Path, help=f"folder of results; default {_default_folder()}")
     args = parser.parse_args(arguments)
     for what, names, known in (("task", args.tasks, TASKS), ("method", args.methods, METHODS)):
         unknown = [name for name in names if name not in known]
         if unknown:
-            parser.error(f"{unknown[0]!r} is no {what}; there are {', '.join(known)}.")
+            parser.error(f"unknown {what} {unknown[0]!r}: choose from {', '.join(known)}.")
 
     folder = args.out or _default_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,11 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     done = {key_of(row) for row in read_runs(file) if row["error"] is None}
     missing = [key for key in keys if key not in done]
-    print(f"{len(keys) - len(missing)} of {len(keys)} runs are there.", file=sys.stderr)
+    print(f"{len(keys) - len(missing)} of {len(keys)} runs exist.", file=sys.stderr)
     started = time.perf_counter()
     if file.exists() and not file.read_bytes().endswith(b"\n"):
         with file.open("a", encoding="utf-8") as lines:
-            lines.write("\n")  # After a line that an interruption cut short.
+            lines.write("\n")  # Ends a line that an interruption truncated.
     with file.open("a", encoding="utf-8") as lines:
         for index, row in enumerate(_rows(missing, args.jobs), start=1):
             lines.write(json.dumps({**row, "version": version}) + "\n")
@@ -95,16 +97,16 @@ def _rows(keys: list[Key], n_jobs: int) -> Iterator[dict[str, Any]]:
 
 
 def run_one(task: str, method: str, n_epochs: int, seed: int) -> dict[str, Any]:
-    """Do one run, in a worker process.
+    """Do one run in a worker process.
 
     Args:
-        task: Its name.
-        method: Its name.
+        task: Name of the task.
+        method: Name of the method.
         n_epochs: The budget.
         seed: The seed.
 
     Returns:
-        Epochs trained, validation value, test figures, seconds, and CPU seconds.
+        Epochs trained, validation value, test metrics, seconds and CPU seconds.
     """
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -113,13 +115,13 @@ def run_one(task: str, method: str, n_epochs: int, seed: int) -> dict[str, Any]:
     setting = Setting(task=task, model_fn=model_fn, n_epochs=n_epochs, seed=seed)
     before = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        tempfile.tempdir = folder  # Studies in memory leave their checkpoints there.
+        tempfile.tempdir = folder  # Studies in memory write their checkpoints there.
         try:
             run = METHODS[method].run(setting).asdict()
         finally:
             tempfile.tempdir = None
     figures = {name: run[name] for name in _FIGURES if name in run}
-    # Unlike the other, it means something when `--jobs` share the machine.
+    # Unlike `seconds`, it is meaningful when `--jobs` share the machine.
     return figures | {"cpu_seconds": time.process_time() - before}
 
 
@@ -128,13 +130,13 @@ def _line(row: dict[str, Any]) -> str:
     if row["error"] is not None:
         return f"{run}: FAILED, {row['error']}"
     loss = (row["test"] or {}).get("loss")
-    told = "no finite loss" if loss is None else f"test loss {loss:.4g}"
-    return f"{run}: {told}, {row['seconds']:.1f} s"
+    outcome = "no finite loss" if loss is None else f"test loss {loss:.4g}"
+    return f"{run}: {outcome}, {row['seconds']:.1f} s"
 
 
 def _note_versions(folder: Path) -> str:
-    """Add the machine and the versions to ``env.json``, and return the hash that names them."""
-    sources = [*sorted(Path(optuna_miha.__file__).parent.glob("*.py"))]
+    """Add machine and versions to ``env.json``, and return the hash that identifies them."""
+    sources = [*sorted(Path(optuna_miha.__file__).parent.rglob("*.py"))]
     sources += [Path(__file__).with_name(f"{name}.py") for name in _DECIDING]
     code = hashlib.sha256(b"".join(source.read_bytes() for source in sources))
     found = environment() | {
@@ -146,8 +148,8 @@ def _note_versions(folder: Path) -> str:
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if known and name not in known:
         print(
-            f"{folder} holds runs of other versions, or of another machine: their lines tell "
-            "which by `version`.",
+            f"{folder} contains runs of other versions or of another machine; `version` of their "
+            "rows identifies them.",
             file=sys.stderr,
         )
     write_json(path, {**known, name: found})

@@ -1,7 +1,7 @@
-"""How far a run scales: a model in plain arithmetic, fed with what the other scripts measured.
+"""How far a run scales, computed from the measurements of the other scripts.
 
-Prints three tables: a population on more and more workers, where each resource saturates, and
-what the method itself leaves to do for so many workers.
+Prints tables of a population on increasing numbers of workers, of the number of workers at which
+each resource saturates, and of the parallelism that the method itself offers.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from _figures import RESULTS, Row, chosen, figures, newest, read_rows, with_bloc
 
 WORKERS = (1, 8, 64, 256, 1000)
 EFFICIENCY = 0.5
-"""What the last table asks for."""
+"""Efficiency required in the last table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a population costs.
+    """The costs of a population.
 
     Args:
         epoch_s: Seconds of an epoch on one worker.
-        checkpoint_bytes: Size of the state of a network in training.
-        storage_s: Seconds of a trial in the storage.
-        commits: Commits of a trial.
-        coordinator_s: Seconds of a trial in the coordinator, besides.
+        checkpoint_bytes: Size of a checkpoint.
+        storage_s: Seconds per trial in the storage.
+        commits: Commits per trial.
+        coordinator_s: Seconds per trial in the coordinator, without the storage.
         copy_rate: Bytes per second that the coordinator serializes.
-        network_rate: Bytes per second between it and its workers; assumed.
+        network_rate: Bytes per second between coordinator and workers, assumed.
         branch_epochs: Epochs of a branch.
-        rungs: Times that a branch is sent out and comes back.
+        rungs: Number of times that a branch is sent to a worker and returned.
     """
 
     epoch_s: float
@@ -47,17 +47,17 @@ class Inputs:
 
     @property
     def training_s(self) -> float:
-        """Seconds that a branch trains."""
+        """Training time of a branch in seconds."""
         return self.branch_epochs * self.epoch_s
 
     @property
     def traffic(self) -> float:
-        """Bytes of a branch through the coordinator: out and back in every rung."""
+        """Bytes per branch through the coordinator: out and back in every rung."""
         return 2 * self.rungs * self.checkpoint_bytes
 
     @property
     def per_branch(self) -> dict[str, float]:
-        """Seconds that each branch occupies what all of them share."""
+        """Seconds for which each branch occupies each shared resource."""
         return {
             "storage": self.storage_s,
             "coordinator": self.coordinator_s + self.traffic / self.copy_rate,
@@ -67,15 +67,15 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The epochs of a run by the default plan, as it came out.
+    """The measured epochs of a run with the default plan.
 
     Args:
         race_epochs: Epochs of each configuration of the race.
         trunk: Epochs of the trunk.
         branches: Epochs of all branches.
         final: Epochs of the final phase.
-        n_cycles: Cycles.
-        population_size: Branches of each.
+        n_cycles: Number of cycles.
+        population_size: Branches per cycle.
         branch_epochs: Epochs of a branch that is not pruned.
     """
 
@@ -89,11 +89,11 @@ class Run:
 
     @property
     def total(self) -> int:
-        """Epochs in all."""
+        """Total number of epochs."""
         return sum(self.race_epochs) + self.trunk + self.branches + self.final
 
     def race_length(self, n_workers: int) -> int:
-        """Epochs one after the other in the race."""
+        """Sequential epochs of the race."""
         length, age = 0, 0
         for end in sorted(set(self.race_epochs)):
             alive = sum(epochs >= end for epochs in self.race_epochs)
@@ -102,17 +102,17 @@ class Run:
         return length
 
     def length(self, n_workers: int) -> float:
-        """Epochs one after the other in the whole run."""
+        """Sequential epochs of the whole run."""
         rounds = math.ceil(self.population_size / n_workers)
         branches = self.branches * rounds / self.population_size
         return self.race_length(n_workers) + self.trunk + branches + self.final
 
 
 def population_table(inputs: Inputs) -> list[str]:
-    """A population of one branch per worker, on more and more workers."""
+    """A population with one branch per worker, for increasing numbers of workers."""
     lines = [
-        "| workers | population takes | commits per second | MB/s through the coordinator "
-        "| storage, coordinator and network | efficiency |",
+        "| workers | time of a population | commits per second | MB/s through the coordinator "
+        "| share of storage, coordinator and network | efficiency |",
         "|---|---|---|---|---|---|",
     ]
     for n_workers in WORKERS:
@@ -131,8 +131,8 @@ def population_table(inputs: Inputs) -> list[str]:
 
 
 def saturation_table(networks: dict[str, Inputs]) -> list[str]:
-    """Workers at which a resource is busy for as long as a branch trains."""
-    lines = [f"| saturates at | {' | '.join(networks)} |", "|---" * (len(networks) + 1) + "|"]
+    """Number of workers at which a resource is busy for the training time of a branch."""
+    lines = [f"| resource | {' | '.join(networks)} |", "|---" * (len(networks) + 1) + "|"]
     for resource in ("storage", "coordinator", "network"):
         cells = [f"{i.training_s / i.per_branch[resource]:,.0f}" for i in networks.values()]
         lines.append(f"| {resource} | {' | '.join(cells)} |")
@@ -140,9 +140,9 @@ def saturation_table(networks: dict[str, Inputs]) -> list[str]:
 
 
 def method_table(run: Run) -> list[str]:
-    """What the default plan makes of many workers, were everything but training free."""
+    """Speed-up of the default plan if everything but training were free."""
     lines = [
-        "| workers | epochs one after the other | times as fast | efficiency |",
+        "| workers | sequential epochs | speed-up | efficiency |",
         "|---|---|---|---|",
     ]
     for n_workers in WORKERS:
@@ -153,7 +153,7 @@ def method_table(run: Run) -> list[str]:
 
 
 def needed_table(run: Run) -> list[str]:
-    """The population that keeps many workers busy for a given share of the time."""
+    """The population size that keeps the workers busy for the share ``EFFICIENCY`` of the time."""
     lines = [
         "| workers | `population_size` | `n_epochs` | `final_share` |",
         "|---|---|---|---|",
@@ -169,7 +169,7 @@ def needed_table(run: Run) -> list[str]:
 
 
 def read_inputs(results: Path) -> tuple[Inputs, Run, list[str]]:
-    """What the newest results say, and the names of their folders."""
+    """Read the newest results; also returns the names of their folders."""
     folders = {name: newest(results, name) for name in ("overhead", "storage", "parallel")}
     rows = {name: read_rows(folder) for name, folder in folders.items()}
     loop = chosen(rows["overhead"], variant="handwritten", network="fnn")
@@ -207,7 +207,7 @@ def _trial_s(rows: dict[int, Row]) -> float:
 
 
 def report(small: Inputs, large: Inputs, run: Run, sources: list[str]) -> str:
-    """All tables in Markdown."""
+    """Generate all tables in Markdown."""
     networks = {"FNN 784-400-10": small, "large network": large}
     lines = [
         f"From {', '.join(f'`{name}`' for name in sources)}.",
@@ -216,25 +216,26 @@ def report(small: Inputs, large: Inputs, run: Run, sources: list[str]) -> str:
     ]
     lines[-1] += " |"
     lines.append("|---|---|---|")
-    for words, figure in _ROWS.items():
-        lines.append(f"| {words} | {' | '.join(figure(i) for i in networks.values())} |")
+    for name, text in _ROWS.items():
+        lines.append(f"| {name} | {' | '.join(text(i) for i in networks.values())} |")
     for name, inputs in networks.items():
-        lines += ["", f"### {name}: a population of one branch per worker", ""]
+        lines += ["", f"### {name}: population with one branch per worker", ""]
         lines += population_table(inputs)
-    lines += ["", "### Workers at which a resource saturates", "", *saturation_table(networks)]
+    lines += ["", "### Number of workers at which a resource saturates", ""]
+    lines += saturation_table(networks)
     lines += [
         "",
         "### The default plan",
         "",
         f"A run of {run.total} epochs: race {sum(run.race_epochs)}, trunk {run.trunk}, "
-        f"{run.n_cycles} cycles with {run.branches} epochs of branches, final phase {run.final}.",
+        f"branches {run.branches} ({run.n_cycles} cycles), final phase {run.final}.",
         "",
         *method_table(run),
         "",
         f"### Plans that keep workers busy {EFFICIENCY:.0%} of the time",
         "",
-        f"As many cycles, {run.branch_epochs} epochs a branch, and a trunk and a final phase of "
-        "as many epochs as above.",
+        "The number of cycles and the epochs of trunk and final phase are those of the run above. "
+        f"Each branch trains for {run.branch_epochs} epochs.",
         "",
         *needed_table(run),
     ]
@@ -242,20 +243,20 @@ def report(small: Inputs, large: Inputs, run: Run, sources: list[str]) -> str:
 
 
 _ROWS: dict[str, Any] = {
-    "an epoch": lambda i: f"{i.epoch_s:.3g} s",
-    "a checkpoint": lambda i: f"{i.checkpoint_bytes / 1e6:.3g} MB",
-    "a trial in the storage": lambda i: f"{1000 * i.storage_s:.1f} ms, {i.commits:.1f} commits",
-    "a trial in the coordinator": lambda i: f"{1000 * i.coordinator_s:.1f} ms",
-    "serializing, as fast as `torch.save`": lambda i: f"{i.copy_rate / 1e6:,.0f} MB/s",
-    "network, assumed": lambda i: f"{i.network_rate / 1e6:,.0f} MB/s",
+    "epoch": lambda i: f"{i.epoch_s:.3g} s",
+    "checkpoint": lambda i: f"{i.checkpoint_bytes / 1e6:.3g} MB",
+    "storage, per trial": lambda i: f"{1000 * i.storage_s:.1f} ms, {i.commits:.1f} commits",
+    "coordinator, per trial": lambda i: f"{1000 * i.coordinator_s:.1f} ms",
+    "serialization, measured with `torch.save`": lambda i: f"{i.copy_rate / 1e6:,.0f} MB/s",
+    "network bandwidth, assumed": lambda i: f"{i.network_rate / 1e6:,.0f} MB/s",
 }
 
 
 def main() -> None:
-    """Print the tables, or write them between the marks of a page."""
+    """Print the tables, and write them between the marks of a page if requested."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="folder of the results folders"
+        "--results", type=Path, default=RESULTS, help="folder that contains the result folders"
     )
     parser.add_argument("--out", type=Path, help="folder to write scaling.md to")
     parser.add_argument("--write", type=Path, help="page to write the tables to")
@@ -265,7 +266,7 @@ def main() -> None:
     )
     for field in fields(Inputs):
         option = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(option, type=float, help="in place of what was measured")
+        parser.add_argument(option, type=float, help="default: as measured")
     args = parser.parse_args()
     inputs, run, sources = read_inputs(args.results)
     given = {f.name: getattr(args, f.name) for f in fields(Inputs)}

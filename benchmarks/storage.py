@@ -1,6 +1,6 @@
-"""What a run costs in a study that already holds thousands of trials, and what it writes.
+"""Cost of a run in a study that already holds thousands of trials, and its database traffic.
 
-The network is tiny, so that nearly all of the time is book-keeping.
+The network is tiny, so that nearly all of the time is overhead.
 """
 
 from __future__ import annotations
@@ -27,20 +27,22 @@ _QUICK_N_BEFORE = 20
 _QUICK_EPOCHS = 40
 _TIMES = ("wall_s", "cpu_s")
 _WORST = 1e9
-"""Value of the trials that are there already, so that none of them is ever the best."""
+"""Value of the existing trials, so that none of them is ever the best."""
 
 
 def measure_run(
     storage: str, n_before: int, n_epochs: int, template: str | None, count: bool
 ) -> Row:
-    """A run in a study of some trials; opening the study and reading them is ``setup_s``.
+    """Measure a run in a study with existing trials.
+
+    ``setup_s`` of the returned row is the time to open the study and to read its trials.
 
     Args:
         storage: Kind of storage.
-        n_before: Trials that it holds already.
+        n_before: Number of existing trials.
         n_epochs: Epochs to train.
-        template: A folder with the storage's file, which is copied; needed but in memory.
-        count: Whether to count what SQLAlchemy sends, which costs time itself.
+        template: A folder with the storage's file, which is copied; :obj:`None` in memory.
+        count: Whether to count statements and commits, which takes time itself.
     """
     import torch
     from _loops import train_by_hand
@@ -58,7 +60,7 @@ def measure_run(
         start = time.perf_counter()
         opened = open_storage(storage, folder)
         study = open_study(opened)
-        study.get_trials(deepcopy=False)  # Optuna keeps those that are finished.
+        study.get_trials(deepcopy=False)  # Optuna caches finished trials.
         setup_s = time.perf_counter() - start
         if template is None:
             fill(study, n_before)
@@ -80,19 +82,19 @@ def measure_run(
 
 
 def measure_filling(storage: str, n_before: int, template: str) -> Row:
-    """Make the template of a storage; returns how long that took.
+    """Create the template of a storage and measure the time.
 
     Args:
         storage: Kind of storage.
-        n_before: Trials to put into it.
-        template: The folder that its file is written to.
+        n_before: Number of trials to add.
+        template: Folder to write the storage's file to.
     """
     from _runs import open_storage, open_study
     from sqlalchemy import event
 
     opened = open_storage(storage, Path(template))
     if storage == "sqlite":
-        # Nobody minds when this file is lost: do not wait for the disk.
+        # This file may be lost: do not wait for the disk.
         event.listen(
             opened.engine,  # type: ignore[union-attr]
             "connect",
@@ -106,7 +108,7 @@ def measure_filling(storage: str, n_before: int, template: str) -> Row:
 
 
 def fill(study: Any, n_trials: int) -> None:
-    """Add finished trials of the search space of the run, which do not belong to it."""
+    """Add finished trials that have the search space of the run but do not belong to it."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
     from optuna.trial import create_trial
 
@@ -124,7 +126,7 @@ def fill(study: Any, n_trials: int) -> None:
 
 
 def _counted(engine: Any) -> dict[str, int]:
-    """Statements and commits from now on, counted as they are sent."""
+    """Count the statements and commits that are sent from now on."""
     from sqlalchemy import event
 
     counts = {"n_statements": 0, "n_commits": 0}
@@ -141,7 +143,7 @@ def _counted(engine: Any) -> dict[str, int]:
 
 
 def main() -> None:
-    """Measure, and print what came out."""
+    """Measure and print the results."""
     functions = {"run": measure_run, "filling": measure_filling}
     benchmark = Benchmark(__file__, __doc__, functions)
     benchmark.parser.add_argument(
@@ -159,19 +161,19 @@ def main() -> None:
             filling = Case(function="filling", labels={}, options=options)
             seconds = benchmark.measure(filling, quick=args.quick)["wall_s"]
             print(f"{storage}: {n_before} trials in {seconds:.1f} s", file=sys.stderr)
-        # One mode of SQLite reads what the other one wrote.
+        # Both modes of SQLite read the same file format.
         templates["sqlite-wal"] = templates["sqlite"]
         cases = cases_of(n_before, n_epochs, templates)
         print("\n".join(report(benchmark.run(cases, args))))
 
 
 def cases_of(n_before: int, n_epochs: int, templates: dict[str, str]) -> list[Case]:
-    """Every storage, empty and full; SQLite once more to count what it is sent.
+    """The cases: every storage, empty and full, and SQLite once more with counting.
 
     Args:
-        n_before: Trials of a full one.
+        n_before: Number of trials in a full study.
         n_epochs: Epochs to train.
-        templates: Folders with the files of full ones.
+        templates: Folders with the files of full storages.
     """
     cases = []
     for storage in STORAGES:
@@ -190,11 +192,11 @@ def cases_of(n_before: int, n_epochs: int, templates: dict[str, str]) -> list[Ca
 
 
 def report(rows: list[Row]) -> list[str]:
-    """The rows in Markdown: a table of the storages, and what SQLite is sent."""
+    """A table of the storages in Markdown, and the traffic to SQLite."""
     n_before = max(row["n_before"] for row in rows)
     lines = [
         f"| storage | ms per trial, empty study | with {n_before:,} trials | ratio "
-        "| ratio of CPU time | once, to open it |",
+        "| ratio of CPU time | time to open |",
         "|---|---|---|---|---|---|",
     ]
     for storage, title in STORAGES.items():
@@ -213,14 +215,14 @@ def report(rows: list[Row]) -> list[str]:
         sent.append("{} commits and {} statements".format(*each))
     lines += [
         "",
-        f"A trial, with {row['n_reports'] / row['n_trials']:.1f} reports, sends SQLite {sent[0]}, "
-        f"with {n_before:,} trials before it {sent[1]}.",
+        f"A trial with {row['n_reports'] / row['n_trials']:.1f} reports sends {sent[0]} to "
+        f"SQLite; with {n_before:,} existing trials, {sent[1]}.",
     ]
     return lines
 
 
 def summary(rows: list[Row]) -> list[str]:
-    """One item of a list in Markdown: how much slower a run is in the full study."""
+    """One list item in Markdown: the slow-down of a run in a full study."""
     n_before = max(row["n_before"] for row in rows)
     parts = []
     for storage, title in STORAGES.items():
@@ -229,13 +231,13 @@ def summary(rows: list[Row]) -> list[str]:
         )
         parts.append(f"{ratios(full, empty, per_trial).text(2)} {title}")
     return [
-        f"- Time per trial in a study that already has {n_before:,}, relative to an empty study: "
-        f"{', '.join(parts)}."
+        f"- Time per trial in a study with {n_before:,} existing trials, relative to an empty "
+        f"study: {', '.join(parts)}."
     ]
 
 
 def per_trial(row: Row) -> float:
-    """Seconds of a trial, of which there are as many in every study."""
+    """Seconds per trial."""
     return row["wall_s"] / row["n_trials"]
 
 

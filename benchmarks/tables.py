@@ -1,4 +1,4 @@
-"""Write what the newest results say into the README, between its marks; or check that it does."""
+"""Write the speed results of the newest runs into the README, or check them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _REPORTS: dict[str, Callable[[list[Row]], list[str]]] = {
 
 
 def speed(results: Path) -> str:
-    """The table and the list, from the newest results of each script.
+    """Generate the table and the list from the newest results of each script.
 
     Args:
-        results: The folder of the results folders.
+        results: The folder that contains the result folders.
 
     Raises:
         LookupError: If results are missing.
@@ -40,7 +40,7 @@ def speed(results: Path) -> str:
 
 
 def _link(folder: Path) -> str:
-    """Relative to the README where that is possible."""
+    """The path relative to the README, if possible."""
     try:
         return folder.resolve().relative_to(_README.parent).as_posix()
     except ValueError:
@@ -48,12 +48,12 @@ def _link(folder: Path) -> str:
 
 
 def main() -> None:
-    """Write or check."""
+    """Write the tables, or check them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="folder of the results folders"
+        "--results", type=Path, default=RESULTS, help="folder that contains the result folders"
     )
-    parser.add_argument("--readme", type=Path, default=_README, help="file to write to")
+    parser.add_argument("--readme", type=Path, default=_README, help="README to update")
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 if the file is out of date"
     )
@@ -66,7 +66,7 @@ def main() -> None:
     if not args.check:
         args.readme.write_text(new, encoding="utf-8")
     elif new != old:
-        sys.exit(f"{args.readme} is not what the results say: run python benchmarks/tables.py.")
+        sys.exit(f"{args.readme} is out of date: run python benchmarks/tables.py.")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The tasks of the quality benchmark: small networks as a user would write them.
 
-They differ in what limits a result: noise, few objects, an unlucky split, slow training, or a
-start that nobody would choose. An epoch takes milliseconds on one core, so that thousands of runs
-are within reach. Which half a task belongs to was settled before any method was run on it: what is
-tuned is tuned on ``development``, and ``confirmation`` tells whether that held.
+They differ in what limits the result: noise, few samples, an unlucky split, slow training, or a
+deliberately poor initial configuration. An epoch takes milliseconds on one core, so that thousands
+of runs are feasible. The half of each task was fixed before any method was run on it: tuning uses
+only ``development``, and ``confirmation`` checks the outcome.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ Start: TypeAlias = Callable[[Iterable[Tensor]], Optimizer]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Something to train.
+    """A task.
 
     Args:
-        name: How it is called on the command line and in tables.
-        kind: What it is an example of; tasks of a kind take turns between the halves.
-        description: Data and network, in a line.
-        make: The ``model_fn`` of a seed, which decides data and split. The initial weights are
-            drawn within ``model_fn``, from whatever random state its caller set.
-        deliberately_poor: Whether it starts from a configuration that nobody should choose.
-        half: Whether anything may be tuned on it.
+        name: Name on the command line and in tables.
+        kind: Category; the tasks of a category alternate between the halves.
+        description: Data and network in one line.
+        make: Returns the ``model_fn`` of a seed, which determines data and split. The initial
+            weights are drawn within ``model_fn`` from the random state set by its caller.
+        deliberately_poor: Whether the initial configuration is deliberately poor.
+        half: Whether tuning may use the task (``"development"``) or not (``"confirmation"``).
     """
 
     name: str
@@ -48,11 +48,11 @@ class Task:
 
 
 def hidden_mse(restored: Tensor, target: Tensor) -> Tensor:
-    """Squared error over the hidden pixels of each field, mean over the fields.
+    """Mean squared error over the hidden pixels of each field, averaged over the fields.
 
     Args:
-        restored: ``(n_objects, 1, height, width)``.
-        target: Field and where it was hidden, ``(n_objects, 2, height, width)``.
+        restored: ``(n_samples, 1, height, width)``.
+        target: Whole field and mask, ``(n_samples, 2, height, width)``.
     """
     field, hidden = target.unbind(1)
     errors = (restored.squeeze(1) - field).square() * hidden
@@ -60,7 +60,7 @@ def hidden_mse(restored: Tensor, target: Tensor) -> Tensor:
 
 
 def accuracy(scores: Tensor, classes: Tensor) -> Tensor:
-    """Share of objects whose largest score is their class."""
+    """Share of samples whose largest score belongs to their class."""
     return (scores.argmax(1) == classes).double().mean()
 
 
@@ -125,7 +125,7 @@ def _makes(
     network: Callable[[], nn.Module],
     **options: Any,
 ) -> Callable[[int], ModelFn]:
-    """What makes the ``model_fn`` of a seed; it can be pickled, as a worker process needs it."""
+    """Return a picklable function from a seed to its ``model_fn``."""
     return partial(_make, recipe=recipe, draw=draw, network=network, options=options)
 
 
@@ -144,14 +144,14 @@ _TASKS = [
     Task(
         name="clusters",
         kind="tabular classification",
-        description="20 features, 4 classes, a tenth of the labels random; MLP 20-64-32-4",
+        description="20 features, 4 classes, 10 % random labels; MLP 20-64-32-4",
         make=_makes(_classifier, data.clusters, partial(networks.mlp, 20, 4)),
         half="development",
     ),
     Task(
         name="breast-cancer",
         kind="tabular classification",
-        description="569 tumours, 30 features, only 80 validate; MLP 30-64-32-2",
+        description="569 tumours, 30 features, only 80 validation samples; MLP 30-64-32-2",
         make=_makes(_classifier, data.breast_cancer, partial(networks.mlp, 30, 2)),
         half="confirmation",
     ),
@@ -165,28 +165,28 @@ _TASKS = [
     Task(
         name="friedman1",
         kind="tabular regression",
-        description="Friedman's first function, 500 objects; MLP 10-64-32-1",
+        description="Friedman's first function, 500 training samples; MLP 10-64-32-1",
         make=_makes(_regressor, data.friedman1, partial(networks.mlp, 10, 1)),
         half="confirmation",
     ),
     Task(
         name="noisy-regression",
         kind="tabular regression",
-        description="Friedman's second function, as much heavy-tailed noise; MLP 4-64-32-1",
+        description="Friedman's second function, equally strong heavy-tailed noise; MLP 4-64-32-1",
         make=_makes(_regressor, data.noisy_regression, partial(networks.mlp, 4, 1)),
         half="development",
     ),
     Task(
         name="digits-mlp",
         kind="images",
-        description="8x8 digits, 600 train; MLP 64-128-64-10",
+        description="8x8 digits, 600 training samples; MLP 64-128-64-10",
         make=_makes(_classifier, data.digits, partial(networks.mlp, 64, 10, hidden=128)),
         half="confirmation",
     ),
     Task(
         name="digits-cnn",
         kind="images",
-        description="8x8 digits, 600 train; two convolutions of 8 and 16 channels",
+        description="8x8 digits, 600 training samples; two convolutions of 8 and 16 channels",
         make=_makes(_classifier, data.digits, networks.image_cnn),
         half="development",
     ),
@@ -207,21 +207,21 @@ _TASKS = [
     Task(
         name="adding",
         kind="sequences",
-        description="sum of the two marked of 12 values, measured with noise; GRU of 16 units",
+        description="noisy sum of the two marked values among 12; GRU of 16 units",
         make=_makes(_regressor, data.adding, networks.Recurrent),
         half="confirmation",
     ),
     Task(
         name="counting",
         kind="sequences",
-        description="how often the first of 12 tokens comes again; transformer layer of width 16",
+        description="how often the first of 12 tokens reappears; transformer layer of width 16",
         make=_makes(_classifier, data.counting, networks.Transformer),
         half="development",
     ),
     Task(
         name="digits-poor",
         kind="poor starts",
-        description="digits-mlp from sigmoids and SGD at a learning rate of 1e-5",
+        description="digits-mlp starting from sigmoids and SGD at a learning rate of 1e-5",
         make=_makes(
             _classifier,
             data.digits,
@@ -234,7 +234,7 @@ _TASKS = [
     Task(
         name="motifs-poor",
         kind="poor starts",
-        description="motifs from tanh and Adadelta at a learning rate of 0.01",
+        description="motifs starting from tanh and Adadelta at a learning rate of 0.01",
         make=_makes(
             _classifier,
             data.motifs,
@@ -247,7 +247,7 @@ _TASKS = [
     Task(
         name="friedman1-poor",
         kind="poor starts",
-        description="friedman1 from SGD at a learning rate of 1e-3 and batches of 256",
+        description="friedman1 starting from SGD at a learning rate of 1e-3 and batches of 256",
         make=_makes(
             _regressor,
             data.friedman1,
@@ -261,4 +261,4 @@ _TASKS = [
 ]
 
 TASKS = {task.name: task for task in _TASKS}
-"""All tasks by name, those of a kind together."""
+"""All tasks by name, grouped by kind."""

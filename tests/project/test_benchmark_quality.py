@@ -96,7 +96,7 @@ def test_second_call_runs_only_what_is_missing(
     lines = (folder / "runs.jsonl").read_text("utf-8").splitlines(keepends=True)
     (part / "runs.jsonl").write_text("".join(lines[:3]) + lines[3][:20], "utf-8")
     said = run(*TINY, "--methods", "miha", "no-search", "--out", part)
-    assert "3 of 4 runs are there" in said
+    assert "3 of 4 runs exist" in said
 
     read_runs = modules["_quality"].read_runs
     figures = [
@@ -121,7 +121,7 @@ def test_unknown_name_is_refused(
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         run("--methods", "magic", "--out", tmp_path)
-    assert "'magic' is no method; there are miha, " in capsys.readouterr().err
+    assert "unknown method 'magic': choose from miha, " in capsys.readouterr().err
 
 
 def analyse(modules: dict[str, ModuleType], *options: object) -> str:
@@ -152,7 +152,7 @@ def test_analysis_writes_tables_and_figure_and_finds_them_out_of_date(
         text = paths[name].read_text("utf-8")
         assert text.startswith("# Title\n")
         assert text.endswith("<!-- quality:end -->\n\nThe end.\n")
-        assert "| no-search | the initial configuration alone |" in text
+        assert "| no-search | initial configuration, no search |" in text
     assert "| task | miha | no-search |" in paths["page.md"].read_text("utf-8")
     assert "<svg" in paths["figure.svg"].read_text("utf-8")
 
