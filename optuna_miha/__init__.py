@@ -17,7 +17,8 @@ from optuna_miha._model.suggest_activations import suggest_activations
 from optuna_miha._results.comparison import Comparison
 from optuna_miha._results.replay import Replay, replay
 from optuna_miha._results.result import Result
-from optuna_miha._run.optimize import load_result, optimize
+from optuna_miha._run.load import load_result
+from optuna_miha._run.optimize import optimize
 from optuna_miha._search.crossover import AverageWeights, Crossover, UniformCrossover
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.pruner import SlopePruner

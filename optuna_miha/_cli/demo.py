@@ -23,7 +23,7 @@ from optuna_miha._search.sampler import MihaSampler
 
 @dataclass(frozen=True)
 class _Digits:
-    """8x8 images as ``(n_objects, 64)`` in [0, 1] and their classes, in three parts."""
+    """8x8 images as ``(n_samples, 64)`` in [0, 1] and their classes, in three parts."""
 
     train: tuple[Tensor, Tensor]
     valid: tuple[Tensor, Tensor]

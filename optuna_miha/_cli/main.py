@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import optuna
 
 from optuna_miha._cli import study_commands, training_commands
-from optuna_miha._study.retry import storage_named
+from optuna_miha._study.retry import named_storage_errors
 from optuna_miha.exceptions import MihaError, StorageError
 
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level = optuna.logging.WARNING if args.quiet else optuna.logging.DEBUG
         optuna.logging.set_verbosity(level)
     try:
-        with storage_named():
+        with named_storage_errors():
             code: int = args.run(args)
         return code
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from optuna_miha._cli.arguments import add_checkpoint_dir, add_study, check_outp
 from optuna_miha._compare.runner import find_comparison
 from optuna_miha._report.dashboard_server import find_storage, load_study, serve
 from optuna_miha._report.page import write_report
-from optuna_miha._run.optimize import load_result
+from optuna_miha._run.load import load_result
 from optuna_miha._study.cleaning import clean
 from optuna_miha._study.retention import Keep
 from optuna_miha._study.setup import open_store

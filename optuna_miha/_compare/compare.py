@@ -17,12 +17,12 @@ from optuna_miha._compare.runner import Contest
 from optuna_miha._model.model_fn import ModelFn, build_initial, build_recipe
 from optuna_miha._results.comparison import Comparison
 from optuna_miha._search.plan import Plan
-from optuna_miha._training.compute import settled_device
+from optuna_miha._training.compute import resolve_device
 from optuna_miha._training.preflight import (
     check_fresh,
     check_training,
     check_valid_loss,
-    settle_direction,
+    resolve_direction,
 )
 
 _logger = optuna.logging.get_logger("optuna.miha")
@@ -127,8 +127,8 @@ def compare(
         plans=plans,
         storage=get_storage(storage),
         name=name,
-        direction=settle_direction(initial.recipe, direction),
-        device=settled_device(device),
+        direction=resolve_direction(initial.recipe, direction),
+        device=resolve_device(device),
         monitor=initial.recipe.monitor,
         is_tested=initial.recipe.test_data is not None,
     )

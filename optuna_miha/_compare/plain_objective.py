@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import optuna
 import torch
-from optuna.study import StudyDirection
 
+from optuna_miha._history.lineage import sign_of
 from optuna_miha._model.model_fn import ModelFn, build_recipe
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._training.compute import intra_op_threads
@@ -47,7 +47,7 @@ def plain_objective(
         recipe = build_recipe(model_fn, trial, seed)
         check_direction(trial.study, recipe)
         move(recipe, torch.device(device))
-        sign = -1 if trial.study.direction == StudyDirection.MAXIMIZE else 1
+        sign = sign_of(trial.study.direction)
         best = math.inf
         with intra_op_threads(1), preserved_rng():
             seed_all(seed)

@@ -26,7 +26,7 @@ from optuna_miha._search.plan import Plan
 from optuna_miha._search.pruner import SlopePruner
 from optuna_miha._search.sampler import MihaSampler
 from optuna_miha._study.schema import read_lineage
-from optuna_miha._study.setup import open_store, phase_ahead, settle_initial
+from optuna_miha._study.setup import open_store, phase_ahead, resolve_initial
 from optuna_miha._training.compute import intra_op_threads
 from optuna_miha._training.job import Context
 from optuna_miha._training.trainer import evaluate
@@ -117,7 +117,7 @@ class Contest:
                     f"The study {name!r} must {self.direction} what is monitored, but was made "
                     f"to {study.direction.name.lower()}: pass another `name`."
                 )
-            settle_initial(study, initial)
+            resolve_initial(study, initial)
             are_over.append(self._record(study) is not None)
         return all(are_over)
 
@@ -205,7 +205,7 @@ class Contest:
             )
         curve, spent = [], 0
         # Not in the order of trials, which another attempt may have begun.
-        for segment in sorted(result.segments, key=lambda s: s.place):
+        for segment in sorted(result.segments, key=lambda s: s.position):
             if segment.value is not None:
                 scores = [*enumerate(segment.scores, start=1), (segment.trained, segment.value)]
                 curve += [(spent + epoch, score) for epoch, score in scores]

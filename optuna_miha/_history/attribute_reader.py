@@ -1,4 +1,4 @@
-"""Attributes of a trial or a study, read with suspicion: anybody can write there."""
+"""Validated reading of the attributes of a trial or study, which anybody can write."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SHOWN = 60
 _MISSING = object()
 
 
-class Attributes:
+class AttributeReader:
     """The attributes of one trial or study; every reader names what it refuses.
 
     Args:
@@ -86,7 +86,7 @@ class Attributes:
         value = self.mapping(key)
         if value is None:
             return None
-        parts = Attributes(f"{self.owner}, {key!r}", value)
+        parts = AttributeReader(f"{self.owner}, {key!r}", value)
         name, sha256 = parts.text("id", ""), parts.text("sha256", "")
         if not is_file_name(name):
             raise parts.error("id", "the name of a file of a run", name)
@@ -94,15 +94,15 @@ class Attributes:
             raise parts.error("sha256", "64 hexadecimal digits", sha256)
         return value
 
-    def figure(self, key: str, name: str) -> float | None:
+    def number_in(self, key: str, name: str) -> float | None:
         """The finite number ``name`` in an object; :obj:`None` if there is no object."""
         value = self.mapping(key)
         if value is None:
             return None
-        figure = self._float(key, value.get(name))
-        if not math.isfinite(figure):
+        number = self._float(key, value.get(name))
+        if not math.isfinite(number):
             raise self.error(key, f"an object with a finite number {name!r}", value)
-        return figure
+        return number
 
     def error(self, key: str, requirement: str, value: Any) -> RecordError:
         """What to raise of a bad value."""

@@ -19,7 +19,7 @@ METRICS = "miha:metrics"
 CHECKPOINT = "miha:checkpoint"
 MEMBER = "miha:member"
 ERROR = "miha:error"
-GUEST = "miha:guest"  # A trial that the user enqueued.
+ENQUEUED = "miha:guest"  # A trial that the user enqueued.
 CROSSOVER = "miha:crossover"  # The numbers of the two trials whose changes it carries.
 AVERAGED = "miha:averaged"  # The sibling whose weights it took a half of, and their value.
 

@@ -10,8 +10,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_miha._history import attributes
-from optuna_miha._history.attribute_reader import Attributes
-from optuna_miha._history.segment import Role, Segment, place_of, segment_of
+from optuna_miha._history.attribute_reader import AttributeReader
+from optuna_miha._history.segment import Role, Segment, position_of, segment_of
 
 LIBRARY_SIZE = 60
 """Segments whose best weights are kept for an ensemble."""
@@ -30,7 +30,7 @@ class Lineage:
     """
 
     def __init__(self, direction: StudyDirection, segments: Iterable[Segment] = ()) -> None:
-        self.sign = -1 if direction == StudyDirection.MAXIMIZE else 1
+        self.sign = sign_of(direction)
         self.spent = 0
         self._segments: dict[int, Segment] = {}
         self._groups: dict[tuple[Role, int], dict[int, Segment]] = {}
@@ -119,7 +119,7 @@ class Lineage:
 
     def would_lead(self, cost: float, role: Role, cycle: int, branch: int) -> bool:
         """Whether a segment of this cost and place would be the best."""
-        rank = cost, *place_of(role, cycle, branch)
+        rank = cost, *position_of(role, cycle, branch)
         return self._best is None or rank < self._rank(self._best)
 
     def _rank(self, segment: Segment) -> tuple[float, int, int, int]:
@@ -127,11 +127,11 @@ class Lineage:
 
         Not by trial numbers: the order in which siblings are written may depend on the clock.
         """
-        return self.cost(segment), *segment.place
+        return self.cost(segment), *segment.position
 
     def _member_rank(self, segment: Segment) -> tuple[float, int, int, int]:
         assert segment.member is not None
-        return self.sign * segment.member["value"], *segment.place
+        return self.sign * segment.member["value"], *segment.position
 
     def library(self) -> list[Segment]:
         """The segments with the best weights that were kept, pruned ones included, best first."""
@@ -156,7 +156,7 @@ def _check_parent(lineage: Lineage, segment: Segment) -> None:
     """
     if segment.parent is None:
         if segment.birth != 0:
-            reader = Attributes(f"trial {segment.number}", {})
+            reader = AttributeReader(f"trial {segment.number}", {})
             raise reader.error(attributes.BIRTH, "0 where there is no parent", segment.birth)
         return
     parent = lineage.get(segment.parent)
@@ -165,9 +165,14 @@ def _check_parent(lineage: Lineage, segment: Segment) -> None:
             f"the number of a complete segment that ends after epoch {segment.birth}, where this "
             "one begins"
         )
-        raise Attributes(f"trial {segment.number}", {}).error(
+        raise AttributeReader(f"trial {segment.number}", {}).error(
             attributes.PARENT, requirement, segment.parent
         )
+
+
+def sign_of(direction: StudyDirection) -> int:
+    """1 where a study minimizes, -1 where it maximizes: a value times it is a cost."""
+    return -1 if direction == StudyDirection.MAXIMIZE else 1
 
 
 def ranking(fitness: Mapping[int, float]) -> list[int]:

@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_miha._history import attributes
-from optuna_miha._history.attribute_reader import Attributes
+from optuna_miha._history.attribute_reader import AttributeReader
 from optuna_miha._history.curve import Curve
 from optuna_miha.exceptions import RecordError
 
@@ -75,9 +75,9 @@ class Segment:
         return self.birth + self.trained
 
     @property
-    def place(self) -> tuple[int, int, int]:
+    def position(self) -> tuple[int, int, int]:
         """Orders segments by the course of the run."""
-        return place_of(self.role, self.cycle, self.branch)
+        return position_of(self.role, self.cycle, self.branch)
 
     @property
     def is_diverged(self) -> bool:
@@ -90,7 +90,7 @@ class Segment:
         return self.scores[-1] if self.averaged_score is None else self.averaged_score
 
 
-def place_of(role: Role, cycle: int, branch: int) -> tuple[int, int, int]:
+def position_of(role: Role, cycle: int, branch: int) -> tuple[int, int, int]:
     """Orders what is trained by its place in the course of the run."""
     return cycle, ROLES.index(role), branch
 
@@ -125,7 +125,7 @@ def segment_of(trial: FrozenTrial) -> Segment | None:
         return None
     if trial.state == TrialState.FAIL and attributes.ERROR not in attrs:
         return None
-    read = Attributes(f"trial {trial.number}", attrs)
+    read = AttributeReader(f"trial {trial.number}", attrs)
     role = attrs[attributes.ROLE]
     if role not in ROLES:
         raise read.error(attributes.ROLE, f"one of {', '.join(ROLES)}", role)
@@ -145,11 +145,11 @@ def segment_of(trial: FrozenTrial) -> Segment | None:
         )
     checkpoint, member = read.file(attributes.CHECKPOINT), read.file(attributes.MEMBER)
     if checkpoint is not None:
-        Attributes(f"trial {trial.number}, {attributes.CHECKPOINT!r}", checkpoint).integer(
+        AttributeReader(f"trial {trial.number}, {attributes.CHECKPOINT!r}", checkpoint).integer(
             "best_epoch"
         )
     if member is not None:
-        read.figure(attributes.MEMBER, "value")
+        read.number_in(attributes.MEMBER, "value")
     fitness = read.number(attributes.FITNESS)
     return Segment(
         number=trial.number,
@@ -169,7 +169,7 @@ def segment_of(trial: FrozenTrial) -> Segment | None:
         fitness=math.nan if fitness is None else fitness,
         state=trial.state,
         checkpoint=checkpoint,
-        averaged_score=read.figure(attributes.AVERAGED, "value"),
+        averaged_score=read.number_in(attributes.AVERAGED, "value"),
         member=member,
     )
 

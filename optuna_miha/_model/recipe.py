@@ -25,8 +25,8 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Share of objects whose largest output is their class.
 
     Args:
-        outputs: Scores, ``(n_objects, n_classes, ...)``, of two classes or more.
-        targets: Class indices, ``(n_objects, ...)``.
+        outputs: Scores, ``(n_samples, n_classes, ...)``, of two classes or more.
+        targets: Class indices, ``(n_samples, ...)``.
 
     Raises:
         ValueError: If the shapes are others.
@@ -34,8 +34,8 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     shape, expected = tuple(outputs.shape), tuple(outputs.shape[:1] + outputs.shape[2:])
     if len(shape) < 2 or shape[1] < 2 or tuple(targets.shape) != expected:
         raise ValueError(
-            "The built-in accuracy needs outputs (n_objects, n_classes, ...), of at least two "
-            "classes, and class indices (n_objects, ...) as targets, got outputs of shape "
+            "The built-in accuracy needs outputs (n_samples, n_classes, ...), of at least two "
+            "classes, and class indices (n_samples, ...) as targets, got outputs of shape "
             f"{shape} and targets of {tuple(targets.shape)}: turn one-hot targets into indices "
             "by `targets.argmax(1)`, or pass a metric of your own, for logits of the targets' "
             'shape `metrics={"accuracy": lambda outputs, targets: '

@@ -27,7 +27,7 @@ from optuna_miha.visualization import (
     plot_training_history,
     write_picture,
 )
-from optuna_miha.visualization._run_view import read_record
+from optuna_miha.visualization._run_view import read_run_view
 from optuna_miha.visualization._style import number
 
 _FIGURES = {
@@ -60,7 +60,7 @@ def write_report(
         TypeError: If ``study`` is not a study.
         ValueError: If the study holds no run, or none that has finished a segment.
     """
-    record = read_record(study)
+    record = read_run_view(study)
     lineage = record.lineage
     show = _interactive if interactive else _picture
     parts = [_summary(study, lineage), _figures(study, lineage, show)]

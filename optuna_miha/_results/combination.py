@@ -12,8 +12,8 @@ from torch.nn import functional
 from optuna_miha._model.recipe import LossFn
 
 Combine: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""``combine(outputs, weights)``: makes one output, ``(n_objects, ...)``, of those of several
-networks, ``(n_models, n_objects, ...)``. The weights, ``(n_models,)``, sum to one."""
+"""``combine(outputs, weights)``: makes one output, ``(n_samples, ...)``, of those of several
+networks, ``(n_models, n_samples, ...)``. The weights, ``(n_models,)``, sum to one."""
 
 
 def combination_for(loss_fn: LossFn) -> Combine:
@@ -53,7 +53,7 @@ def class_logits(outputs: Tensor, weights: Tensor) -> Tensor:
     cross-entropy is its negative log-likelihood.
 
     Args:
-        outputs: ``(n_models, n_objects, n_classes, ...)``.
+        outputs: ``(n_models, n_samples, n_classes, ...)``.
         weights: ``(n_models,)``.
     """
     return log_probabilities(outputs.log_softmax(dim=2), weights)

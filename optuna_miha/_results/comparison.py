@@ -53,15 +53,15 @@ class Run:
         return {**asdict(self), "value": _json(self.value), "test": _json(self.test)}
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Run:
+    def from_dict(cls, content: Mapping[str, Any]) -> Run:
         """Read what :meth:`asdict` returned, back from JSON."""
-        test = record["test"]
+        test = content["test"]
         return cls(
             **{
-                **record,
-                "value": _number(record["value"]),
+                **content,
+                "value": _number(content["value"]),
                 "test": None if test is None else {k: _number(v) for k, v in test.items()},
-                "curve": tuple((epochs, value) for epochs, value in record["curve"]),
+                "curve": tuple((epochs, value) for epochs, value in content["curve"]),
             }
         )
 

@@ -14,9 +14,9 @@ from optuna_miha._history.schedule import ANNEAL_TO, Schedule, params_of
 from optuna_miha._model.model_fn import ModelFn, build_initial, build_recipe
 from optuna_miha._results.trained_model import Trained
 from optuna_miha._search.plan import Plan
-from optuna_miha._training.compute import Engine, Precision, settled_device
+from optuna_miha._training.compute import Engine, Precision, resolve_device
 from optuna_miha._training.job import Context, Job, run_job
-from optuna_miha._training.preflight import settle_direction
+from optuna_miha._training.preflight import resolve_direction
 from optuna_miha._training.state import State
 from optuna_miha._training.trainer import Trainer
 from optuna_miha.exceptions import MihaError
@@ -97,14 +97,14 @@ def replay(
     if not isinstance(schedule, Schedule):
         schedule = Schedule(schedule)
     initial = build_initial(model_fn, seed).recipe
-    sign = -1 if settle_direction(initial, direction) == "maximize" else 1
+    sign = -1 if resolve_direction(initial, direction) == "maximize" else 1
     context = Context(
         model_fn=model_fn,
         valid_loss_fn=initial.valid_loss_fn or initial.loss_fn,
         trainer=trainer,
         sign=sign,
         seed=seed,
-        devices=(settled_device(device),),
+        devices=(resolve_device(device),),
         ema_decay=ema_decay,
         engine=Engine(precision=precision, channels_last=channels_last, n_threads=n_threads),
     )

@@ -96,8 +96,8 @@ class Result(Trained):
                 How many networks are chosen, counting repetitions: their weights in the ensemble
                 are multiples of one over that number, or over a smaller one if that is better.
             combine:
-                ``combine(outputs, weights)`` makes one output, ``(n_objects, ...)``, of those of
-                several networks, ``(n_models, n_objects, ...)``, for a loss that is none of the
+                ``combine(outputs, weights)`` makes one output, ``(n_samples, ...)``, of those of
+                several networks, ``(n_models, n_samples, ...)``, for a loss that is none of the
                 above; the weights, ``(n_models,)``, sum to one.
 
         Returns:

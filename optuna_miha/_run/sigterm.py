@@ -10,7 +10,7 @@ from types import FrameType
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
+def exit_on_sigterm() -> Iterator[None]:
     """End cleanly on SIGTERM, as on Ctrl-C, instead of on the spot.
 
     A handler of the user's own stays in its place. Only the main thread may set one; elsewhere

@@ -10,11 +10,14 @@ from typing import Protocol
 import numpy as np
 from optuna.distributions import FloatDistribution
 
+from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Segment
 from optuna_miha._search.mutation import Distributions, Params
+from optuna_miha._search.phases import Phase
 from optuna_miha._search.plan import Plan
-from optuna_miha._search.sampler import Run
+from optuna_miha._search.proposals import Proposal, Proposer
+from optuna_miha._search.sampler import SearchContext
 from optuna_miha._search.space import DEFAULT_LR, contains, fit
 
 _STREAM = 3
@@ -130,7 +133,13 @@ class Child:
 
 
 def cross_fittest(
-    crossover: Crossover, lineage: Lineage, trunk: Segment, *, run: Run, cycle: int, branch: int
+    crossover: Crossover,
+    lineage: Lineage,
+    trunk: Segment,
+    *,
+    context: SearchContext,
+    cycle: int,
+    branch: int,
 ) -> Child | None:
     """The child of the two fittest branches of the cycle before.
 
@@ -140,7 +149,7 @@ def cross_fittest(
         crossover: Gives the child's parameters.
         lineage: The record.
         trunk: What the child starts from: the fitter's heir.
-        run: The run.
+        context: What proposals depend on.
         cycle: The cycle of the child.
         branch: Its place among its siblings.
 
@@ -156,11 +165,11 @@ def cross_fittest(
     if len(survivors) < 2:
         return None
     fitter, other = survivors[:2]
-    parent = lineage.parent(fitter) or run  # A population may start from scratch.
+    parent = lineage.parent(fitter) or context  # A population may start from scratch.
     before = parent.params if isinstance(parent, Segment) else parent.initial_params
     # The fitter's last, because its ranges are those of the trunk.
     distributions = {**parent.distributions, **other.distributions, **fitter.distributions}
-    rng = np.random.default_rng([run.seed, _STREAM, cycle, branch])
+    rng = np.random.default_rng([context.seed, _STREAM, cycle, branch])
     made = crossover(
         dict(fitter.params), dict(other.params), dict(before), dict(distributions), rng
     )
@@ -171,6 +180,46 @@ def cross_fittest(
     if not any(_differ(name, child, trunk.params) for name in trunk.params):
         return None
     return Child(params=child, parents=(fitter.number, other.number))
+
+
+class CrossedProposals:
+    """Fills the last branch index of each population with a child of the two fittest.
+
+    Args:
+        proposer: Proposes for all other siblings.
+        crossover: Gives the child's parameters.
+        lineage: The history.
+        context: What proposals depend on.
+    """
+
+    def __init__(
+        self, proposer: Proposer, crossover: Crossover, *, lineage: Lineage, context: SearchContext
+    ) -> None:
+        self._proposer = proposer
+        self._crossover = crossover
+        self._lineage = lineage
+        self._context = context
+
+    def propose(self, phase: Phase, branch: int) -> Proposal | None:
+        """See :class:`~optuna_miha._search.proposals.Proposer`."""
+        child, trunk = None, phase.parent
+        if phase.role == "branch" and trunk is not None and branch == phase.size - 1:
+            child = cross_fittest(
+                self._crossover,
+                self._lineage,
+                trunk,
+                context=self._context,
+                cycle=phase.cycle,
+                branch=branch,
+            )
+        if child is None:
+            return self._proposer.propose(phase, branch)
+        attrs = {attributes.CROSSOVER: list(child.parents)}
+        return Proposal(child.params, origin=" by crossover", attrs=attrs)
+
+    def before(self, phase: Phase) -> Params:
+        """See :class:`~optuna_miha._search.proposals.Proposer`."""
+        return self._proposer.before(phase)
 
 
 def check_crossover(crossover: object, plan: Plan, *, own_trainer: bool) -> None:

@@ -1,8 +1,17 @@
-"""How the learning rate goes while it is annealed."""
+"""The learning rate of each segment, and its course while it is annealed."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+
+from optuna_miha._history.lineage import Lineage
+from optuna_miha._history.segment import Role, Segment
+from optuna_miha._search.plan import Plan
+from optuna_miha._search.space import fit, scalable_rate
 
 _WARMUP_SHARE = 0.1
 """Of the epochs. A network that goes over to a larger rate at once may stop working, without any
@@ -14,6 +23,14 @@ it continues, and goes on as that ended."""
 
 _LEAST_RAISED = 5
 """Epochs. A shorter training would end at a rate that is still high."""
+
+
+_PEAKS: Mapping[Role, float] = {"restart": 2.0, "final": 3.0}
+"""What annealing rises to, in multiples of a constant learning rate. Over the few epochs that
+branches are compared by a small rate looks better than it is; what is annealed has time."""
+
+CALMING = 0.3
+"""By which the learning rate is multiplied when the trunk diverged."""
 
 
 def pace(epoch: int, n_epochs: int) -> float:
@@ -48,3 +65,47 @@ def half_cosine(epoch: int, n_epochs: int) -> float:
         n_epochs: Epochs of the training.
     """
     return 0.5 * (1 + math.cos(math.pi * epoch / n_epochs))
+
+
+def calming(lineage: Lineage, parent: Segment | None) -> float:
+    """The learning rate after training diverged, in multiples of what it had at first.
+
+    Args:
+        lineage: The record.
+        parent: At whose end the training begins; :obj:`None`: at the start.
+    """
+    number = None if parent is None else parent.number
+    alone = (s for s in lineage if s.role in ("trunk", "final") and s.parent == number)
+    return float(CALMING ** sum(s.is_diverged for s in alone))
+
+
+def peak(plan: Plan, lineage: Lineage, role: Role, before: float = math.inf) -> float:
+    """The highest learning rate of a training, in multiples of a constant one.
+
+    Args:
+        plan: The run's plan. Nothing is raised that is not annealed.
+        lineage: The record. What has diverged is at the edge already.
+        role: The role of the training.
+        before: Only divergences before the trial of this number count.
+    """
+    if plan.anneal is None or role not in _PEAKS:
+        return 1.0
+    earlier = (s for s in lineage if s.role in ("trunk", "restart") and s.number < before)
+    return 1.0 if any(s.is_diverged for s in earlier) else _PEAKS[role]
+
+
+def scaled(
+    params: dict[str, Any], distributions: Mapping[str, BaseDistribution], factor: float
+) -> dict[str, Any]:
+    """``params`` with the learning rate multiplied, and rounded to four digits.
+
+    Args:
+        params: The hyperparameters.
+        distributions: Their distributions. The learning rate stays in its range; where that is
+            none of numbers, it stays as it is.
+        factor: By what.
+    """
+    distribution = scalable_rate(distributions)
+    if factor == 1 or distribution is None:
+        return params
+    return params | {"lr": fit(distribution, float(f"{params['lr'] * factor:.4g}"))}

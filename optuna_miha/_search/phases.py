@@ -7,17 +7,14 @@ uninterrupted one does.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Role, Segment
+from optuna_miha._search.learning_rate import CALMING, scaled
 from optuna_miha._search.plan import Plan
-from optuna_miha._search.space import fit, scalable_rate
 
 _STALE_CYCLES = 3
 """Cycles in a row without a new best after which the rest of the budget is better annealed."""
@@ -28,13 +25,6 @@ little more than the age at which overfitting begins without it."""
 
 _LEAST_RESTART = 8
 """Epochs. Shorter trainings cannot anneal."""
-
-_PEAKS: Mapping[Role, float] = {"restart": 2.0, "final": 3.0}
-"""What annealing rises to, in multiples of a constant learning rate. Over the few epochs that
-branches are compared by a small rate looks better than it is; what is annealed has time."""
-
-_CALMING = 0.3
-"""By which the learning rate is multiplied when the trunk diverged."""
 
 _RETRIES = 3
 """Of a phase in which the trunk diverged. The rate is then at a thirtieth, or at a tenth if it had
@@ -152,50 +142,6 @@ def _last_winner(lineage: Lineage, first_cycle: int, cycle: int) -> Segment | No
     return None
 
 
-def calming(lineage: Lineage, parent: Segment | None) -> float:
-    """The learning rate after training diverged, in multiples of what it had at first.
-
-    Args:
-        lineage: The record.
-        parent: At whose end the training begins; :obj:`None`: at the start.
-    """
-    number = None if parent is None else parent.number
-    alone = (s for s in lineage if s.role in ("trunk", "final") and s.parent == number)
-    return float(_CALMING ** sum(s.is_diverged for s in alone))
-
-
-def peak(plan: Plan, lineage: Lineage, role: Role, before: float = math.inf) -> float:
-    """The highest learning rate of a training, in multiples of a constant one.
-
-    Args:
-        plan: The run's plan. Nothing is raised that is not annealed.
-        lineage: The record. What has diverged is at the edge already.
-        role: The role of the training.
-        before: Only divergences before the trial of this number count.
-    """
-    if plan.anneal is None or role not in _PEAKS:
-        return 1.0
-    earlier = (s for s in lineage if s.role in ("trunk", "restart") and s.number < before)
-    return 1.0 if any(s.is_diverged for s in earlier) else _PEAKS[role]
-
-
-def scaled(
-    params: dict[str, Any], distributions: Mapping[str, BaseDistribution], factor: float
-) -> dict[str, Any]:
-    """``params`` with the learning rate multiplied, and rounded to four digits.
-
-    Args:
-        params: The hyperparameters.
-        distributions: Their distributions. The learning rate stays in its range; where that is
-            none of numbers, it stays as it is.
-        factor: By what.
-    """
-    distribution = scalable_rate(distributions)
-    if factor == 1 or distribution is None:
-        return params
-    return params | {"lr": fit(distribution, float(f"{params['lr'] * factor:.4g}"))}
-
-
 def _may_retry(attempts: dict[int, Segment]) -> bool:
     """Whether the trunk diverged, and has not done so too often.
 
@@ -205,7 +151,7 @@ def _may_retry(attempts: dict[int, Segment]) -> bool:
     last = attempts[max(attempts)]
     if last.state != TrialState.FAIL or not last.is_diverged or len(attempts) > _RETRIES:
         return False
-    return scaled(last.params, last.distributions, _CALMING) != last.params
+    return scaled(last.params, last.distributions, CALMING) != last.params
 
 
 def _final_again(stretch: Stretch, lineage: Lineage, finals: list[Segment]) -> Phase | None:

@@ -1,58 +1,85 @@
-"""With which parameters each place of a phase is trained."""
+"""The hyperparameters of each sibling of a phase."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import optuna
 
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Role, Segment
-from optuna_miha._search.crossover import AverageWeights, Child, Crossover, cross_fittest
+from optuna_miha._search.learning_rate import calming, peak, scaled
 from optuna_miha._search.mutation import Params, describe
-from optuna_miha._search.phases import Phase, calming, peak, scaled
+from optuna_miha._search.phases import Phase
 from optuna_miha._search.plan import Plan
-from optuna_miha._search.sampler import MihaSampler, Run
+from optuna_miha._search.sampler import MihaSampler, SearchContext
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
 
-class Proposals:
-    """Gives every place its parameters: those of the phase's parent, or what is proposed.
+@dataclass(frozen=True)
+class Proposal:
+    """What is proposed for one sibling.
 
     Args:
-        study: The study, whose sampler proposes.
-        lineage: The record.
+        params: The hyperparameters.
+        origin: Appended to the description of the mutation.
+        attrs: Further attributes of the trial.
+    """
+
+    params: Params
+    origin: str = ""
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Proposer(Protocol):
+    """Proposes hyperparameters for the siblings of a phase."""
+
+    def propose(self, phase: Phase, branch: int) -> Proposal | None:
+        """The proposal for one branch index; :obj:`None` leaves it to the study's sampler."""
+        ...
+
+    def before(self, phase: Phase) -> Params:
+        """The parameters that a mutation is described against."""
+        ...
+
+
+class Proposals:
+    """Proposes the parameters of the phase's parent, or a mutation of them.
+
+    Args:
+        study: The study, whose sampler proposes mutations.
+        lineage: The history.
         plan: The plan.
-        run: What proposals depend on, the initial configuration among it.
-        crossover: What becomes of the two fittest branches together.
+        context: What proposals depend on, such as the initial configuration.
     """
 
     def __init__(
-        self,
-        study: optuna.Study,
-        *,
-        lineage: Lineage,
-        plan: Plan,
-        run: Run,
-        crossover: Crossover | AverageWeights | None,
+        self, study: optuna.Study, *, lineage: Lineage, plan: Plan, context: SearchContext
     ) -> None:
         self._study = study
         self._lineage = lineage
         self._plan = plan
-        self._run = run
-        self._crossover = crossover
+        self._context = context
 
-    def of(self, phase: Phase, branch: int) -> Params | None:
-        """The parameters for one place; :obj:`None` if they are up to a sampler of Optuna's."""
+    def propose(self, phase: Phase, branch: int) -> Proposal | None:
+        """See :class:`Proposer`."""
+        params = self._params(phase, branch)
+        return None if params is None else Proposal(params)
+
+    def _params(self, phase: Phase, branch: int) -> Params | None:
         parent, sampler = phase.parent, self._study.sampler
         if phase.role == "startup":
             if branch == 0:
-                return self._run.initial_params
+                return self._context.initial_params
             if isinstance(sampler, MihaSampler):
-                return sampler.propose_startup(self._run, branch)
+                return sampler.propose_startup(self._context, branch)
             return None
         if phase.role == "restart":
             return self._restarted(phase)
-        params, distributions = self._run.initial_params, self._run.distributions
+        params, distributions = self._context.initial_params, self._context.distributions
         if parent is not None:
             params, distributions = self._paced(phase.role, parent), parent.distributions
         if phase.role in ("trunk", "final"):
@@ -66,24 +93,15 @@ class Proposals:
         if phase.role != "branch" or (self._plan.control and branch == 0):
             return params
         if isinstance(sampler, MihaSampler):
-            return sampler.propose_branch(self._run, phase.cycle, branch, params, distributions)
+            return sampler.propose_branch(
+                self._context, phase.cycle, branch, params, distributions
+            )
         return None
 
-    def child(self, phase: Phase, branch: int) -> Child | None:
-        """The child of the two fittest of the cycle before, if this is its place."""
-        crossover, trunk, is_last = self._crossover, phase.parent, branch == phase.size - 1
-        if phase.role != "branch" or trunk is None or not is_last:
-            return None
-        if crossover is None or isinstance(crossover, AverageWeights):
-            return None
-        return cross_fittest(
-            crossover, self._lineage, trunk, run=self._run, cycle=phase.cycle, branch=branch
-        )
-
     def before(self, phase: Phase) -> Params:
-        """The parameters that a change is told against."""
+        """See :class:`Proposer`."""
         before = self._lineage.best() if phase.role == "restart" else phase.parent
-        return self._run.initial_params if before is None else before.params
+        return self._context.initial_params if before is None else before.params
 
     def _restarted(self, phase: Phase) -> Params | None:
         """The parameters of a new training: the best so far, and changes from the second on."""
@@ -93,7 +111,7 @@ class Proposals:
         if not any(s.role == "restart" for s in self._lineage):
             return params
         if isinstance(sampler, MihaSampler):
-            return sampler.propose_restart(self._run, phase.cycle, params, best.distributions)
+            return sampler.propose_restart(self._context, phase.cycle, params, best.distributions)
         return None
 
     def _paced(self, role: Role, before: Segment) -> Params:

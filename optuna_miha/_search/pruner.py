@@ -8,10 +8,10 @@ from typing import TypeAlias
 
 from optuna import Study
 from optuna.pruners import BasePruner
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_miha._history import attributes
+from optuna_miha._history.lineage import sign_of
 from optuna_miha.fitness import least_squares_slope
 
 Costs: TypeAlias = Mapping[int, float]
@@ -65,7 +65,7 @@ class SlopePruner(BasePruner):
             return False
         if math.isnan(trial.intermediate_values[step]):
             return True
-        sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
+        sign = sign_of(study.direction)
         return self.is_hopeless(
             _costs(trial, sign),
             [_costs(peer, sign) for peer in _peers(study, trial)],
@@ -119,9 +119,9 @@ def _peers(study: Study, trial: FrozenTrial) -> list[FrozenTrial]:
     ]
     if attributes.ROLE not in trial.user_attrs:
         return others
-    return [t for t in others if _place(t) == _place(trial)]
+    return [t for t in others if _position(t) == _position(trial)]
 
 
-def _place(trial: FrozenTrial) -> tuple[object, ...]:
+def _position(trial: FrozenTrial) -> tuple[object, ...]:
     keys = (attributes.ROLE, attributes.CYCLE, attributes.PARENT)
     return tuple(trial.user_attrs.get(key) for key in keys)

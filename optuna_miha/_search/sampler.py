@@ -118,53 +118,58 @@ class MihaSampler(BaseSampler):
         role = trial.user_attrs.get(attributes.ROLE)
         if role not in ("startup", "branch"):
             return self._ordinary(study, trial)
-        run = read_run(study)
+        context = read_search_context(study)
         branch = trial.user_attrs[attributes.BRANCH]
         if role == "startup":
-            return self.propose_startup(run, branch)
+            return self.propose_startup(context, branch)
         parent = trial.user_attrs[attributes.PARENT]
-        params, distributions = run.initial_params, run.distributions
+        params, distributions = context.initial_params, context.distributions
         if parent is not None:
             trunk = study.get_trials(deepcopy=False)[parent]
             params, distributions = trunk.params, trunk.distributions
-        if attributes.GUEST in trial.user_attrs:
+        if attributes.ENQUEUED in trial.user_attrs:
             return params  # The user changed something already.
         return self.propose_branch(
-            run, trial.user_attrs[attributes.CYCLE], branch, params, distributions
+            context, trial.user_attrs[attributes.CYCLE], branch, params, distributions
         )
 
-    def propose_startup(self, run: Run, branch: int) -> Params:
+    def propose_startup(self, context: SearchContext, branch: int) -> Params:
         """The configuration of the portfolio for one place of the start-up race.
 
         Args:
-            run: The run.
+            context: What proposals depend on.
             branch: The place, from 0 on.
         """
-        allowed = run.allowed(run.distributions)
+        allowed = context.allowed(context.distributions)
         candidates = startup_candidates(
-            run.initial_params,
-            {k: v for k, v in run.distributions.items() if kind_of(k) in allowed},
+            context.initial_params,
+            {k: v for k, v in context.distributions.items() if kind_of(k) in allowed},
             size=branch + 1,
-            rng=np.random.default_rng([run.seed, _STARTUP_STREAM]),
+            rng=np.random.default_rng([context.seed, _STARTUP_STREAM]),
         )
         return candidates[-1]
 
     def propose_branch(
-        self, run: Run, cycle: int, branch: int, params: Params, distributions: Distributions
+        self,
+        context: SearchContext,
+        cycle: int,
+        branch: int,
+        params: Params,
+        distributions: Distributions,
     ) -> Params:
         """The parent's parameters with one change.
 
         Args:
-            run: The run.
+            context: What proposals depend on.
             cycle: The cycle.
             branch: The place among the siblings.
             params: The parent's parameters.
             distributions: Their distributions.
         """
-        names = run.allowed(distributions)
+        names = context.allowed(distributions)
         if not names:
             return params
-        seed = [run.seed, _BRANCH_STREAM, cycle]
+        seed = [context.seed, _BRANCH_STREAM, cycle]
         # All siblings shuffle the kinds alike and take turns, so that each tries another one.
         kind = np.random.default_rng(seed).permutation(names)[branch % len(names)]
         return mutate(
@@ -176,18 +181,18 @@ class MihaSampler(BaseSampler):
         )
 
     def propose_restart(
-        self, run: Run, cycle: int, params: Params, distributions: Distributions
+        self, context: SearchContext, cycle: int, params: Params, distributions: Distributions
     ) -> Params:
         """The best parameters so far with two changes of different kinds, for a new training.
 
         Args:
-            run: The run.
+            context: What proposals depend on.
             cycle: The restart's cycle, which no other has.
             params: The best parameters so far.
             distributions: Their distributions.
         """
         for change in range(_RESTART_CHANGES):  # The kinds take turns, as among siblings.
-            params = self.propose_branch(run, cycle, change, params, distributions)
+            params = self.propose_branch(context, cycle, change, params, distributions)
         return params
 
     def _ordinary(self, study: Study, trial: FrozenTrial) -> Params:
@@ -225,7 +230,7 @@ def _check_single_objective(study: Study) -> None:
 
 
 @dataclass(frozen=True)
-class Run:
+class SearchContext:
     """What the proposals of a run depend on, besides the parent.
 
     Args:
@@ -246,10 +251,10 @@ class Run:
         return [kind for kind in every if self.mutations is None or kind in self.mutations]
 
 
-def read_run(study: Study) -> Run:
+def read_search_context(study: Study) -> SearchContext:
     """Read a run from its study, which outlives the sampler."""
     attrs = study.user_attrs
-    return Run(
+    return SearchContext(
         seed=int(attrs[attributes.RUN_SEED]),
         initial_params=attrs[attributes.INITIAL],
         distributions={k: json_to_distribution(v) for k, v in attrs[attributes.SPACE].items()},

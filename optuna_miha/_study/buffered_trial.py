@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_miha._study.optuna_internals import add_finished_trial, start_trial, tell
 
 
-class Entry:
+class BufferedTrial:
     """A trial that was started already, or that is kept in memory until it is over.
 
     A storage takes one transaction for each report and each attribute of a trial, but also one

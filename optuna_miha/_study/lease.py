@@ -22,16 +22,16 @@ from optuna_miha.exceptions import StudyLockedError
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
-BEAT = 20.0
+HEARTBEAT = 20.0
 """Seconds after which a coordinator tells that it is alive."""
 
-PATIENCE = 60.0
+EXPIRY = 60.0
 """Seconds of watching without a sign of life after which a coordinator counts as dead."""
 
 _POLL = 0.5
 """Seconds between two looks at somebody else's lease."""
 
-_SETTLE = 0.1
+_READBACK_DELAY = 0.1
 """Seconds between writing a lease and reading it back. Of two that write at the same time, both
 then see the later one."""
 
@@ -178,7 +178,7 @@ def held(study: optuna.Study) -> Iterator[Lease]:
             return
         _wait_until_free(study)
         lease.write()
-        time.sleep(_SETTLE)
+        time.sleep(_READBACK_DELAY)
         lease.look()
         over = threading.Event()
         thread = threading.Thread(
@@ -199,7 +199,7 @@ def held(study: optuna.Study) -> Iterator[Lease]:
 
 
 def _renew(lease: Lease, over: threading.Event) -> None:
-    while not over.wait(BEAT):
+    while not over.wait(HEARTBEAT):
         try:
             if not lease.is_mine():
                 return
@@ -218,10 +218,10 @@ def _wait_until_free(study: optuna.Study) -> None:
             raise _locked(study, holder, "It is alive.")
         _logger.warning(
             f"The study {study.study_name!r} was taken by process {holder.pid} on {holder.host!r} "
-            f"on {holder.since}. Watching for up to {PATIENCE:g} s whether it is alive."
+            f"on {holder.since}. Watching for up to {EXPIRY:g} s whether it is alive."
         )
         start = time.monotonic()
-        while time.monotonic() - start < PATIENCE:
+        while time.monotonic() - start < EXPIRY:
             time.sleep(_POLL)
             present = _read(study)
             if present[0] is None:
@@ -257,7 +257,7 @@ def _locked(study: optuna.Study, holder: Holder, how: str) -> StudyLockedError:
         f"The study {study.study_name!r} is run by process {holder.pid} on {holder.host!r} since "
         f"{holder.since}. {how} Wait for it or stop it (Ctrl-C, or `kill {holder.pid}` there), "
         "then run the same script again: one that is dead is taken over by itself, at once on "
-        f"the same machine, after {PATIENCE:g} s from another. To use several processors, give "
+        f"the same machine, after {EXPIRY:g} s from another. To use several processors, give "
         "`n_jobs` or an `executor` to one call."
     )
 

@@ -54,7 +54,7 @@ def study_key(study: Study) -> tuple[int, int]:
 
 
 @contextmanager
-def patience(study: Study, seconds: float) -> Iterator[None]:
+def busy_timeout(study: Study, seconds: float) -> Iterator[None]:
     """Let an SQLite storage wait for other processes that write, five seconds being its default.
 
     Args:

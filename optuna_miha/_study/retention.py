@@ -13,7 +13,7 @@ from optuna_miha._training.state import State
 Keep: TypeAlias = Literal["final", "trunk", "all"]
 
 
-class Keeper:
+class Retention:
     """Writes the checkpoints of a run, hands them out, and removes those of no more use.
 
     Args:

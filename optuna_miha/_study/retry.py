@@ -19,11 +19,11 @@ PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 """Seconds before a storage that failed is tried again: two minutes in all, within which a server
 is started anew and a network comes back."""
 
-_MOST = 3
+_MAX_RETRIES = 3
 """As often may a run be mended without having come further."""
 
 
-class Mender:
+class Retry:
     """Takes up a run that failed again, in the same call.
 
     Args:
@@ -37,9 +37,9 @@ class Mender:
         self._lease = lease
         self._recover = recover
         self._furthest = -1
-        self._left = _MOST
+        self._left = _MAX_RETRIES
 
-    def see_through(self, train: Callable[[], None], spent: Callable[[], int]) -> None:
+    def run(self, train: Callable[[], None], spent: Callable[[], int]) -> None:
         """Train, and do so again after each mishap, as if the run were resumed.
 
         Args:
@@ -55,16 +55,16 @@ class Mender:
             try:
                 return train()
             except (StorageInternalError, CheckpointLostError) as error:
-                if not self._mends(error, spent()):
+                if not self._repair(error, spent()):
                     raise
             except UpdateFinishedTrialError:
                 self._lease.look()  # Who took over has failed our trials.
                 raise
 
-    def _mends(self, error: StorageInternalError | CheckpointLostError, spent: int) -> bool:
+    def _repair(self, error: StorageInternalError | CheckpointLostError, spent: int) -> bool:
         """Whether the run can go on; returns when it can."""
         if spent > self._furthest:
-            self._furthest, self._left = spent, _MOST
+            self._furthest, self._left = spent, _MAX_RETRIES
         self._left -= 1
         if self._left < 0:
             return False
@@ -94,7 +94,7 @@ class Mender:
 
 
 @contextmanager
-def storage_named() -> Iterator[None]:
+def named_storage_errors() -> Iterator[None]:
     """Say of a database that fails what it says itself.
 
     Raises:

@@ -12,7 +12,7 @@ import optuna
 from optuna.distributions import json_to_distribution
 
 from optuna_miha._history import attributes
-from optuna_miha._history.attribute_reader import Attributes
+from optuna_miha._history.attribute_reader import AttributeReader
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._search.phases import Stretch
 from optuna_miha._search.plan import Plan
@@ -124,7 +124,7 @@ def check_run(study: optuna.Study) -> None:
 
 
 def _check(
-    read: Attributes, key: str, what: str, value: Any, parse: Callable[[Any], object]
+    read: AttributeReader, key: str, what: str, value: Any, parse: Callable[[Any], object]
 ) -> None:
     try:
         if value is not None:
@@ -146,10 +146,10 @@ def _parse_initial(space: dict[str, str] | None, values: dict[str, Any]) -> None
 
 def _parse_stretches(stretches: list[dict[str, int]]) -> None:
     for stretch in stretches:
-        read = Attributes("the stretch", asdict(Stretch(**stretch)))
+        read = AttributeReader("the stretch", asdict(Stretch(**stretch)))
         for key in ("first_cycle", "start", "end"):
             read.integer(key)
 
 
-def _attributes(study: optuna.Study) -> Attributes:
-    return Attributes(f"the study {study.study_name!r}", study.user_attrs)
+def _attributes(study: optuna.Study) -> AttributeReader:
+    return AttributeReader(f"the study {study.study_name!r}", study.user_attrs)

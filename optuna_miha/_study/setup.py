@@ -40,7 +40,7 @@ from optuna_miha.exceptions import PlanMismatchError, SearchSpaceChangedError
 _logger = optuna.logging.get_logger("optuna.miha")
 
 
-def settle_components(study: optuna.Study) -> None:
+def resolve_components(study: optuna.Study) -> None:
     """Give a study that has Optuna's defaults our sampler and pruner.
 
     Raises:
@@ -60,10 +60,10 @@ def settle_components(study: optuna.Study) -> None:
         )
 
 
-def settle_plan(study: optuna.Study, n_epochs: int | None, plan: Plan | None) -> Plan:
+def resolve_plan(study: optuna.Study, n_epochs: int | None, plan: Plan | None) -> Plan:
     """The plan of the run: the stored one, or else the one asked for.
 
-    The budget is not compared: that of a run may grow, and is :func:`settle_stretches`'s concern.
+    The budget is not compared: that of a run may grow, and is :func:`resolve_stretches`'s concern.
 
     Raises:
         PlanMismatchError: If both exist and differ in anything but the budget.
@@ -92,7 +92,7 @@ def settle_plan(study: optuna.Study, n_epochs: int | None, plan: Plan | None) ->
     return stored
 
 
-def settle_stretches(
+def resolve_stretches(
     study: optuna.Study, plan: Plan, n_epochs: int | None, lineage: Lineage
 ) -> list[Stretch] | None:
     """The run's stretches, the last of which is to be trained; :obj:`None` if nothing is missing.
@@ -123,9 +123,9 @@ def phase_ahead(
 ) -> Phase | None:
     """What the run would go on with; :obj:`None` if nothing is missing.
 
-    The arguments are those of :func:`settle_stretches`.
+    The arguments are those of :func:`resolve_stretches`.
     """
-    stretches = settle_stretches(study, plan, n_epochs, lineage)
+    stretches = resolve_stretches(study, plan, n_epochs, lineage)
     return None if stretches is None else next_phase(plan, stretches[-1], lineage)
 
 
@@ -134,7 +134,7 @@ def record_stretches(study: optuna.Study, stretches: list[Stretch]) -> None:
     study.set_user_attr(attributes.STRETCHES, [asdict(s) for s in stretches])
 
 
-def settle_seed(study: optuna.Study) -> int:
+def resolve_seed(study: optuna.Study) -> int:
     """The run's seed: the stored one, the sampler's, or a new one."""
     seed = study.sampler.seed if isinstance(study.sampler, MihaSampler) else None
     known = study.user_attrs.get(attributes.RUN_SEED)
@@ -148,7 +148,7 @@ def settle_seed(study: optuna.Study) -> int:
     return int(known)
 
 
-def settle_initial(study: optuna.Study, initial: Initial) -> dict[str, Any]:
+def resolve_initial(study: optuna.Study, initial: Initial) -> dict[str, Any]:
     """The initial configuration that the run was started with, or ``initial`` if it is new.
 
     Raises:

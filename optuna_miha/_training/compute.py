@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -54,12 +54,24 @@ class Engine:
         return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def settled_device(device: torch.device | str | None) -> torch.device:
+def resolve_device(device: torch.device | str | None) -> torch.device:
     """A device; for :obj:`None` the accelerator, if there is one, else the CPU."""
     if device is not None:
         return torch.device(device)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return torch.device("cpu") if accelerator is None else accelerator
+
+
+def resolve_devices(
+    device: torch.device | str | Sequence[torch.device | str] | None,
+) -> tuple[torch.device, ...]:
+    """The devices to train on, one at least."""
+    if device is None:
+        return (resolve_device(None),)
+    several = [device] if isinstance(device, (torch.device, str)) else list(device)
+    if not several:
+        raise ValueError("`device` must name at least one device, got an empty sequence.")
+    return tuple(torch.device(name) for name in several)
 
 
 @contextmanager

@@ -200,16 +200,16 @@ def _with_batch_size(
     else:
         settings["sampler"] = loader.sampler
     if isinstance(loader.sampler, Sized):  # A stream's is not, nor need one of the user's be.
-        n_objects = len(loader.sampler)
+        n_samples = len(loader.sampler)
         # Nothing would be left of fewer objects, where the last batch is dropped.
-        settings["batch_size"] = max(1, min(batch_size, n_objects))
-        if skip_single and _leaves_single(n_objects, batch_size):
+        settings["batch_size"] = max(1, min(batch_size, n_samples))
+        if skip_single and _leaves_single(n_samples, batch_size):
             settings["drop_last"] = True
     return DataLoader(loader.dataset, **settings)
 
 
-def _leaves_single(n_objects: int, batch_size: int) -> bool:
-    return n_objects > batch_size and n_objects % batch_size == 1
+def _leaves_single(n_samples: int, batch_size: int) -> bool:
+    return n_samples > batch_size and n_samples % batch_size == 1
 
 
 def _is_plain_shuffle(loader: DataLoader[Any]) -> bool:

@@ -48,15 +48,15 @@ class Context:
     ema_decay: float
     engine: Engine = field(default_factory=Engine)
 
-    def on_device(self, recipe: Recipe, place: int = 0) -> Recipe:
+    def on_device(self, recipe: Recipe, index: int = 0) -> Recipe:
         """Move a recipe to where it is trained, and fix the scale of validation.
 
         Args:
             recipe: The recipe; changed in place and returned.
-            place: Which of the devices, counted round.
+            index: Which of the devices, counted round.
         """
         recipe.valid_loss_fn = recipe.valid_loss_fn or self.valid_loss_fn
-        return move(recipe, self.devices[place % len(self.devices)], self.engine)
+        return move(recipe, self.devices[index % len(self.devices)], self.engine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class Job:
             where it is a float parameter named ``lr``, else without the rise.
         patience: Ends after this many epochs without improvement; :obj:`None`: never.
         birth_cost: The cost that counts as the first to improve on, when patience is given.
-        place: Its place among its siblings, by which it finds its device.
+        index: Its place among its siblings, by which it finds its device.
     """
 
     params: dict[str, Any]
@@ -80,7 +80,7 @@ class Job:
     anneal: bool = False
     patience: int | None = None
     birth_cost: float = math.inf
-    place: int = 0
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class _Log:
 def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None, State]:
     trial = FixedTrial(job.params)
     recipe = build_recipe(context.model_fn, trial, context.seed)
-    context.on_device(recipe, job.place)
+    context.on_device(recipe, job.index)
     # How to evaluate a network is known to the trainer alone, so that no average is kept then.
     ema = averaged(recipe.model, 0.0 if context.trainer is not None else context.ema_decay)
     epoch, best = 0, None

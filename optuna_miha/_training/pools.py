@@ -38,7 +38,7 @@ from optuna_miha.exceptions import WorkerError
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
-_MOST_DEATHS = 3
+_MAX_CRASHES = 3
 """As often may worker processes die during one rung. One death may be bad luck; a job that is too
 large for the machine kills every worker that takes it."""
 
@@ -76,8 +76,8 @@ class InProcess(Workers):
     def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
         """Run the jobs in turn."""
         return [
-            run_job(self._context, job, functools.partial(on_epoch, place))
-            for place, job in enumerate(jobs)
+            run_job(self._context, job, functools.partial(on_epoch, index))
+            for index, job in enumerate(jobs)
         ]
 
     def __exit__(self, *_: object) -> None:
@@ -129,19 +129,19 @@ class WorkerProcesses(Workers):
         if len(jobs) == 1:
             return self._here.run(jobs, on_epoch)
         outcomes: dict[int, Outcome] = {}
-        for deaths in range(1, _MOST_DEATHS + 1):
+        for deaths in range(1, _MAX_CRASHES + 1):
             try:
                 self._run_pending(jobs, outcomes, on_epoch)
-                return [outcomes[place] for place in range(len(jobs))]
+                return [outcomes[index] for index in range(len(jobs))]
             except BrokenProcessPool:
                 _logger.warning(
-                    f"A worker process died ({deaths} of {_MOST_DEATHS}); "
+                    f"A worker process died ({deaths} of {_MAX_CRASHES}); "
                     f"{len(jobs) - len(outcomes)} branches are trained again."
                 )
                 self._stop()
                 self._pool = self._new_pool()
         raise WorkerError(
-            f"Worker processes died {_MOST_DEATHS} times in a row, for instance because the "
+            f"Worker processes died {_MAX_CRASHES} times in a row, for instance because the "
             "machine has too little memory for all of them: use fewer `n_jobs`, or a smaller "
             "upper bound of the batch size."
         )
@@ -155,20 +155,20 @@ class WorkerProcesses(Workers):
         the first halves go first, and the second ones fill the gaps at the end. Three jobs thus
         take two processes one and a half times as long as one job, instead of twice.
         """
-        pending = [place for place in range(len(jobs)) if place not in outcomes]
+        pending = [index for index in range(len(jobs)) if index not in outcomes]
         n_left = _n_left_over(len(pending), self._number) if self._divisible else 0
-        cut = {place: _halves(jobs[place]) for place in pending[:n_left]}
+        cut = {index: _halves(jobs[index]) for index in pending[:n_left]}
 
         def submit(job: Job) -> Future[bytes | None]:
             return self._pool.submit(run_remote, self._key, self._packed_context, pack(job))
 
-        def go_on(place: int, outcome: Outcome) -> Future[bytes | None] | None:
-            rest = cut.pop(place, (None, None))[1]
+        def go_on(index: int, outcome: Outcome) -> Future[bytes | None] | None:
+            rest = cut.pop(index, (None, None))[1]
             if rest is None or outcome.state is None:
                 return None
             return submit(replace(rest, state=outcome.state))
 
-        waiting = {submit(cut.get(place, (jobs[place],))[0]): place for place in pending}
+        waiting = {submit(cut.get(index, (jobs[index],))[0]): index for index in pending}
         collect(waiting, outcomes, on_epoch, go_on=go_on)
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -233,20 +233,20 @@ class OnExecutor(Workers):
         packed = [pack(job) for job in jobs]
         outcomes: dict[int, Outcome] = {}
 
-        def submit(place: int, packed_context: bytes | None = None) -> Future[bytes | None]:
+        def submit(index: int, packed_context: bytes | None = None) -> Future[bytes | None]:
             try:
-                return self._executor.submit(run_remote, self._key, packed_context, packed[place])
+                return self._executor.submit(run_remote, self._key, packed_context, packed[index])
             except RuntimeError as error:
                 raise _lost(error) from error
 
         try:
-            waiting = {submit(place): place for place in range(len(jobs))}
+            waiting = {submit(index): index for index in range(len(jobs))}
             collect(
-                waiting, outcomes, on_epoch, tell=lambda place: submit(place, self._packed_context)
+                waiting, outcomes, on_epoch, tell=lambda index: submit(index, self._packed_context)
             )
         except (BrokenExecutor, CancelledError) as error:
             raise _lost(error) from error
-        return [outcomes[place] for place in range(len(jobs))]
+        return [outcomes[index] for index in range(len(jobs))]
 
     def __exit__(self, *_: object) -> None:
         pass

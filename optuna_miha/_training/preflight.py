@@ -44,7 +44,7 @@ def check_direction(study: optuna.Study, recipe: Recipe) -> None:
         )
 
 
-def settle_direction(recipe: Recipe, direction: str | None) -> str:
+def resolve_direction(recipe: Recipe, direction: str | None) -> str:
     """The direction of what a recipe monitors, where there is no study to say it.
 
     Args:

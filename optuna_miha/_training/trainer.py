@@ -64,11 +64,11 @@ def train(
     batches = batches_of(recipe)
     for _ in range(n_epochs):
         recipe.model.train()
-        total, n_objects = torch.zeros((), device=device), 0
+        total, n_samples = torch.zeros((), device=device), 0
         for batch in batches:
             with engine.autocast(device):
                 loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
-            if n_objects == 0:
+            if n_samples == 0:
                 check_loss(recipe, loss)
             recipe.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
@@ -76,8 +76,8 @@ def train(
             length = batch_length(batch)
             # Summed on the device: reading it here would wait for the device at every step.
             total += loss.detach() * length
-            n_objects += length
-        if n_objects == 0:
+            n_samples += length
+        if n_samples == 0:
             raise ValueError(
                 "`train_data` must yield at least one batch per epoch, got none: lower the "
                 f"batch size ({recipe.batch_size}), or set `drop_last=False`."
@@ -85,7 +85,7 @@ def train(
         values = evaluate(recipe, recipe.model, engine)
         yield EpochResult(
             value=values[recipe.monitor],
-            train_loss=float(total) / n_objects,
+            train_loss=float(total) / n_samples,
             metrics={k: v for k, v in values.items() if k != recipe.monitor},
         )
 

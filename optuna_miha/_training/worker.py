@@ -55,7 +55,7 @@ def collect(
     outcomes: dict[int, Outcome],
     on_epoch: OnEpoch,
     tell: Callable[[int], Future[bytes | None]] | None = None,
-    go_on: Callable[[int, Outcome], Future[bytes | None] | None] = lambda place, outcome: None,
+    go_on: Callable[[int, Outcome], Future[bytes | None] | None] = lambda index, outcome: None,
 ) -> None:
     """Wait for jobs, and report the epochs of each when it is done.
 
@@ -71,22 +71,22 @@ def collect(
         while waiting:
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
-                place = waiting.pop(future)
+                index = waiting.pop(future)
                 answer = _answer(future)
                 if answer is None:
                     assert tell is not None
-                    waiting[tell(place)] = place
+                    waiting[tell(index)] = index
                     continue
                 outcome: Outcome = unpack(answer)
-                rest = go_on(place, outcome)
+                rest = go_on(index, outcome)
                 if rest is not None:
-                    halves[place] = outcome
-                    waiting[rest] = place
+                    halves[index] = outcome
+                    waiting[rest] = index
                     continue
-                outcomes[place] = halves[place].joined(outcome) if place in halves else outcome
+                outcomes[index] = halves[index].joined(outcome) if index in halves else outcome
                 # Not before all of it is there: what is lost half-way is trained again.
-                for result in outcomes[place].results:
-                    on_epoch(place, result)
+                for result in outcomes[index].results:
+                    on_epoch(index, result)
     except BaseException:
         for future in waiting:
             future.cancel()

@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import TrialState
 
 from optuna_miha._history.segment import Segment
-from optuna_miha.visualization._run_view import Record, read_record
+from optuna_miha.visualization._run_view import RunView, read_run_view
 from optuna_miha.visualization._style import (
     BLACK,
     BLUE,
@@ -91,16 +91,16 @@ def plot_lineage(study: optuna.Study, *, target_name: str | None = None) -> Any:
         TypeError: If ``study`` is not a study.
         ValueError: If the study holds no run.
     """
-    record = read_record(study, target_name)
+    view = read_run_view(study, target_name)
     figure = blank_figure("Lineage")
-    width, size = (3.5, 7) if len(record.lineage) <= _MANY else (2, 4)
+    width, size = (3.5, 7) if len(view.lineage) <= _MANY else (2, 4)
     looks = {**_THIN, **{k: {"color": c, "width": width} for k, c in _THICK.items()}}
     classes = {name: _Lines() for name in looks}
     values: dict[bool, list[float]] = {True: [], False: []}  # Of winners and of all others.
-    for segment in record.lineage:
-        epochs, course = record.course(segment)
-        classes[_class_of(record, segment)].add(epochs, course, record.hover(segment))
-        values[record.has_won(segment)] += course
+    for segment in view.lineage:
+        epochs, course = view.course(segment)
+        classes[_class_of(view, segment)].add(epochs, course, view.hover(segment))
+        values[view.has_won(segment)] += course
         if segment.value is not None:  # Of the weights themselves, where these were better.
             values[False].append(segment.value)
     for name, lines in classes.items():
@@ -128,15 +128,15 @@ def plot_lineage(study: optuna.Study, *, target_name: str | None = None) -> Any:
                 legendgroup=name,
                 hovertemplate=_HOVER,
             )
-    _add_best(figure, record)
-    end = max(segment.end for segment in record.lineage)
+    _add_best(figure, view)
+    end = max(segment.end for segment in view.lineage)
     figure.update_xaxes(title_text="lineage epoch", range=[-0.01 * end, 1.02 * end])
-    axis = value_scale(values[True], values[False], is_loss=record.is_loss)
-    figure.update_yaxes(title_text=escape(record.label), **axis)
+    axis = value_scale(values[True], values[False], is_loss=view.is_loss)
+    figure.update_yaxes(title_text=escape(view.label), **axis)
     return figure
 
 
-def _class_of(record: Record, segment: Segment) -> str:
+def _class_of(view: RunView, segment: Segment) -> str:
     if segment.state == TrialState.PRUNED:
         return "pruned"
     if segment.state == TrialState.FAIL:
@@ -144,22 +144,22 @@ def _class_of(record: Record, segment: Segment) -> str:
     if segment.role in ("trunk", "final"):
         return "trunk" if segment.role == "trunk" else "final phase"
     name = {"startup": "start-up race", "restart": "new training"}.get(segment.role, "branch")
-    return f"{name}, {'won' if record.has_won(segment) else 'lost'}"
+    return f"{name}, {'won' if view.has_won(segment) else 'lost'}"
 
 
-def _add_best(figure: Any, record: Record) -> None:
-    best = record.lineage.best()
+def _add_best(figure: Any, view: RunView) -> None:
+    best = view.lineage.best()
     if best is None:
         return
     if best.checkpoint is not None:
         epoch = best.checkpoint["best_epoch"]
     else:
-        epoch = best.birth + 1 + int(np.argmin(record.lineage.sign * np.array(best.scores)))
+        epoch = best.birth + 1 + int(np.argmin(view.lineage.sign * np.array(best.scores)))
     figure.add_scatter(
         x=[epoch],
         y=[best.value],
         name=f"best: {number(best.value)}",
         mode="markers",
         marker={"symbol": "star", "size": 14, "color": BLACK},
-        hovertemplate=f"{record.hover(best)}<br>epoch %{{x}}: %{{y:.5g}}<extra></extra>",
+        hovertemplate=f"{view.hover(best)}<br>epoch %{{x}}: %{{y:.5g}}<extra></extra>",
     )

@@ -15,7 +15,7 @@ from optuna_miha._history import attributes
 from optuna_miha._history.segment import Segment
 from optuna_miha._search.mutation import NO_CHANGE
 from optuna_miha._search.space import kind_of
-from optuna_miha.visualization._run_view import Record, change, read_record
+from optuna_miha.visualization._run_view import RunView, change, read_run_view
 from optuna_miha.visualization._style import (
     BLUE,
     BOTTOM,
@@ -93,21 +93,21 @@ def plot_mutation_gains(study: optuna.Study, *, target_name: str | None = None) 
         TypeError: If ``study`` is not a study.
         ValueError: If the study holds no run, or one without a finished branch.
     """
-    record = read_record(study, target_name)
+    view = read_run_view(study, target_name)
     crossed = {
         t.number for t in study.get_trials(deepcopy=False) if attributes.CROSSOVER in t.user_attrs
     }
-    is_relative = record.is_loss and all(
-        score > 0 or math.isnan(score) for s in record.lineage for score in s.scores
+    is_relative = view.is_loss and all(
+        score > 0 or math.isnan(score) for s in view.lineage for score in s.scores
     )
     branches = [
-        _branch(record, s, is_crossed=s.number in crossed, is_relative=is_relative)
-        for s in record.lineage
+        _branch(view, s, is_crossed=s.number in crossed, is_relative=is_relative)
+        for s in view.lineage
         if s.role == "branch"
     ]
     if not branches:
         raise ValueError(
-            f"The run must have finished a branch, got {len(record.lineage)} segments and none in "
+            f"The run must have finished a branch, got {len(view.lineage)} segments and none in "
             f"{study.study_name!r}: let it go on, or give it a plan with cycles."
         )
     kinds = sorted({b.kind for b in branches}, key=lambda kind: _rank(kind, branches))
@@ -121,10 +121,10 @@ def plot_mutation_gains(study: optuna.Study, *, target_name: str | None = None) 
         _add_points(figure, outcome, branches, kinds, low, high, "%" if is_relative else "")
     references = {b.reference for b in branches if b.kind != NO_CHANGE} or {"control"}
     over = " or ".join(sorted(references))
-    how = "less" if record.is_loss else "more"
+    how = "less" if view.is_loss else "more"
     unit = " (%)" if is_relative else ""
     figure.update_xaxes(
-        title_text=f"gain: {how} {escape(record.label)} than the {over}{unit}",
+        title_text=f"gain: {how} {escape(view.label)} than the {over}{unit}",
         range=[low - pad, high + pad],
         zeroline=True,
         zerolinecolor=LINE,
@@ -143,8 +143,8 @@ def plot_mutation_gains(study: optuna.Study, *, target_name: str | None = None) 
     return figure
 
 
-def _branch(record: Record, segment: Segment, *, is_crossed: bool, is_relative: bool) -> _Branch:
-    parent = record.lineage.parent(segment)
+def _branch(view: RunView, segment: Segment, *, is_crossed: bool, is_relative: bool) -> _Branch:
+    parent = view.lineage.parent(segment)
     before = {} if parent is None else parent.params
     changed = {n for n, value in segment.params.items() if before.get(n) != value}
     kinds = {kind_of(name) for name in changed}
@@ -157,17 +157,17 @@ def _branch(record: Record, segment: Segment, *, is_crossed: bool, is_relative: 
     else:
         kind = kinds.pop() if len(kinds) == 1 else _SEVERAL
     outcome = {TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}.get(segment.state, "lost")
-    if record.has_won(segment):
+    if view.has_won(segment):
         outcome = "won"
-    reference, gain = _gain(record, segment, parent, is_relative=is_relative)
+    reference, gain = _gain(view, segment, parent, is_relative=is_relative)
     return _Branch(segment=segment, kind=kind, outcome=outcome, reference=reference, gain=gain)
 
 
 def _gain(
-    record: Record, segment: Segment, parent: Segment | None, *, is_relative: bool
+    view: RunView, segment: Segment, parent: Segment | None, *, is_relative: bool
 ) -> tuple[str, float | None]:
     """What the branch is compared with, and by how much it is better."""
-    siblings = record.lineage.group("branch", segment.cycle).values()
+    siblings = view.lineage.group("branch", segment.cycle).values()
     control = next((s for s in siblings if s.mutation == NO_CHANGE and s.scores), None)
     if control is segment:
         return "control", None
@@ -178,7 +178,7 @@ def _gain(
         age = len(segment.scores)
         name, theirs = "parent", parent.last_score if parent is not None else math.nan
     ours = segment.scores[age - 1] if age else math.nan
-    gain = record.lineage.sign * (theirs - ours)
+    gain = view.lineage.sign * (theirs - ours)
     gain = 100 * gain / theirs if is_relative and theirs else gain
     return name, gain if math.isfinite(gain) else None
 

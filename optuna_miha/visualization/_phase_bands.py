@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from optuna_miha.visualization._run_view import Record
+from optuna_miha.visualization._run_view import RunView
 from optuna_miha.visualization._style import BAND, SMALL
 
 STRIP = 20
@@ -17,13 +17,13 @@ _STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 """Of the cycles that are numbered, where there are many."""
 
 
-def phase_spans(record: Record) -> list[tuple[str, int, int]]:
+def phase_spans(view: RunView) -> list[tuple[str, int, int]]:
     """Label, first and last lineage epoch of every phase of the trunk.
 
     A cycle is a branch and what the trunk trained alone after it.
     """
     spans: list[tuple[str, int, int]] = []
-    for segment in record.trunk:
+    for segment in view.trunk:
         if segment.role == "startup":
             label = "race"
         elif segment.role in ("final", "restart"):
@@ -37,15 +37,15 @@ def phase_spans(record: Record) -> list[tuple[str, int, int]]:
     return spans
 
 
-def add_phases(figure: Any, record: Record, width: float) -> None:
+def add_phases(figure: Any, view: RunView, width: float) -> None:
     """Shade every other phase, and name each above the data where there is room.
 
     Args:
         figure: The figure.
-        record: The run.
+        view: The run.
         width: Of the data, in pixels.
     """
-    spans = phase_spans(record)
+    spans = phase_spans(view)
     shapes = [
         {
             "type": "rect",

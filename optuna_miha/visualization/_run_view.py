@@ -26,7 +26,7 @@ _ROLES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class RunView:
     """A run as it stands.
 
     Args:
@@ -87,7 +87,7 @@ def change(segment: Segment) -> str:
     return "initial configuration" if segment.role == "startup" else "no change (control)"
 
 
-def read_record(study: optuna.Study, target_name: str | None = None) -> Record:
+def read_run_view(study: optuna.Study, target_name: str | None = None) -> RunView:
     """Read the run that a study holds.
 
     Args:
@@ -127,7 +127,7 @@ def read_record(study: optuna.Study, target_name: str | None = None) -> Record:
     finals = [s for s in lineage if s.role == "final" and plan.get("anneal") == "cosine"]
     finals += restarts
     trunk = tuple(lineage.ancestry(head))
-    return Record(
+    return RunView(
         lineage=lineage,
         trunk=trunk,
         winners=frozenset(s.number for s in (*winners, *trunk)),

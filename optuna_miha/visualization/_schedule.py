@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna_miha._search.learning_rate import pace
 from optuna_miha._search.space import kind_of
 from optuna_miha.visualization._phase_bands import STRIP, add_phases
-from optuna_miha.visualization._run_view import Record, read_record
+from optuna_miha.visualization._run_view import RunView, read_run_view
 from optuna_miha.visualization._style import (
     BLUE,
     BOTTOM,
@@ -99,15 +99,15 @@ def plot_schedule(study: optuna.Study) -> Any:
         TypeError: If ``study`` is not a study.
         ValueError: If the study holds no run.
     """
-    record = read_record(study)
-    rows = _rows(record)
+    view = read_run_view(study)
+    rows = _rows(view)
     longest = max((len(shorten(row.name, _NAME)) for row in rows), default=0)
     left = 24 + round(7.5 * longest)
     inner = sum(row.height for row in rows) + _GAP * max(len(rows) - 1, 0)
     top = 46 + STRIP
     figure = blank_figure("Schedule", height=top + inner + BOTTOM, top=top, right=_RIGHT)
     figure.update_layout(margin_l=left, showlegend=False, barmode="overlay")
-    end = record.trunk[-1].end
+    end = view.trunk[-1].end
     pixels = (WIDTH - left - _RIGHT) / end
     upper = float(inner)
     for index, row in enumerate(rows, start=1):
@@ -137,13 +137,13 @@ def plot_schedule(study: optuna.Study) -> Any:
         upper = lower - _GAP
     figure.update_layout(xaxis_anchor=f"y{len(rows)}" if len(rows) > 1 else "y")
     figure.update_xaxes(title_text="lineage epoch", range=[0, end])
-    add_phases(figure, record, end * pixels)
+    add_phases(figure, view, end * pixels)
     return figure
 
 
-def _rows(record: Record) -> list[_Row]:
-    names = {name for segment in record.trunk for name in segment.params}
-    rows = [_row(record, name) for name in names]
+def _rows(view: RunView) -> list[_Row]:
+    names = {name for segment in view.trunk for name in segment.params}
+    rows = [_row(view, name) for name in names]
     return sorted(rows, key=lambda r: (kind_of(r.name) != "lr", r.is_constant, _natural(r.name)))
 
 
@@ -152,14 +152,14 @@ def _natural(name: str) -> list[str]:
     return [part.zfill(9) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _row(record: Record, name: str) -> _Row:
+def _row(view: RunView, name: str) -> _Row:
     pieces: list[tuple[int, int, Any]] = []
     falls = []
-    holders = [segment for segment in record.trunk if name in segment.params]
+    holders = [segment for segment in view.trunk if name in segment.params]
     for segment in holders:
         value = segment.params[name]
-        if name == "lr" and segment.number in record.final_ends:
-            falls.append((segment.birth, record.final_ends[segment.number]))
+        if name == "lr" and segment.number in view.final_ends:
+            falls.append((segment.birth, view.final_ends[segment.number]))
         elif pieces and pieces[-1][1:] == (segment.birth, value):
             pieces[-1] = (pieces[-1][0], segment.end, value)
             continue

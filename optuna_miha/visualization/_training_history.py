@@ -9,7 +9,7 @@ import optuna
 
 from optuna_miha._search.mutation import NO_CHANGE
 from optuna_miha.visualization._phase_bands import STRIP, add_phases
-from optuna_miha.visualization._run_view import Record, change, read_record
+from optuna_miha.visualization._run_view import RunView, change, read_run_view
 from optuna_miha.visualization._style import (
     BLUE,
     GREY,
@@ -64,24 +64,24 @@ def plot_training_history(study: optuna.Study, *, target_name: str | None = None
     Reference:
         Sarafanov and Kovalchuk, *One more approach to optimize neural networks*.
     """
-    record = read_record(study, target_name)
-    end = record.trunk[-1].end
+    view = read_run_view(study, target_name)
+    end = view.trunk[-1].end
     width = WIDTH - LEFT - _RIGHT
-    labels = _labels(record, spacing=_SPACING * end / width)
+    labels = _labels(view, spacing=_SPACING * end / width)
     longest = max((length(text) for _, text in labels), default=0)
     room = STRIP + (16 + round(longest * 0.72 * 6) if labels else 0)
     figure = blank_figure("Training history", height=HEIGHT + room, top=46 + room, right=_RIGHT)
     figure.update_xaxes(title_text="lineage epoch", range=[0, end])
 
-    losses = _losses(record)
+    losses = _losses(view)
     bottom = 0.36 if losses else 0.0
-    values = [value for s in record.trunk for value in record.course(s)[1]]
+    values = [value for s in view.trunk for value in view.course(s)[1]]
     figure.update_layout(
         xaxis={"anchor": "y2" if losses else "y"},
         yaxis={
             "domain": [bottom + (_GAP / 2 if losses else 0), 1],
-            "title": {"text": escape(record.label)},
-            **value_scale(values, is_loss=record.is_loss),
+            "title": {"text": escape(view.label)},
+            **value_scale(values, is_loss=view.is_loss),
         },
     )
     if losses:
@@ -94,7 +94,7 @@ def plot_training_history(study: optuna.Study, *, target_name: str | None = None
                 **value_scale(finite, is_loss=True),
             }
         )
-    _add_curve(figure, record)
+    _add_curve(figure, view)
     if losses:
         figure.add_scatter(
             x=[epoch for epoch, _, _ in losses],
@@ -106,8 +106,8 @@ def plot_training_history(study: optuna.Study, *, target_name: str | None = None
             line={"color": LINE, "width": 2},
             yaxis="y2",
         )
-    _add_births(figure, record)
-    add_phases(figure, record, width)
+    _add_births(figure, view)
+    add_phases(figure, view, width)
     figure.update_layout(
         annotations=[
             *figure.layout.annotations,
@@ -132,10 +132,10 @@ def plot_training_history(study: optuna.Study, *, target_name: str | None = None
     return figure
 
 
-def _labels(record: Record, spacing: float) -> list[tuple[int, str]]:
+def _labels(view: RunView, spacing: float) -> list[tuple[int, str]]:
     """Lineage epoch and text of the changes that won, as many as can stand side by side."""
     labels: list[tuple[int, str]] = []
-    for segment in record.trunk:
+    for segment in view.trunk:
         if segment.role not in ("startup", "branch") or segment.mutation == NO_CHANGE:
             continue
         if not labels or segment.birth - labels[-1][0] >= spacing:
@@ -143,20 +143,20 @@ def _labels(record: Record, spacing: float) -> list[tuple[int, str]]:
     return labels
 
 
-def _losses(record: Record) -> list[tuple[int, float | None, str]]:
+def _losses(view: RunView) -> list[tuple[int, float | None, str]]:
     """Lineage epoch, training loss and hover text; empty if no loss is known."""
     losses = [
-        (epoch, loss if loss is not None and math.isfinite(loss) else None, record.hover(segment))
-        for segment in record.trunk
+        (epoch, loss if loss is not None and math.isfinite(loss) else None, view.hover(segment))
+        for segment in view.trunk
         for epoch, loss in enumerate(segment.train_losses, start=segment.birth + 1)
     ]
     return losses if any(loss is not None for _, loss, _ in losses) else []
 
 
-def _add_curve(figure: Any, record: Record) -> None:
+def _add_curve(figure: Any, view: RunView) -> None:
     points = [
-        (epoch, value, record.hover(segment))
-        for segment in record.trunk
+        (epoch, value, view.hover(segment))
+        for segment in view.trunk
         for epoch, value in enumerate(segment.scores, start=segment.birth + 1)
     ]
     figure.add_scatter(
@@ -170,9 +170,9 @@ def _add_curve(figure: Any, record: Record) -> None:
     )
 
 
-def _add_births(figure: Any, record: Record) -> None:
+def _add_births(figure: Any, view: RunView) -> None:
     """A dot where a branch that won was born."""
-    born = [s for s in record.trunk if s.role == "branch" and record.course(s)[0]]
+    born = [s for s in view.trunk if s.role == "branch" and view.course(s)[0]]
     for name, symbol, colour, is_control in (
         ("control won", "circle-open", GREY, True),
         ("change won", "circle", VERMILION, False),
@@ -182,7 +182,7 @@ def _add_births(figure: Any, record: Record) -> None:
             continue
         figure.add_scatter(
             x=[s.birth for s in chosen],
-            y=[record.course(s)[1][0] for s in chosen],
+            y=[view.course(s)[1][0] for s in chosen],
             hovertext=[
                 f"cycle {s.cycle}, trial {s.number}<br>{sentence(change(s))}" for s in chosen
             ],

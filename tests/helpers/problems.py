@@ -19,12 +19,12 @@ SHORT = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False)
 """Trunk, population, trunk, final phase."""
 
 
-def blobs(n_objects: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
+def blobs(n_samples: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Three noisy classes in four dimensions."""
     generator = torch.Generator().manual_seed(seed)
-    y = torch.arange(n_objects) % 3
+    y = torch.arange(n_samples) % 3
     centers = torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, -1], [0, 0, 1, 0]])
-    return centers[y] + 0.7 * torch.randn(n_objects, 4, generator=generator), y
+    return centers[y] + 0.7 * torch.randn(n_samples, 4, generator=generator), y
 
 
 def classifier(trial: Any) -> miha.Recipe:

@@ -28,6 +28,7 @@ from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 import optuna_miha as miha
+from optuna_miha._history.lineage import Lineage
 from optuna_miha._report import dashboard
 from optuna_miha._report.dashboard import HEADING, Dashboard
 from optuna_miha._report.dashboard_server import RunArtifacts, find_storage
@@ -229,7 +230,7 @@ def test_what_a_person_wrote_above_the_note_stays(run: Path) -> None:
 
 def test_note_takes_no_word_of_the_study_for_markdown() -> None:
     study = simulated(2)
-    lineage = miha._lineage.Lineage.from_trials(study.direction, study.get_trials())
+    lineage = Lineage.from_trials(study.direction, study.get_trials())
     best = lineage.best()
     assert best is not None
     best.params["<b>|*a*"] = "[x](http://example.org)\n\n# big"

@@ -29,7 +29,7 @@ from optuna_miha._history.segment import Segment
 from optuna_miha._results.combination import combination_for
 from optuna_miha._results.ensemble import Ensemble, select
 from optuna_miha._study.checkpoint_store import CheckpointStore
-from optuna_miha._study.retention import Keeper
+from optuna_miha._study.retention import Retention
 from optuna_miha.exceptions import MihaError
 
 X, Y = blobs(30, seed=1)
@@ -425,19 +425,19 @@ class TestBound:
         lineage = Lineage(directions.get(sign, optuna.study.StudyDirection.MAXIMIZE))
         folder.mkdir()
         store = CheckpointStore(FileSystemArtifactStore(folder))
-        keeper = Keeper(store, "trunk", lineage, "0" * 8)
+        retention = Retention(store, "trunk", lineage, "0" * 8)
         written: dict[str, Segment] = {}
         for number, cycle in enumerate(order):
             state = {"best": {"value": float(values[cycle]), "weights": {"w": torch.zeros(1)}}}
-            member = keeper.write_member(state, f"{cycle}")
+            member = retention.write_member(state, f"{cycle}")
             new = segment(number, cycle=cycle, member=member)
             lineage.add(new)
-            keeper.add_member(new)
+            retention.add_member(new)
             if member is not None:
                 written[member["id"]] = new
             if number % every == 0:
-                keeper.clean(None)
-        keeper.clean(None)
+                retention.clean(None)
+        retention.clean(None)
         remaining = [written[file.name] for file in folder.iterdir()]
         assert {s.number for s in remaining} == {s.number for s in lineage.library()}
         return sorted((s.cycle, values[s.cycle]) for s in remaining)

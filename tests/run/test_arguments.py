@@ -283,8 +283,8 @@ def test_a_wrong_argument_is_refused_before_anything_is_written(case: str) -> No
 
 @pytest.mark.parametrize("n_outputs", [1, 3], ids=["one logit", "one-hot"])
 def test_data_that_have_no_accuracy_are_refused_before_anything_is_written(n_outputs: int) -> None:
-    def one_hot(n_objects: int) -> Any:
-        x, y = blobs(n_objects)
+    def one_hot(n_samples: int) -> Any:
+        x, y = blobs(n_samples)
         return x, nn.functional.one_hot(y, 3)[:, :n_outputs].float()
 
     def model_fn(trial: Any) -> Any:

@@ -30,11 +30,11 @@ from optuna_miha._model.model_fn import build_recipe
 from optuna_miha._run.averaging import average_fittest
 from optuna_miha._search.crossover import Child, check_crossover, cross_fittest
 from optuna_miha._search.mutation import mutate
-from optuna_miha._search.sampler import Run
+from optuna_miha._search.sampler import SearchContext
 from optuna_miha._search.space import kinds
-from optuna_miha._study.buffered_trial import Entry
+from optuna_miha._study.buffered_trial import BufferedTrial
 from optuna_miha._study.checkpoint_store import CheckpointStore
-from optuna_miha._study.trial_log import Sibling
+from optuna_miha._study.sibling import Sibling
 from optuna_miha._training.job import Job, run_job
 from optuna_miha._training.state import averaged_state
 from optuna_miha._training.trainer import evaluate
@@ -50,7 +50,7 @@ PLAN = miha.Plan(
 )
 """Several populations, all branches of which survive."""
 
-RUN = Run(seed=0, initial_params=START, distributions=FULL_SPACE, mutations=None)
+RUN = SearchContext(seed=0, initial_params=START, distributions=FULL_SPACE, mutations=None)
 
 
 def crossed(
@@ -164,7 +164,7 @@ def cross(
     params = lineage.ranking("branch", 1)[0].params if trunk is None else trunk
     trunk_segment = segment(9, cycle=1, params=params, distributions=FULL_SPACE)
     crossover = crossover or miha.UniformCrossover()
-    return cross_fittest(crossover, lineage, trunk_segment, run=RUN, cycle=2, branch=3)
+    return cross_fittest(crossover, lineage, trunk_segment, context=RUN, cycle=2, branch=3)
 
 
 ONE, TWO, THREE = (START | change for change in ({"lr": 3e-3}, {"batch_size": 64}, {"width": 11}))
@@ -513,8 +513,8 @@ def sibling(branch: int, weight: float, best: float) -> Sibling:
     state["model"]["weight"].fill_(weight)
     state["best"] = {"value": best, "epoch": 1, "weights": {}}
     space = {"lr": FloatDistribution(0.0, 1.0)}
-    entry = Entry(optuna.create_study(), {}, params=STILL, distributions=space)
-    return Sibling(branch, entry=entry, state=state, scores=[9.0, weight**2])
+    entry = BufferedTrial(optuna.create_study(), {}, params=STILL, distributions=space)
+    return Sibling(branch, trial=entry, state=state, scores=[9.0, weight**2])
 
 
 @pytest.mark.parametrize(
@@ -538,9 +538,9 @@ def test_the_average_is_taken_only_where_it_validates_better(
     before = fitter.state
     average_fittest([fitter, second], validate, sign=1, catch=())
     assert fitter.state is not None
-    assert fitter.entry is not None
+    assert fitter.trial is not None
     assert fitter.state["best"]["value"] == best
-    mark = fitter.entry.user_attrs.get("miha:averaged")
+    mark = fitter.trial.user_attrs.get("miha:averaged")
     if value is None:
         assert fitter.state is before
         assert mark is None
@@ -560,8 +560,8 @@ def test_where_the_study_maximizes_the_larger_value_is_the_better() -> None:
     for other, mark in [(5.0, {"branch": 1, "value": 9.0}), (-1.0, None)]:
         pair = [sibling(0, 1.0, best=4.0), sibling(1, other, best=4.0)]
         average_fittest(pair, validate, sign=-1, catch=())
-        assert pair[0].entry is not None
-        assert pair[0].entry.user_attrs.get("miha:averaged") == mark
+        assert pair[0].trial is not None
+        assert pair[0].trial.user_attrs.get("miha:averaged") == mark
         assert pair[0].state is not None
         assert pair[0].state["best"]["value"] == (9.0 if mark else 4.0)
 

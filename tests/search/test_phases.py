@@ -19,7 +19,8 @@ from optuna.trial import TrialState
 from optuna_miha import Plan
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import ROLES, Role
-from optuna_miha._search.phases import Phase, Stretch, next_phase, peak, scaled
+from optuna_miha._search.learning_rate import peak, scaled
+from optuna_miha._search.phases import Phase, Stretch, next_phase
 from optuna_miha._search.plan import race_rungs
 
 MOST_PHASES = 1_000

@@ -79,7 +79,7 @@ def test_a_live_coordinator_is_left_alone_and_a_dead_one_taken_over_at_once(
         start = time.monotonic()
         with held(new_study(storage)):
             pass
-        assert time.monotonic() - start < lease.PATIENCE / 2
+        assert time.monotonic() - start < lease.EXPIRY / 2
         assert run(new_study(storage), plan=BRIEF).n_epochs_trained == 24
 
 
@@ -151,7 +151,7 @@ def elsewhere() -> Holder:
 def test_a_coordinator_elsewhere_that_gives_no_sign_of_life_is_taken_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "PATIENCE", 1.0)
+    monkeypatch.setattr(lease, "EXPIRY", 1.0)
     study = new_study(f"sqlite:///{tmp_path}/study.db")
     # Whatever its clock says.
     write(study, replace(elsewhere(), since="2999-01-01T00:00:00+00:00"))
@@ -163,7 +163,7 @@ def test_a_coordinator_elsewhere_that_gives_no_sign_of_life_is_taken_over(
 def test_a_coordinator_elsewhere_that_beats_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "PATIENCE", 30.0)
+    monkeypatch.setattr(lease, "EXPIRY", 30.0)
     storage = f"sqlite:///{tmp_path}/study.db"
     study, holder = new_study(storage), elsewhere()
     write(study, holder)
@@ -223,7 +223,7 @@ def test_of_many_that_start_at_once_one_runs(tmp_path: Path) -> None:
 def test_a_coordinator_that_was_taken_for_dead_ends_before_its_next_phase(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "BEAT", 0.05)
+    monkeypatch.setattr(lease, "HEARTBEAT", 0.05)
     study = new_study(f"sqlite:///{tmp_path}/study.db")
     other = elsewhere()
 

@@ -19,7 +19,7 @@ from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from optuna_miha import MihaSampler, SlopePruner
-from optuna_miha._study.buffered_trial import Entry
+from optuna_miha._study.buffered_trial import BufferedTrial
 from optuna_miha._study.optuna_internals import (
     enqueued_params,
     is_default_pruner,
@@ -318,7 +318,7 @@ def test_a_finished_trial_is_written_as_one_that_was_told(state: str, tmp_path: 
         "intermediate_values": {4: 0.5, 5: 0.4},
     }
     value = 0.3 if state == "COMPLETE" else None
-    told, added = (Entry(study, {}, **copy.deepcopy(content)) for _ in range(2))
+    told, added = (BufferedTrial(study, {}, **copy.deepcopy(content)) for _ in range(2))
     told.publish()
     finished = [e.finish(optuna.trial.TrialState[state], value) for e in (told, added)]
     assert [trial.number for trial in finished] == [0, 1]

@@ -23,6 +23,7 @@ from torch import nn
 import optuna_miha as miha
 from optuna_miha._cli.main import main
 from optuna_miha._study import checkpoint_store, retry
+from optuna_miha._study.retention import Retention
 from optuna_miha._training.out_of_memory import give_back, is_out_of_memory
 from optuna_miha.exceptions import StorageError
 
@@ -171,7 +172,7 @@ def test_a_checkpoint_that_is_damaged_while_the_run_goes_on_is_made_again(
 
     # As if there were no room to keep states in memory: all are read from the disk.
     monkeypatch.setattr(
-        miha._keeper.Keeper,
+        Retention,
         "state",
         lambda self, segment: load(self._store, self._references[segment.number]),
     )

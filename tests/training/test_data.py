@@ -172,8 +172,8 @@ def test_a_rebuilt_loader_keeps_dropping_the_last_batch() -> None:
 @pytest.mark.parametrize("sampler", [None, SubsetRandomSampler([1, 3, 5, 7])])
 def test_a_batch_larger_than_the_data_is_not_dropped(sampler: Any) -> None:
     loader = DataLoader(Numbers(9), batch_size=2, sampler=sampler, drop_last=True)
-    n_objects = 9 if sampler is None else 4
-    assert [len(batch) for batch in visited(training_batches(loader, 64, CPU))] == [n_objects]
+    n_samples = 9 if sampler is None else 4
+    assert [len(batch) for batch in visited(training_batches(loader, 64, CPU))] == [n_samples]
 
 
 class Unmeasured(Sampler[int]):

@@ -140,7 +140,7 @@ def test_a_job_that_kills_every_worker_ends_the_run_and_says_so(
     where: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # New ones take seconds to start; two deaths in a row show as much as three.
-    monkeypatch.setattr(pools, "_MOST_DEATHS", 2)
+    monkeypatch.setattr(pools, "_MAX_CRASHES", 2)
     lethal = KillsAlways()
     study = new_study()
     with pytest.raises(miha.exceptions.WorkerError, match="died"):

@@ -31,7 +31,7 @@ from optuna_miha.visualization import (
     write_picture,
 )
 from optuna_miha.visualization._phase_bands import phase_spans
-from optuna_miha.visualization._run_view import read_record
+from optuna_miha.visualization._run_view import read_run_view
 from optuna_miha.visualization._style import escape, is_log_scale, number, scale, value_scale
 
 OF_A_STUDY = [plot_lineage, plot_training_history, plot_schedule, plot_mutation_gains]
@@ -116,7 +116,7 @@ def test_learning_rate_stays_where_the_plan_does_not_anneal() -> None:
 
 def test_every_segment_starts_where_its_parent_ended() -> None:
     study = simulated(6)
-    record = read_record(study)
+    record = read_run_view(study)
     for segment in record.lineage:
         epochs, values = record.course(segment)
         parent = record.lineage.parent(segment)
@@ -160,7 +160,7 @@ def test_what_the_final_phase_continues_has_won_though_it_was_not_the_fittest() 
     final.user_attrs |= {attributes.ROLE: "final", attributes.PARENT: 2, attributes.BIRTH: 4}
     final.intermediate_values = {5: 0.3, 6: 0.2}
     study.add_trial(final)
-    assert [s.number for s in read_record(study).trunk] == [0, 2, 3]
+    assert [s.number for s in read_run_view(study).trunk] == [0, 2, 3]
     assert named(plot_lineage(study), "branch, won").name == "branch, won (2)"
     assert named(plot_training_history(study), "change won").name == "change won (1)"
 
@@ -171,7 +171,7 @@ def test_a_child_of_averaged_weights_starts_from_their_value() -> None:
     parent.user_attrs[attributes.AVERAGED] = {"value": 0.9}
     study.add_trial(parent)
     study.add_trial(branch(1, 1, START, [0.8, 0.7]))
-    record = read_record(study)
+    record = read_run_view(study)
     assert record.course(record.lineage[1])[1] == [0.9, 0.8, 0.7]
 
 
@@ -196,7 +196,7 @@ def test_six_hundred_trials_need_no_more_traces_than_sixty(plot: Any, large: opt
 
 
 def test_phases_follow_each_other_without_gap(large: optuna.Study) -> None:
-    spans = phase_spans(read_record(large))
+    spans = phase_spans(read_run_view(large))
     assert [label for label, *_ in spans[:3]] == ["race", "run-up", "cycle 1"]
     assert spans[-1][0] == "final"
     assert len(spans) == 147 + 3
@@ -206,7 +206,7 @@ def test_phases_follow_each_other_without_gap(large: optuna.Study) -> None:
 
 def test_history_is_the_trunks_own_epochs(run: tuple[optuna.Study, miha.Result]) -> None:
     figure = plot_training_history(run[0])
-    trunk = read_record(run[0]).trunk
+    trunk = read_run_view(run[0]).trunk
     for name in ("validation", "training"):
         assert list(named(figure, name).x) == list(range(1, trunk[-1].end + 1))
     assert list(named(figure, "training").y) == [v for s in trunk for v in s.train_losses]

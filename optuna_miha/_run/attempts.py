@@ -1,0 +1,127 @@
+"""Attempts at a run: each continues from the history, and a failed one is retried."""
+
+from __future__ import annotations
+
+import time
+
+import optuna
+from optuna.exceptions import OptunaError
+
+from optuna_miha._history import attributes
+from optuna_miha._history.lineage import Lineage
+from optuna_miha._run.averaging import averaging
+from optuna_miha._run.coordinator import Coordinator
+from optuna_miha._run.population import Population
+from optuna_miha._run.progress import Progress
+from optuna_miha._run.selection import Selection
+from optuna_miha._run.session import Session
+from optuna_miha._search.crossover import AverageWeights, CrossedProposals
+from optuna_miha._search.phases import Stretch
+from optuna_miha._search.plan import Plan
+from optuna_miha._search.proposals import Proposals, Proposer
+from optuna_miha._search.sampler import read_search_context
+from optuna_miha._study.retention import Retention
+from optuna_miha._study.retry import Retry
+from optuna_miha._study.trial_log import TrialLog
+from optuna_miha._training.out_of_memory import is_out_of_memory
+
+_logger = optuna.logging.get_logger("optuna.miha")
+
+
+def train(session: Session, stretch: Stretch) -> None:
+    """Train until the stretch is over, and retry after failures of the storage.
+
+    Args:
+        session: The session; its history is up to date afterwards, whatever happens.
+        stretch: The stretch to train.
+    """
+    _announce(session.plan, stretch, session.lineage)
+    deadline = time.monotonic() + session.arguments.timeout
+    retry = Retry(session.study, session.lease, session.set_lost_aside)
+    try:
+        retry.run(lambda: _attempt(session, stretch, deadline), lambda: session.lineage.spent)
+    except BaseException as error:
+        _logger.warning(
+            f"Stopped by {type(error).__name__} after {session.lineage.spent} of {stretch.end} "
+            f"epochs. Run the same script again to resume: the study "
+            f"{session.study.study_name!r} and its checkpoints hold all that was trained."
+            + _remedy(error)
+        )
+        raise
+
+
+def _attempt(session: Session, stretch: Stretch, deadline: float) -> None:
+    """Continue from the history, as a process does that resumes the run."""
+    study, arguments = session.study, session.arguments
+    session.running.clear()
+    trial_log = TrialLog(
+        study, seed=session.seed, callbacks=arguments.callbacks, running=session.running
+    )
+    session.lineage = lineage = trial_log.lineage
+    run = study.user_attrs[attributes.RUN]
+    retention = Retention(session.store, arguments.keep, lineage, run)
+    retention.sweep()
+    with Progress(stretch.end, lineage, show=arguments.show_progress_bar) as progress:
+        population = Population(
+            session,
+            trial_log=trial_log,
+            retention=retention,
+            proposer=_proposer(session, lineage),
+            progress=progress,
+        )
+        selection = Selection(
+            session,
+            trial_log=trial_log,
+            retention=retention,
+            refine=averaging(session) if _averages(session) else None,
+        )
+        Coordinator(
+            session, lineage=lineage, population=population, selection=selection, progress=progress
+        ).run(stretch, deadline)
+
+
+def _averages(session: Session) -> bool:
+    return isinstance(session.arguments.crossover, AverageWeights)
+
+
+def _proposer(session: Session, lineage: Lineage) -> Proposer:
+    context, crossover = read_search_context(session.study), session.arguments.crossover
+    proposals = Proposals(session.study, lineage=lineage, plan=session.plan, context=context)
+    if crossover is None or isinstance(crossover, AverageWeights):
+        return proposals
+    return CrossedProposals(proposals, crossover, lineage=lineage, context=context)
+
+
+def _remedy(error: BaseException) -> str:
+    """What else to say of an error of the user's code, which would come again."""
+    if is_out_of_memory(error):
+        return (
+            " There was too little memory for training that had enough before: make room, or use "
+            "fewer `n_jobs` or a smaller batch size."
+        )
+    if not isinstance(error, Exception) or isinstance(error, OptunaError):
+        return ""
+    return (
+        " If the error belongs to the hyperparameters of one branch, "
+        f"`catch=({type(error).__name__},)` fails that branch alone."
+    )
+
+
+def _announce(plan: Plan, stretch: Stretch, lineage: Lineage) -> None:
+    if lineage.spent:
+        _logger.info(f"Resuming after {lineage.spent} of {stretch.end} epochs.")
+        return
+    if plan.n_cycles is None:
+        size = plan.race_size(stretch.end)
+        race = f"a start-up race of {size} configurations" if size > 1 else "no start-up race"
+        _logger.info(f"{stretch.end} epochs will be trained, all branches counted; {race}.")
+        return
+    if plan.n_cycles == 0:
+        _logger.info(f"{stretch.end} epochs will be trained, without a search.")
+        return
+    branches = f"{plan.population_size} branches x {plan.branch_epochs}"
+    _logger.info(
+        f"{stretch.end} epochs will be trained: run-up {plan.runup_epochs}, {plan.n_cycles} "
+        f"cycles of {branches} and fixing {plan.fixing_epochs}, final "
+        f"{plan.reserve(plan.n_epochs)}."
+    )

@@ -1,0 +1,217 @@
+"""The siblings of a phase: their birth, and their training rung by rung."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import optuna
+
+from optuna_miha._history import attributes
+from optuna_miha._history.curve import EpochResult
+from optuna_miha._model.model_fn import build_recipe, offline_trial
+from optuna_miha._run.progress import Progress
+from optuna_miha._run.session import Session
+from optuna_miha._search.mutation import Params, describe
+from optuna_miha._search.phases import Phase, Stretch
+from optuna_miha._search.plan import race_cost
+from optuna_miha._search.proposals import Proposer
+from optuna_miha._study.buffered_trial import BufferedTrial
+from optuna_miha._study.retention import Retention
+from optuna_miha._study.sibling import Sibling
+from optuna_miha._study.trial_log import TrialLog
+from optuna_miha._training.job import Job
+from optuna_miha._training.out_of_memory import is_out_of_memory
+
+_logger = optuna.logging.get_logger("optuna.miha")
+
+_NO_ATTRS: Mapping[str, Any] = MappingProxyType({})
+
+_BRIEF = 30.0
+"""Seconds. Trials of a shorter phase are written when they are over."""
+
+
+class Population:
+    """Gives birth to the siblings of a phase and trains them.
+
+    Args:
+        session: The session.
+        trial_log: The trials of the run.
+        retention: The checkpoints of the run.
+        proposer: Proposes hyperparameters.
+        progress: Notified of every epoch.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        trial_log: TrialLog,
+        retention: Retention,
+        proposer: Proposer,
+        progress: Progress,
+    ) -> None:
+        self._plan = session.plan
+        self._context = session.context
+        self._workers = session.workers
+        self._catch = session.arguments.catch
+        self._trial_log = trial_log
+        self._lineage = trial_log.lineage
+        self._retention = retention
+        self._proposer = proposer
+        self._progress = progress
+        self._epoch_seconds: float | None = None
+
+    def gather(self, phase: Phase, stretch: Stretch) -> list[Sibling]:
+        """One sibling for each branch index, and one for each enqueued trial.
+
+        Siblings that an earlier process finished are among them.
+
+        Args:
+            phase: The phase.
+            stretch: Its stretch, whose budget limits how many enqueued trials are admitted.
+        """
+        finished = self._lineage.group(phase.role, phase.cycle)
+        siblings = [
+            Sibling(branch, phase.parent, segment=segment) for branch, segment in finished.items()
+        ]
+        siblings += [
+            self._born(phase, branch) for branch in range(phase.size) if branch not in finished
+        ]
+        if phase.role == "branch":
+            spare = stretch.end - self._lineage.spent - self._plan.population_epochs - 1
+            first = max(phase.size, *(s.branch + 1 for s in siblings))
+            n_most = max(0, spare // self._plan.branch_epochs)
+            for branch, trial in self._trial_log.admit_enqueued(phase, first, n_most).items():
+                siblings.append(self._admitted(phase, branch, trial))
+        return sorted(siblings, key=lambda s: s.branch)
+
+    def _born(self, phase: Phase, branch: int) -> Sibling:
+        """A new sibling: let ``model_fn`` make its suggestions, and start the trial."""
+        sibling = Sibling(branch, phase.parent)
+        proposal = self._proposer.propose(phase, branch)
+        if proposal is None:
+            return self._admitted(phase, branch, self._trial_log.start_undecided(phase, branch))
+        offline = offline_trial(proposal.params)
+        failure: BaseException | None = None
+        try:
+            build_recipe(self._context.model_fn, offline, self._context.seed)
+        except BaseException as error:
+            failure = error
+        mutation = describe(self._proposer.before(phase), offline.params) + proposal.origin
+        for key, value in proposal.attrs.items():
+            offline.set_user_attr(key, value)
+        # An error that ends the run leaves its trial in the study.
+        brief = failure is None and self._is_brief(phase)
+        sibling.trial = self._trial_log.start(phase, branch, offline, mutation, brief=brief)
+        if failure is not None:
+            if not self._fails_alone(failure, phase):
+                raise failure
+            sibling.error = f"{type(failure).__name__}: {failure}"
+        return self._inheriting(sibling)
+
+    def _admitted(self, phase: Phase, branch: int, trial: optuna.Trial) -> Sibling:
+        """A sibling whose trial exists already: ``model_fn`` makes its suggestions on it."""
+        sibling = Sibling(branch, phase.parent, self._trial_log.started(trial))
+        try:
+            build_recipe(self._context.model_fn, trial, self._context.seed)
+        except Exception as error:
+            if not self._fails_alone(error, phase, trial.user_attrs):
+                raise
+            sibling.error = f"{type(error).__name__}: {error}"
+        mutation = describe(self._proposer.before(phase), trial.params)
+        trial.set_user_attr(attributes.MUTATION, mutation)
+        return self._inheriting(sibling)
+
+    def _is_brief(self, phase: Phase) -> bool:
+        """Whether a phase, judged by the last one, ends before anyone could watch it."""
+        if self._epoch_seconds is None:
+            return False
+        n_epochs = phase.size * phase.n_epochs
+        if phase.role == "startup":
+            n_epochs = race_cost(phase.size)
+        return n_epochs * self._epoch_seconds < _BRIEF
+
+    def _inheriting(self, sibling: Sibling) -> Sibling:
+        """The same with the state of its parent."""
+        if sibling.parent is not None:
+            state = self._retention.state(sibling.parent)
+            sibling.state = {k: v for k, v in state.items() if k != "best"}
+        return sibling
+
+    def train(self, phase: Phase, siblings: list[Sibling], n_epochs: int) -> None:
+        """Train the unfinished siblings for one rung, and report their values."""
+        for sibling in siblings:
+            if sibling.trial is not None and sibling.error is not None:
+                self._fail(sibling, unfinished=0)
+        pending = [(s, s.trial) for s in siblings if s.trial is not None]
+        jobs = [
+            self._job(phase, index, sibling, trial.params, n_epochs)
+            for index, (sibling, trial) in enumerate(pending)
+        ]
+        start = time.monotonic()
+
+        def on_epoch(index: int, result: EpochResult) -> None:
+            self._progress.epoch(result)
+            _report(*pending[index], result)
+
+        outcomes = self._workers.run(jobs, on_epoch)
+        n_trained = sum(len(outcome.results) for outcome in outcomes)
+        if n_trained:
+            self._epoch_seconds = (time.monotonic() - start) / n_trained
+        for (sibling, _), outcome in zip(pending, outcomes, strict=True):
+            sibling.state, sibling.error = outcome.state, outcome.error
+        for (sibling, trial), outcome in zip(pending, outcomes, strict=True):
+            error = outcome.exception
+            if error is not None and not self._fails_alone(error, phase, trial.user_attrs):
+                trial.publish()  # An error that ends the run leaves its trial in the study.
+                raise error
+            if outcome.error is not None:
+                self._fail(sibling, unfinished=outcome.begun - len(outcome.results))
+
+    def _fails_alone(
+        self, error: BaseException, phase: Phase, user_attrs: Mapping[str, Any] = _NO_ATTRS
+    ) -> bool:
+        """Whether an exception fails a trial alone, instead of ending the run.
+
+        An invalid enqueued trial is a user error that must not end every attempt to resume. A
+        mutation, such as a larger batch, may need too much memory; without a mutation something
+        else occupies the memory, and the run is better resumed when that is gone.
+        """
+        if isinstance(error, self._catch):
+            return True
+        if is_out_of_memory(error):
+            return phase.role not in ("trunk", "final")
+        return isinstance(error, Exception) and attributes.ENQUEUED in user_attrs
+
+    def _job(
+        self, phase: Phase, index: int, sibling: Sibling, params: Params, n_epochs: int
+    ) -> Job:
+        parent = sibling.parent
+        return Job(
+            params=params,
+            state=sibling.state,
+            n_epochs=n_epochs,
+            anneal=phase.role in ("restart", "final") and self._plan.anneal is not None,
+            patience=self._plan.patience if phase.role == "trunk" else None,
+            birth_cost=math.inf if parent is None else self._lineage.sign * parent.last_score,
+            index=index,
+        )
+
+    def _fail(self, sibling: Sibling, *, unfinished: int) -> None:
+        segment = self._trial_log.fail(sibling, unfinished)
+        _logger.warning(f"Trial {segment.number} failed. {sibling.error}")
+
+    def fail_interrupted(self) -> None:
+        """Fail the trials that are still running, because nothing trains them any more."""
+        self._trial_log.fail_interrupted()
+
+
+def _report(sibling: Sibling, trial: BufferedTrial, result: EpochResult) -> None:
+    sibling.scores.append(result.score)
+    sibling.train_losses.append(result.train_loss)
+    sibling.metrics = {k: v for k, v in result.metrics.items() if math.isfinite(v)}
+    trial.report(result.score, step=sibling.birth + len(sibling.scores))
