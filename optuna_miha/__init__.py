@@ -3,8 +3,9 @@
 from optuna_miha import exceptions, fitness, visualization
 from optuna_miha._compare.compare import compare
 from optuna_miha._compare.plain_objective import plain_objective
-from optuna_miha._history.curve import EpochResult
+from optuna_miha._history.curve import Curve, EpochResult
 from optuna_miha._history.schedule import Schedule
+from optuna_miha._history.segment import Segment
 from optuna_miha._model.recipe import Recipe
 from optuna_miha._model.suggest import (
     suggest_batch_size,
@@ -15,6 +16,7 @@ from optuna_miha._model.suggest import (
 )
 from optuna_miha._model.suggest_activations import suggest_activations
 from optuna_miha._results.comparison import Comparison
+from optuna_miha._results.ensemble import Ensemble
 from optuna_miha._results.replay import Replay, replay
 from optuna_miha._results.result import Result
 from optuna_miha._run.load import load_result
@@ -27,10 +29,14 @@ from optuna_miha._study.storage import create_storage
 from optuna_miha._training.trainer import Trainer
 from optuna_miha.fitness import Fitness
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AverageWeights",
     "Comparison",
     "Crossover",
+    "Curve",
+    "Ensemble",
     "EpochResult",
     "Fitness",
     "MihaSampler",
@@ -39,6 +45,7 @@ __all__ = [
     "Replay",
     "Result",
     "Schedule",
+    "Segment",
     "SlopePruner",
     "Trainer",
     "UniformCrossover",

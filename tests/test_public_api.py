@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import pkgutil
 from typing import Any
@@ -16,6 +17,8 @@ PUBLIC = [
     "AverageWeights",
     "Comparison",
     "Crossover",
+    "Curve",
+    "Ensemble",
     "EpochResult",
     "Fitness",
     "MihaSampler",
@@ -24,6 +27,7 @@ PUBLIC = [
     "Replay",
     "Result",
     "Schedule",
+    "Segment",
     "SlopePruner",
     "Trainer",
     "UniformCrossover",
@@ -52,6 +56,10 @@ def test_all_is_sorted_and_is_what_is_promised() -> None:
 
 def test_the_package_shows_no_other_name() -> None:
     assert {name for name in vars(optuna_miha) if not name.startswith("_")} == set(PUBLIC)
+
+
+def test_version_is_that_of_the_distribution() -> None:
+    assert optuna_miha.__version__ == importlib.metadata.version("optuna-miha")
 
 
 def test_every_module_without_an_underscore_is_public() -> None:
