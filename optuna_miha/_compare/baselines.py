@@ -21,11 +21,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from optuna_miha._model.model_fn import build_recipe
 from optuna_miha._model.rng import preserved_rng, seed_all
+from optuna_miha._model.tensors import copy_tensors
+from optuna_miha._model.verbosity import warnings_only
 from optuna_miha._search.learning_rate import half_cosine
 from optuna_miha._study.checkpoint_store import CheckpointStore
 from optuna_miha._training.compute import intra_op_threads
 from optuna_miha._training.job import Context
-from optuna_miha._training.state import copy_tensors
 from optuna_miha._training.trainer import rate_setter, train
 
 # Attributes of a trial.
@@ -167,17 +168,13 @@ class BaselineRun:
 
     def _mirrored(self) -> optuna.Study:
         """The same study in memory, where the present trial may begin, and vanish, unseen."""
-        verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # No word of a study being created.
-        try:
+        with warnings_only():
             mirror = optuna.create_study(
                 study_name=self._study.study_name,  # By which Hyperband forms its brackets.
                 direction=self._study.direction,
                 sampler=RandomSampler(),  # Replaced before every trial.
                 pruner=self._baseline.pruner(self._trial_epochs),
             )
-        finally:
-            optuna.logging.set_verbosity(verbosity)
         mirror.add_trials(self._trials)
         # Hyperband knows its brackets only after the first question, and its sampler would see
         # the trials of all of them until then.

@@ -81,14 +81,12 @@ class Contest:
 
     def context(self, initial: Initial, seed: int) -> Context:
         """What all segments and trials of a run have in common."""
-        return Context(
-            model_fn=self.model_fn,
-            valid_loss_fn=initial.recipe.valid_loss_fn or initial.recipe.loss_fn,
-            trainer=None,
-            sign=-1 if self.direction == "maximize" else 1,
+        return Context.of(
+            initial.recipe,
+            self.model_fn,
+            direction=StudyDirection[self.direction.upper()],
             seed=seed,
             devices=(self.device,),
-            ema_decay=0.0,
         )
 
     def check(self, tasks: Sequence[tuple[str, int]], initial: Initial) -> bool:

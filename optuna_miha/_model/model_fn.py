@@ -27,6 +27,7 @@ from optuna_miha._model.suggest import (
     suggest_optimizer,
 )
 from optuna_miha._model.suggest_activations import suggest_activations
+from optuna_miha._model.verbosity import warnings_only
 from optuna_miha._search.space import DEFAULT_LR, contains, declare_initial, value_or_initial
 
 ModelFn: TypeAlias = Callable[[Any], Recipe]
@@ -138,12 +139,8 @@ def offline_trial(params: dict[str, Any]) -> optuna.Trial:
         params: What is suggested, where the distribution contains it; the initial values of
             all other parameters are.
     """
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # No word of a study being created.
-    try:
+    with warnings_only():
         return optuna.create_study(sampler=_Proposed(params)).ask()
-    finally:
-        optuna.logging.set_verbosity(verbosity)
 
 
 class _Proposed(BaseSampler):

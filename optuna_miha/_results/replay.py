@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from optuna.study import StudyDirection
 from optuna.trial import FixedTrial
 
 from optuna_miha._history.curve import EpochResult
@@ -97,14 +98,13 @@ def replay(
     if not isinstance(schedule, Schedule):
         schedule = Schedule(schedule)
     initial = build_initial(model_fn, seed).recipe
-    sign = -1 if resolve_direction(initial, direction) == "maximize" else 1
-    context = Context(
-        model_fn=model_fn,
-        valid_loss_fn=initial.valid_loss_fn or initial.loss_fn,
-        trainer=trainer,
-        sign=sign,
+    context = Context.of(
+        initial,
+        model_fn,
+        direction=StudyDirection[resolve_direction(initial, direction).upper()],
         seed=seed,
         devices=(resolve_device(device),),
+        trainer=trainer,
         ema_decay=ema_decay,
         engine=Engine(precision=precision, channels_last=channels_last, n_threads=n_threads),
     )

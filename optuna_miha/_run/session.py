@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import FixedTrial
 
 from optuna_miha._history import attributes
-from optuna_miha._history.lineage import Lineage, sign_of
+from optuna_miha._history.lineage import Lineage
 from optuna_miha._model.model_fn import Initial, build_initial, build_recipe
 from optuna_miha._model.recipe import Recipe
 from optuna_miha._report.dashboard import Dashboard
@@ -165,13 +165,13 @@ def open_session(arguments: Arguments) -> Iterator[Session]:
 
 
 def _context(arguments: Arguments, plan: Plan, seed: int, recipe: Recipe) -> Context:
-    return Context(
-        model_fn=arguments.model_fn,
-        valid_loss_fn=recipe.valid_loss_fn or recipe.loss_fn,
-        trainer=arguments.trainer,
-        sign=sign_of(arguments.study.direction),
+    return Context.of(
+        recipe,
+        arguments.model_fn,
+        direction=arguments.study.direction,
         seed=seed,
         devices=arguments.devices,
+        trainer=arguments.trainer,
         ema_decay=plan.ema_decay,
         engine=arguments.engine,
     )

@@ -54,6 +54,9 @@ class Engine:
         return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+DEFAULT_ENGINE = Engine()
+
+
 def resolve_device(device: torch.device | str | None) -> torch.device:
     """A device; for :obj:`None` the accelerator, if there is one, else the CPU."""
     if device is not None:

@@ -9,17 +9,20 @@ from functools import partial
 from typing import Any
 
 import torch
+from optuna.study import StudyDirection
 from optuna.trial import FixedTrial
 
 from optuna_miha._history.curve import EpochResult
+from optuna_miha._history.lineage import sign_of
 from optuna_miha._model.model_fn import ModelFn, build_recipe
 from optuna_miha._model.recipe import LossFn, Recipe
 from optuna_miha._model.rng import preserved_rng, seed_all
+from optuna_miha._model.tensors import copy_tensors
 from optuna_miha._search.learning_rate import half_cosine, pace
 from optuna_miha._search.space import scalable_rate
-from optuna_miha._training.compute import Engine, intra_op_threads
+from optuna_miha._training.compute import DEFAULT_ENGINE, Engine, intra_op_threads
 from optuna_miha._training.out_of_memory import give_back, is_out_of_memory
-from optuna_miha._training.state import State, averaged, capture, copy_tensors, inherit
+from optuna_miha._training.state import State, averaged, capture, inherit
 from optuna_miha._training.trainer import Trainer, evaluate, is_failed, move, rate_setter, train
 
 
@@ -46,7 +49,43 @@ class Context:
     seed: int
     devices: tuple[torch.device, ...]
     ema_decay: float
-    engine: Engine = field(default_factory=Engine)
+    engine: Engine = DEFAULT_ENGINE
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        model_fn: ModelFn,
+        *,
+        direction: StudyDirection,
+        seed: int,
+        devices: tuple[torch.device, ...],
+        trainer: Trainer | None = None,
+        ema_decay: float = 0.0,
+        engine: Engine = DEFAULT_ENGINE,
+    ) -> Context:
+        """Create the context of a run from the recipe of its initial configuration.
+
+        Args:
+            recipe: The recipe, whose validation loss serves all segments.
+            model_fn: As in the class.
+            direction: The direction of the study.
+            seed: As in the class.
+            devices: As in the class.
+            trainer: As in the class.
+            ema_decay: As in the class.
+            engine: As in the class.
+        """
+        return cls(
+            model_fn=model_fn,
+            valid_loss_fn=recipe.valid_loss_fn or recipe.loss_fn,
+            trainer=trainer,
+            sign=sign_of(direction),
+            seed=seed,
+            devices=devices,
+            ema_decay=ema_decay,
+            engine=engine,
+        )
 
     def on_device(self, recipe: Recipe, index: int = 0) -> Recipe:
         """Move a recipe to where it is trained, and fix the scale of validation.

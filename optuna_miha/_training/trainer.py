@@ -15,15 +15,13 @@ from optuna_miha._history.curve import EpochResult
 from optuna_miha._model.optimizers import follow
 from optuna_miha._model.recipe import LossFn, Recipe, device_of
 from optuna_miha._model.rng import preserved_rng
-from optuna_miha._training.compute import Engine
+from optuna_miha._training.compute import DEFAULT_ENGINE, Engine
 from optuna_miha._training.data import (
     batch_length,
     evaluation_batches,
     tensors_to,
     training_batches,
 )
-
-_DEFAULT_ENGINE = Engine()
 
 
 class Trainer(Protocol):
@@ -42,7 +40,7 @@ class Trainer(Protocol):
 
 
 def train(
-    recipe: Recipe, n_epochs: int, *, engine: Engine = _DEFAULT_ENGINE
+    recipe: Recipe, n_epochs: int, *, engine: Engine = DEFAULT_ENGINE
 ) -> Iterator[EpochResult]:
     """The built-in trainer: mini-batches by the recipe's optimizer, then validation.
 
@@ -92,7 +90,7 @@ def train(
 
 @torch.no_grad()
 def evaluate(
-    recipe: Recipe, model: nn.Module, engine: Engine = _DEFAULT_ENGINE
+    recipe: Recipe, model: nn.Module, engine: Engine = DEFAULT_ENGINE
 ) -> dict[str, float]:
     """The validation loss and metrics of ``model``, in evaluation mode.
 
@@ -170,7 +168,7 @@ def _scalar(recipe: Recipe, loss: Any) -> Tensor:
     return value.reshape(())
 
 
-def move(recipe: Recipe, device: torch.device, engine: Engine = _DEFAULT_ENGINE) -> Recipe:
+def move(recipe: Recipe, device: torch.device, engine: Engine = DEFAULT_ENGINE) -> Recipe:
     """Move the network, what the optimizer holds, the losses, and data that are tensors.
 
     Args:
