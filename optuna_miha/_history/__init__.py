@@ -1,5 +1,5 @@
-"""What a run has done: its segments, their curves, and the tree that they form.
+"""The history of a run: its segments, their curves, and the tree that they form.
 
-Everything here is read from the attributes of trials. Nothing here decides what to train next,
-imports torch, or touches a storage. This room stands on ``exceptions`` alone.
+The history is read from the attributes of trials. This room does not decide what to train next,
+does not import torch, and does not write to a storage. It imports ``exceptions`` only.
 """

@@ -1,9 +1,9 @@
-"""Names of the attributes under which a run is on record."""
+"""Names of the user attributes in which a run is stored."""
 
 PREFIX = "miha:"
 
-# Attributes of a trial. Those of its birth are there when it starts, the others before it ends,
-# because a finished trial accepts none.
+# Attributes of a trial. Those that describe its start are set when it starts, the others before
+# it finishes, because a finished trial cannot be changed.
 ROLE = "miha:role"
 CYCLE = "miha:cycle"
 BRANCH = "miha:branch"
@@ -19,9 +19,9 @@ METRICS = "miha:metrics"
 CHECKPOINT = "miha:checkpoint"
 MEMBER = "miha:member"
 ERROR = "miha:error"
-ENQUEUED = "miha:guest"  # A trial that the user enqueued.
-CROSSOVER = "miha:crossover"  # The numbers of the two trials whose changes it carries.
-AVERAGED = "miha:averaged"  # The sibling whose weights it took a half of, and their value.
+ENQUEUED = "miha:guest"  # Set for a trial that the user enqueued.
+CROSSOVER = "miha:crossover"  # Numbers of the two trials whose changes it combines.
+AVERAGED = "miha:averaged"  # The sibling whose weights were averaged in, and the average's value.
 
 # Attributes of the study.
 PLAN = "miha:plan"
@@ -30,10 +30,10 @@ INITIAL = "miha:initial_params"
 SPACE = "miha:space"
 RUN_SEED = "miha:seed"
 VERSIONS = "miha:versions"
-SPENT = "miha:spent"  # For whoever looks at the study; the run itself counts its trials.
+SPENT = "miha:spent"  # Only for display; the run itself counts the epochs of its trials.
 CHECKPOINT_DIR = "miha:checkpoint_dir"
 FORMAT = "miha:format"
 LEASE = "miha:lease"
-KEEP = "miha:keep"  # Which checkpoints the last call was told to keep.
-RUN = "miha:run"  # A part of the names of the run's files, which tells them from another run's.
-LOST = "miha:lost"  # Numbers of trials whose checkpoints are lost, and of all that came of them.
+KEEP = "miha:keep"  # The argument `keep` of the last call.
+RUN = "miha:run"  # Part of the names of the run's files, which separates them from other runs'.
+LOST = "miha:lost"  # Numbers of trials with lost checkpoints, and of all their descendants.

@@ -1,4 +1,4 @@
-"""What an epoch and a segment of training measured."""
+"""The measurements of an epoch and of a segment of training."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from optuna_miha._history.scalars import as_float
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """What one epoch of training yielded; a custom trainer makes one per epoch.
+    """The result of one epoch of training. A custom trainer yields one per epoch.
 
-    Numbers may be NumPy's, or tensors of one element; they are kept as floats.
+    Numbers may be Python floats, NumPy scalars or tensors of one element. They are stored as
+    Python floats.
 
     Args:
-        value: The monitored value on the validation data, in the study's own direction.
-        train_loss: Mean training loss over the epoch, or NaN where it is not known.
-        metrics: Further figures by name; those of the last epoch go into the trial.
-        ema_value: The monitored value of the averaged weights; filled in by :func:`optimize`.
+        value: The monitored value on the validation data, in the direction of the study.
+        train_loss: Mean training loss over the epoch; NaN if it is unknown.
+        metrics: Further metrics by name; those of the last epoch are stored in the trial.
+        ema_value: The monitored value of the averaged weights; set by :func:`optimize`.
 
     Raises:
         TypeError: If one of them is not a number.
@@ -40,7 +41,7 @@ class EpochResult:
 
     @property
     def score(self) -> float:
-        """The averaged weights' value where there is one, else ``value``; it decides."""
+        """The value that decisions use: ``ema_value`` if there is one, otherwise ``value``."""
         return self.value if self.ema_value is None else self.ema_value
 
 
@@ -49,8 +50,8 @@ class Curve:
     """The scores of one segment, oriented so that lower is better.
 
     Args:
-        costs: One cost per epoch; the score, or its negative where the study maximizes.
-        birth: Epochs that the lineage had behind it before the first of ``costs``.
+        costs: One cost per epoch: the score, or its negative if the study maximizes.
+        birth: Epochs that the lineage had trained before the first of ``costs``.
         birth_cost: The parent's cost at birth; NaN for a segment without a parent.
     """
 

@@ -1,4 +1,4 @@
-"""The record of a run: which segment of training came of which."""
+"""The history of a run as a tree of segments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optuna_miha._history.attribute_reader import AttributeReader
 from optuna_miha._history.segment import Role, Segment, position_of, segment_of
 
 LIBRARY_SIZE = 60
-"""Segments whose best weights are kept for an ensemble."""
+"""Maximum number of segments whose best weights are kept for an ensemble."""
 
 
 class Lineage:
@@ -25,8 +25,8 @@ class Lineage:
         segments: The segments so far.
 
     Attributes:
-        sign: 1 where the study minimizes, -1 where it maximizes.
-        spent: Epochs trained so far, those of pruned and failed segments included.
+        sign: 1 if the study minimizes, -1 if it maximizes.
+        spent: Epochs trained so far, including those of pruned and failed segments.
     """
 
     def __init__(self, direction: StudyDirection, segments: Iterable[Segment] = ()) -> None:
@@ -46,20 +46,22 @@ class Lineage:
         trials: Iterable[FrozenTrial],
         lost: Iterable[int] = (),
     ) -> Lineage:
-        """Rebuild the record from a study's trials.
+        """Read the history from the trials of a study.
 
         Args:
             direction: The study's direction.
             trials: Its trials.
-            lost: Numbers of those to leave out.
+            lost: Numbers of the trials to leave out.
 
         Raises:
-            RecordError: If an attribute is not what a run writes there, or a segment does not
-                begin where its parent ends.
+            RecordError: If an attribute was not written by a run, or a segment does not begin
+                where its parent ends.
         """
-        out = frozenset(lost)
+        skipped = frozenset(lost)
         segments = (segment_of(trial) for trial in trials)
-        lineage = cls(direction, (s for s in segments if s is not None and s.number not in out))
+        lineage = cls(
+            direction, (s for s in segments if s is not None and s.number not in skipped)
+        )
         for segment in lineage:
             _check_parent(lineage, segment)
         return lineage
@@ -74,11 +76,11 @@ class Lineage:
         return self._segments[number]
 
     def get(self, number: int) -> Segment | None:
-        """The segment of a trial; :obj:`None` if there is none."""
+        """The segment of the trial ``number``; :obj:`None` if there is none."""
         return self._segments.get(number)
 
     def add(self, segment: Segment) -> None:
-        """Record a finished segment."""
+        """Add a finished segment."""
         self._segments[segment.number] = segment
         self._groups.setdefault((segment.role, segment.cycle), {})[segment.branch] = segment
         self.spent += segment.trained
@@ -91,15 +93,15 @@ class Lineage:
             del self._library[LIBRARY_SIZE:]
 
     def group(self, role: Role, cycle: int) -> dict[int, Segment]:
-        """The siblings of one role and cycle, by their branch index."""
+        """The siblings of one role and cycle, by branch index."""
         return self._groups.get((role, cycle), {})
 
     def winner(self, role: Role, cycle: int) -> Segment | None:
-        """The fittest of the complete siblings; :obj:`None` if there is none."""
+        """The fittest complete sibling; :obj:`None` if there is none."""
         return next(iter(self.ranking(role, cycle)), None)
 
     def ranking(self, role: Role, cycle: int) -> list[Segment]:
-        """The complete siblings, the fittest first."""
+        """The complete siblings with a fitness, the fittest first."""
         group = self.group(role, cycle)
         complete = {b: s.fitness for b, s in group.items() if s.state == TrialState.COMPLETE}
         return [group[branch] for branch in ranking(complete)]
@@ -109,23 +111,24 @@ class Lineage:
         return None if segment.parent is None else self._segments[segment.parent]
 
     def best(self) -> Segment | None:
-        """The complete segment with the best value: the trial that ``study.best_trial`` is."""
+        """The complete segment with the best value, whose trial is ``study.best_trial``."""
         return self._best
 
     def best_before(self, cycle: int) -> Segment | None:
-        """The same among the segments of earlier cycles."""
+        """The complete segment with the best value among those of earlier cycles."""
         earlier = [s for s in self if s.cycle < cycle and s.value is not None]
         return min(earlier, key=self._rank, default=None)
 
-    def would_lead(self, cost: float, role: Role, cycle: int, branch: int) -> bool:
-        """Whether a segment of this cost and place would be the best."""
+    def would_be_best(self, cost: float, role: Role, cycle: int, branch: int) -> bool:
+        """Whether a segment with this cost and position would be the best."""
         rank = cost, *position_of(role, cycle, branch)
         return self._best is None or rank < self._rank(self._best)
 
     def _rank(self, segment: Segment) -> tuple[float, int, int, int]:
-        """The earlier segment where values tie.
+        """The key by which segments are compared: cost, then position in the run.
 
-        Not by trial numbers: the order in which siblings are written may depend on the clock.
+        Trial numbers do not break ties, because the order in which siblings are written may
+        depend on time.
         """
         return self.cost(segment), *segment.position
 
@@ -134,15 +137,15 @@ class Lineage:
         return self.sign * segment.member["value"], *segment.position
 
     def library(self) -> list[Segment]:
-        """The segments with the best weights that were kept, pruned ones included, best first."""
+        """The segments whose best weights are kept, including pruned ones, the best first."""
         return list(self._library)
 
     def cost(self, segment: Segment) -> float:
-        """The segment's value, oriented so that lower is better; infinite if it has none."""
+        """The segment's value, oriented so that lower is better; infinity without a value."""
         return math.inf if segment.value is None else self.sign * segment.value
 
     def ancestry(self, segment: Segment) -> list[Segment]:
-        """``segment`` and what it descends from, the oldest first."""
+        """``segment`` and its ancestors, the oldest first."""
         path = [segment]
         while (parent := self.parent(path[-1])) is not None:
             path.append(parent)
@@ -150,20 +153,21 @@ class Lineage:
 
 
 def _check_parent(lineage: Lineage, segment: Segment) -> None:
-    """Refuse a parent that is none. A circle of them is impossible then.
+    """Check that the parent is a complete segment that ends where ``segment`` begins.
 
-    Every complete segment trained an epoch at least, so that ends grow from parent to child.
+    This also excludes circles, because every complete segment trained at least one epoch, so that
+    a child always ends later than its parent.
     """
     if segment.parent is None:
         if segment.birth != 0:
             reader = AttributeReader(f"trial {segment.number}", {})
-            raise reader.error(attributes.BIRTH, "0 where there is no parent", segment.birth)
+            raise reader.error(attributes.BIRTH, "0 if there is no parent", segment.birth)
         return
     parent = lineage.get(segment.parent)
     if parent is None or parent.value is None or parent.end != segment.birth:
         requirement = (
-            f"the number of a complete segment that ends after epoch {segment.birth}, where this "
-            "one begins"
+            f"the number of a complete segment that ends after epoch {segment.birth}, at which "
+            "this one begins"
         )
         raise AttributeReader(f"trial {segment.number}", {}).error(
             attributes.PARENT, requirement, segment.parent
@@ -171,14 +175,14 @@ def _check_parent(lineage: Lineage, segment: Segment) -> None:
 
 
 def sign_of(direction: StudyDirection) -> int:
-    """1 where a study minimizes, -1 where it maximizes: a value times it is a cost."""
+    """The factor that turns a value into a cost: 1 to minimize, -1 to maximize."""
     return -1 if direction == StudyDirection.MAXIMIZE else 1
 
 
 def ranking(fitness: Mapping[int, float]) -> list[int]:
-    """Branches by their fitness, the largest first, and the lowest index where they tie.
+    """Branch indices sorted by fitness, the fittest first; the lower index first in a tie.
 
-    Those of NaN fitness are left out.
+    Branches whose fitness is NaN are left out.
     """
-    able = [branch for branch, value in fitness.items() if not math.isnan(value)]
-    return sorted(able, key=lambda branch: (-fitness[branch], branch))
+    comparable = [branch for branch, value in fitness.items() if not math.isnan(value)]
+    return sorted(comparable, key=lambda branch: (-fitness[branch], branch))

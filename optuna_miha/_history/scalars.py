@@ -1,4 +1,4 @@
-"""Numbers that the user hands over, as Python's own, which alone can be written to a study."""
+"""Conversion of the user's numbers to Python's types, which a study can store."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 
 
 def as_float(value: Any, name: str) -> float:
-    """A float of NumPy's or a tensor's, as Python's.
+    """Convert a number, a NumPy scalar or a tensor of one element to a float.
 
     Args:
-        value: What the user gave.
-        name: What it is, for the message.
+        value: The user's value.
+        name: Its name, for the message.
 
     Raises:
-        TypeError: If it is not one number.
+        TypeError: If the value is not a single number.
     """
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # The last is torch's.
         raise TypeError(
             f"{name} must be a number, got {value!r}: give a float, or a tensor of one element, "
-            "for instance a mean."
+            "such as a mean."
         ) from error
 
 
 def as_int(value: Any) -> Any:
-    """An integer of any kind as Python's; anything else as it is, for its own check to refuse."""
+    """Convert any integer type to ``int``. Other values are returned as they are, unchecked."""
     try:
         return value if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -36,6 +36,6 @@ def as_int(value: Any) -> Any:
 
 
 def as_python(value: Any) -> Any:
-    """A scalar of NumPy's as Python's, unless it counts as one already; all else as it is."""
+    """Convert a NumPy scalar to Python's type, unless it is a subclass of ``float`` or ``str``."""
     is_foreign = isinstance(value, np.generic) and not isinstance(value, (float, str))
     return value.item() if is_foreign else value

@@ -1,4 +1,4 @@
-"""One segment of training, as its trial has it on record."""
+"""One segment of training, read from its trial."""
 
 from __future__ import annotations
 
@@ -19,34 +19,35 @@ from optuna_miha.exceptions import RecordError
 Role: TypeAlias = Literal["startup", "trunk", "branch", "restart", "final"]
 
 ROLES: tuple[Role, ...] = ("startup", "branch", "trunk", "restart", "final")
-"""All roles, in their order within a cycle."""
+"""All roles, in the order in which they occur within a cycle."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """One stretch of training of one network: one finished trial.
+    """Consecutive epochs of training with one set of hyperparameters: one finished trial.
 
     Args:
         number: Number of the trial.
         role: ``startup``, ``trunk``, ``branch``, ``restart`` or ``final``.
-        cycle: The cycle that it belongs to; 0 before the first.
-        branch: Its place among its siblings.
-        parent: Number of the trial whose checkpoint it started from; :obj:`None` at the root.
+        cycle: Its cycle; 0 before the first population.
+        branch: Its branch index among its siblings.
+        parent: Number of the trial whose checkpoint it started from; :obj:`None` if it started
+            from the initial weights.
         birth: Epochs that its lineage had trained before it.
         trained: Epochs that it trained itself.
         params: Its hyperparameters.
         distributions: Their distributions, by name.
-        mutation: What was changed against the parent, in words.
+        mutation: Description of the changes against the parent.
         scores: The reported value of each epoch that it trained.
         train_losses: The training loss of each epoch.
-        value: The lowest (highest) validation value of the segment; :obj:`None` unless
-            ``state`` is ``COMPLETE``.
-        fitness: What siblings are compared by; NaN if it failed.
+        value: The lowest validation value of the segment (the highest if the study maximizes);
+            :obj:`None` unless ``state`` is ``COMPLETE``.
+        fitness: The fitness by which siblings are compared; NaN if it failed.
         state: ``COMPLETE``, ``PRUNED`` or ``FAIL``.
         checkpoint: ``{"id": …, "sha256": …, "best_epoch": …}`` or :obj:`None`.
-        averaged_score: The value of its weights averaged with those of a sibling, where these
-            took the place of its own when it was over; :obj:`None` where none did.
-        member: The file of its best weights, which an ensemble may want, and their validation
+        averaged_score: The value of the average of its final weights and those of a sibling, if
+            this average replaced its weights; otherwise :obj:`None`.
+        member: The file with its best weights, which an ensemble can use, and their validation
             value: ``{"id": …, "sha256": …, "value": …}`` or :obj:`None`.
     """
 
@@ -71,50 +72,52 @@ class Segment:
 
     @property
     def end(self) -> int:
-        """Epochs that the lineage has behind it when the segment is over."""
+        """Epochs that its lineage has trained at the end of the segment."""
         return self.birth + self.trained
 
     @property
     def position(self) -> tuple[int, int, int]:
-        """Orders segments by the course of the run."""
+        """Its position in the course of the run, a key to sort segments by."""
         return position_of(self.role, self.cycle, self.branch)
 
     @property
     def is_diverged(self) -> bool:
-        """Whether it ended in a value that is not a finite number."""
+        """Whether its last value is infinite or NaN."""
         return bool(self.scores) and not math.isfinite(self.scores[-1])
 
     @property
     def last_score(self) -> float:
-        """The value of the weights that those after it start from."""
+        """The value of the weights from which its children start."""
         return self.scores[-1] if self.averaged_score is None else self.averaged_score
 
 
 def position_of(role: Role, cycle: int, branch: int) -> tuple[int, int, int]:
-    """Orders what is trained by its place in the course of the run."""
+    """The position in the course of the run, a key to sort by."""
     return cycle, ROLES.index(role), branch
 
 
 def make_curve(scores: Sequence[float], sign: int, birth: int, parent: Segment | None) -> Curve:
-    """Orient ``scores`` so that lower is better.
+    """Create a curve, in which lower is better, from scores.
 
     Args:
         scores: One per epoch.
-        sign: 1 where the study minimizes, -1 where it maximizes.
-        birth: Lineage epochs before the first score.
-        parent: The segment that came before.
+        sign: 1 if the study minimizes, -1 if it maximizes.
+        birth: Epochs that the lineage had trained before the first score.
+        parent: The segment that it continues, if any.
     """
     birth_cost = sign * parent.last_score if parent is not None else math.nan
     return Curve(costs=tuple(sign * score for score in scores), birth=birth, birth_cost=birth_cost)
 
 
 def segment_of(trial: FrozenTrial) -> Segment | None:
-    """Read a segment from its trial; :obj:`None` if the trial is not the record of one.
+    """Read a segment from its trial.
 
-    A trial whose process died, or which the user added, is not.
+    Returns:
+        The segment; :obj:`None` if the trial is not finished, if the user added it, or if its
+        process died.
 
     Raises:
-        RecordError: If an attribute is not what a run writes there.
+        RecordError: If an attribute was not written by a run.
     """
     attrs = trial.user_attrs
     if (
@@ -131,17 +134,18 @@ def segment_of(trial: FrozenTrial) -> Segment | None:
         raise read.error(attributes.ROLE, f"one of {', '.join(ROLES)}", role)
     birth, trained = read.integer(attributes.BIRTH), read.integer(attributes.TRAINED)
     scores = tuple(v for step, v in sorted(trial.intermediate_values.items()) if step > birth)
-    # Of a segment that failed, the last epoch may have been begun and not reported.
-    most = len(scores) + (trial.state == TrialState.FAIL)
-    if not len(scores) <= trained <= most or (trial.state == TrialState.COMPLETE and not scores):
+    is_complete = trial.state == TrialState.COMPLETE
+    # A segment that failed may have started an epoch that it did not report.
+    max_trained = len(scores) + (trial.state == TrialState.FAIL)
+    if not len(scores) <= trained <= max_trained or (is_complete and not scores):
         raise read.error(
-            attributes.TRAINED, "as many epochs as were reported, one at least", trained
+            attributes.TRAINED, "the number of reported epochs, and at least 1", trained
         )
-    if trial.state == TrialState.COMPLETE and not _is_finite(trial.value):
+    if is_complete and not _is_finite(trial.value):
         raise RecordError(
-            f"The value of trial {trial.number} must be a finite number, got {trial.value!r}: "
-            "something other than a run wrote it. Put back what was there, or start a study of "
-            "another name."
+            f"The value of trial {trial.number} must be a finite number, got {trial.value!r}: it "
+            "was not written by a run. Restore the original value, or start a study with another "
+            "name."
         )
     checkpoint, member = read.file(attributes.CHECKPOINT), read.file(attributes.MEMBER)
     if checkpoint is not None:
@@ -154,18 +158,18 @@ def segment_of(trial: FrozenTrial) -> Segment | None:
     return Segment(
         number=trial.number,
         role=role,
-        # Every cycle leaves a trial.
-        cycle=read.integer(attributes.CYCLE, most=max(trial.number, 0) + 1),
+        # Every cycle has at least one trial.
+        cycle=read.integer(attributes.CYCLE, maximum=max(trial.number, 0) + 1),
         branch=read.integer(attributes.BRANCH),
         parent=None if attrs.get(attributes.PARENT) is None else read.integer(attributes.PARENT),
         birth=birth,
         trained=trained,
         params=trial.params,
-        distributions=_shared(trial.distributions),
+        distributions=_interned(trial.distributions),
         mutation=read.text(attributes.MUTATION, ""),
         scores=scores,
         train_losses=read.numbers(attributes.TRAIN_LOSS),
-        value=trial.value if trial.state == TrialState.COMPLETE else None,
+        value=trial.value if is_complete else None,
         fitness=math.nan if fitness is None else fitness,
         state=trial.state,
         checkpoint=checkpoint,
@@ -174,13 +178,13 @@ def segment_of(trial: FrozenTrial) -> Segment | None:
     )
 
 
-def _shared(distributions: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
-    """Equal distributions as one object: one for each segment would be most of its record."""
-    return _parsed(tuple((name, distribution_to_json(d)) for name, d in distributions.items()))
+def _interned(distributions: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
+    """One object for all equal distributions, which would otherwise use most of the memory."""
+    return _parse(tuple((name, distribution_to_json(d)) for name, d in distributions.items()))
 
 
 @lru_cache(maxsize=256)
-def _parsed(distributions: tuple[tuple[str, str], ...]) -> dict[str, BaseDistribution]:
+def _parse(distributions: tuple[tuple[str, str], ...]) -> dict[str, BaseDistribution]:
     return {name: json_to_distribution(text) for name, text in distributions}
 
 

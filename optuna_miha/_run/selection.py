@@ -135,7 +135,7 @@ class Selection:
         """Write what is kept of a sibling, and finish its trial."""
         state = sibling.state
         assert state is not None
-        leads = self._lineage.would_lead(
+        leads = self._lineage.would_be_best(
             self._cost(sibling), phase.role, phase.cycle, sibling.branch
         )
         checkpoint = None

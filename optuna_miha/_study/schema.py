@@ -82,14 +82,14 @@ def check_study(study: optuna.Study) -> None:
         RecordError: If an attribute is not what a run writes there.
     """
     attrs, read = study.user_attrs, _attributes(study)
-    if attributes.FORMAT in attrs and read.integer(attributes.FORMAT, least=1) > FORMAT:
+    if attributes.FORMAT in attrs and read.integer(attributes.FORMAT, minimum=1) > FORMAT:
         raise FormatError(
             f"The study {study.study_name!r} is of format {attrs[attributes.FORMAT]}; this "
             f"version of optuna_miha reads up to {FORMAT}. Update the package: "
             "`pip install -U optuna-miha`."
         )
     if attributes.RUN_SEED in attrs:
-        read.integer(attributes.RUN_SEED, most=2**64)
+        read.integer(attributes.RUN_SEED, maximum=2**64)
     read.mapping(attributes.VERSIONS)
     if not _RUN.fullmatch(read.text(attributes.RUN, _NO_RUN)):
         raise read.error(attributes.RUN, "eight hexadecimal digits", attrs[attributes.RUN])

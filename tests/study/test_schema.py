@@ -168,7 +168,7 @@ def test_a_bad_attribute_is_refused_with_its_trial_and_its_name(key: str, value:
 def test_a_missing_attribute_is_refused_too() -> None:
     made = trial(0)
     made.user_attrs = {k: v for k, v in made.user_attrs.items() if k != attributes.BIRTH}
-    with pytest.raises(RecordError, match=r"'miha:epoch' of trial 0 must be there, got nothing"):
+    with pytest.raises(RecordError, match=r"'miha:epoch' of trial 0 must be present, got nothing"):
         segment_of(made)
 
 
