@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import optuna_miha as miha
 from optuna_miha._model.model_fn import build_recipe
-from optuna_miha._training.state import copy_tensors
+from optuna_miha._model.tensors import copy_tensors
 from optuna_miha._training.trainer import evaluate
 
 

@@ -31,7 +31,7 @@ OPTUNA_PRIVATE = {
 
 OTHER_PRIVATE = {
     "_model/activations.py": {"_modules"},  # Torch's.
-    "_training/data.py": {"_fields"},  # Public, in spite of its name, in named tuples.
+    "_model/tensors.py": {"_fields"},  # Public, in spite of its name, in named tuples.
     # Python's; before 3.14 there is no other way to end workers at once.
     "_training/pools.py": {"_processes"},
     "_training/worker.py": {"_exit"},

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, optim
 
+from optuna_miha._model.tensors import copy_tensors
 from optuna_miha.exceptions import InheritanceError
 
 OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
@@ -136,7 +137,7 @@ def inherit_optimizer(optimizer: optim.Optimizer, captured: dict[str, Any]) -> N
             f"The optimizer must hold the {captured['n_params']} parameters that the parent's "
             f"held, got {n_params}: build it from the same parameters in every branch."
         )
-    state = {int(index): _clone(entry) for index, entry in captured["state"].items()}
+    state = {int(index): copy_tensors(entry) for index, entry in captured["state"].items()}
     old, new = captured["class"], type(optimizer).__name__
     group = optimizer.param_groups[0]
     if old != new:
@@ -181,8 +182,3 @@ def _translate(entry: dict[str, Any], old: str, new: str, momentum: float) -> di
         # The product of NAdam's momenta so far, which tends to 0: no bias left to correct.
         shared["mu_product"] = torch.zeros_like(entry["step"])
     return shared
-
-
-def _clone(entry: dict[str, Any]) -> dict[str, Any]:
-    """Without this, heirs would share their moments, ``step`` among them."""
-    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in entry.items()}

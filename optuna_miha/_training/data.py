@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from optuna_miha._model.recipe import Data
+from optuna_miha._model.tensors import iter_tensors, map_tensors
 
 EVALUATION_BATCH_SIZE = 512
 """One size for every branch, whatever its own: so that values do not depend on it."""
@@ -64,23 +65,13 @@ def batch_length(batch: Any) -> int:
     Raises:
         TypeError: If there is no tensor that has a length.
     """
-    for leaf in _leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.ndim > 0:
-            return len(leaf)
+    for tensor in iter_tensors(batch):
+        if tensor.ndim > 0:
+            return len(tensor)
     raise TypeError(
         f"A batch must hold a tensor of at least one dimension, got {type(batch).__qualname__} "
         "without: let the `collate_fn` of the DataLoader make one."
     )
-
-
-def _leaves(batch: Any) -> Iterator[Any]:
-    if isinstance(batch, Mapping):
-        batch = tuple(batch.values())
-    if isinstance(batch, (list, tuple)):
-        for part in batch:
-            yield from _leaves(part)
-    else:
-        yield batch
 
 
 def _tensors(data: Data) -> tuple[Tensor, ...] | None:
@@ -147,21 +138,15 @@ class _OnDevice:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._loader:
-            yield _to(batch, self._device)
+            yield map_tensors(batch, self._move, is_leaf=_can_be_moved)
+
+    def _move(self, part: Any) -> Any:
+        return part.to(self._device)
 
 
-def _to(batch: Any, device: torch.device) -> Any:
-    if hasattr(batch, "to"):
-        return batch.to(device)
-    if isinstance(batch, dict):
-        return {key: _to(part, device) for key, part in batch.items()}
-    if isinstance(batch, Mapping):
-        return type(batch)({key: _to(part, device) for key, part in batch.items()})  # type: ignore[call-arg]
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_to(part, device) for part in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(_to(part, device) for part in batch)
-    return batch
+def _can_be_moved(part: Any) -> bool:
+    """Whether a part of a batch has the method ``to``: a tensor, or for instance a graph."""
+    return hasattr(part, "to")
 
 
 def _with_batch_size(

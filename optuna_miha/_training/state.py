@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from optuna_miha._model.optimizers import capture_optimizer, inherit_optimizer
 from optuna_miha._model.recipe import Recipe, device_of
 from optuna_miha._model.rng import capture_rng, restore_rng
+from optuna_miha._model.tensors import copy_tensors
 from optuna_miha.exceptions import InheritanceError
 
 _logger = optuna.logging.get_logger("optuna.miha")
@@ -100,28 +101,6 @@ def _mean(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
         return (mine + theirs.to(mine.device)) / 2
 
     return {name: mean(value, two[name]) for name, value in one.items()}
-
-
-def copy_tensors(value: Any) -> Any:
-    """A deep copy of nested dictionaries and lists, in which tensors are detached."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, Mapping):
-        return {key: copy_tensors(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(copy_tensors(part) for part in value)
-    return value
-
-
-def on_cpu(value: Any) -> Any:
-    """The same nested dictionaries and lists, with all tensors in main memory."""
-    if isinstance(value, Tensor):
-        return value.cpu()
-    if isinstance(value, Mapping):
-        return {key: on_cpu(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(on_cpu(part) for part in value)
-    return value
 
 
 def _check_same_network(model: nn.Module, inherited: Mapping[str, Any]) -> None:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from optuna_miha._history.curve import EpochResult
+from optuna_miha._model.tensors import map_tensors
 from optuna_miha._training.job import Context, Outcome, run_job
 from optuna_miha._training.pickling import pack, unpack
-from optuna_miha._training.state import on_cpu
 from optuna_miha.exceptions import WorkerError
 
 OnEpoch: TypeAlias = Callable[[int, EpochResult], None]
@@ -125,7 +126,7 @@ def run_remote(key: str, packed_context: bytes | None, job: bytes) -> bytes | No
         outcome = run_job(_latest[1], unpack(job))
     if outcome.exception is not None:
         outcome = replace(outcome, exception=_portable(outcome.exception))
-    return pack(replace(outcome, state=on_cpu(outcome.state)))
+    return pack(replace(outcome, state=map_tensors(outcome.state, Tensor.cpu)))
 
 
 def _portable(exception: BaseException) -> Any:

@@ -24,8 +24,9 @@ from torch import Tensor, nn, optim
 from optuna_miha import Recipe
 from optuna_miha._model.optimizers import OPTIMIZERS
 from optuna_miha._model.rng import capture_rng, restore_rng
+from optuna_miha._model.tensors import copy_tensors
 from optuna_miha._study.checkpoint_store import CheckpointStore
-from optuna_miha._training.state import averaged, capture, copy_tensors, inherit
+from optuna_miha._training.state import averaged, capture, inherit
 from optuna_miha.exceptions import CheckpointError, CheckpointLostError, InheritanceError
 
 
@@ -371,7 +372,7 @@ def test_an_id_never_leads_out_of_the_folder(
     name = str(outside) if escape == "absolute" else escape
     sha256 = hashlib.sha256(outside.read_bytes()).hexdigest()
     for call in (store.load, store.has, store.remove):
-        with pytest.raises(CheckpointError, match="a name that a run gives its files"):
+        with pytest.raises(CheckpointError, match="must be one that a run writes"):
             call({"id": name, "sha256": sha256})
     assert outside.exists()
 
