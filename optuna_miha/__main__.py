@@ -1,4 +1,4 @@
-"""``python -m optuna_miha``."""
+"""Entry point of ``python -m optuna_miha``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Errors of their own kind; everything else is a plain ``ValueError`` or ``TypeError``."""
+"""Exceptions of this package. Invalid arguments raise ``ValueError`` or ``TypeError``."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ from optuna.exceptions import OptunaError
 
 
 class MihaError(OptunaError):
-    """Base class of the errors that only this package raises."""
+    """Base class of the exceptions of this package."""
 
 
 class CheckpointError(MihaError):
-    """A checkpoint is missing, or its content is not what the study says it is."""
+    """A checkpoint cannot be written or read, is missing, or is damaged."""
 
 
 class CheckpointLostError(CheckpointError):
-    """A checkpoint is gone, or is not what was written."""
+    """A checkpoint is missing, or its content has changed since it was written."""
 
 
 class FormatError(MihaError):
-    """A study was written by a later version, whose record this one cannot read."""
+    """The study was written by a later version of this package, in a newer format."""
 
 
 class InheritanceError(MihaError, ValueError):
-    """A branch cannot take over the trunk's weights, because the network is not the same."""
+    """A branch cannot inherit the trunk's weights, because its network has other parameters."""
 
 
 class PlanMismatchError(MihaError, ValueError):
-    """The plan asked for contradicts the one that the study was started with."""
+    """The given plan differs from the one that the study was started with."""
 
 
 class RecordError(MihaError, ValueError):
-    """An attribute of the study or of a trial is not what a run writes there."""
+    """An attribute of the study or of a trial has a value that a run does not write."""
 
 
 class SearchSpaceChangedError(MihaError, ValueError):
-    """``model_fn`` suggests other parameters than it did when the study was started."""
+    """``model_fn`` suggests other parameters than when the study was started."""
 
 
 class StorageError(MihaError):
@@ -42,8 +42,8 @@ class StorageError(MihaError):
 
 
 class StudyLockedError(MihaError):
-    """Another process, or another thread, runs the study."""
+    """Another process or thread is running the study."""
 
 
 class WorkerError(MihaError):
-    """Worker processes, or an executor, could not see a job through."""
+    """Worker processes or an executor failed to complete a job."""

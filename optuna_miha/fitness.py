@@ -1,6 +1,7 @@
-"""How fit a branch is, given its curve. Larger is fitter; NaN means failed, never selected.
+"""Fitness functions, which score a branch by its curve.
 
-Any function from a :class:`~optuna_miha._history.curve.Curve` to a float is a fitness.
+A fitness function maps a :class:`~optuna_miha.Curve` to a float. Larger is fitter. A branch whose
+fitness is NaN counts as failed and is never selected.
 """
 
 from __future__ import annotations
@@ -12,23 +13,24 @@ from optuna_miha._history.curve import Curve
 
 
 class Fitness(Protocol):
-    """Scores a branch; the default is :func:`~optuna_miha.fitness.last_value`."""
+    """A function that scores a branch; by default :func:`~optuna_miha.fitness.last_value`."""
 
     def __call__(self, curve: Curve) -> float:
-        """Score the branch that trained along ``curve``."""
+        """Score the branch with the given curve."""
         ...
 
 
 def last_value(curve: Curve) -> float:
-    """The cost at the end of the segment. The default."""
+    """The negative cost of the last epoch. This is the default."""
     return -curve.costs[-1] if curve.costs else math.nan
 
 
 def slope(curve: Curve) -> float:
-    """How fast the cost falls, per epoch: MIHA's *speed of learning*.
+    """The decrease of the cost per epoch, which MIHA calls *speed of learning*.
 
-    The least-squares slope over the segment's epochs, the parent's cost at birth included.
-    NaN for a curve of fewer than two points, or one that ends in NaN or infinity.
+    It is the negative slope of the least-squares line through the costs of the segment's epochs
+    and the parent's cost at birth. It is NaN if there are fewer than two finite costs, or if the
+    last cost is infinite or NaN.
     """
     if not curve.costs or not math.isfinite(curve.costs[-1]):
         return math.nan
@@ -37,10 +39,10 @@ def slope(curve: Curve) -> float:
 
 
 def classic(curve: Curve) -> float:
-    """The score of MIHA's published code, ``(first - last) - last``.
+    """The fitness in MIHA's published code, ``(first - last) - last``.
 
-    It rewards a branch that starts badly, and does worse than :func:`last_value`; it is here
-    for the comparison.
+    It rewards a branch that starts with a high cost, and selects worse than :func:`last_value`.
+    It is provided for comparison.
     """
     if not curve.costs:
         return math.nan
@@ -48,12 +50,16 @@ def classic(curve: Curve) -> float:
 
 
 def power_law(curve: Curve, *, factor: float = 4.0) -> float:
-    """The cost expected at ``factor`` times the segment's age, by a power law.
+    """The negative cost that a power law predicts at ``factor`` times the segment's age.
 
-    Ranks the start-up race: who leads after three epochs does not lead later. The slope of
-    log cost against log epoch over the last half of the curve, clipped to [-1, 0], is
-    continued; where a cost is not positive (a negated accuracy, say), the cost itself is
-    continued in the same way, without a lower bound on its slope.
+    The start-up race is ranked by it, because the leader after three epochs is often overtaken
+    later. The prediction extrapolates the slope of the log cost against the log epoch over the
+    last half of the curve, clipped to [-1, 0]. If a cost in this half is not positive, such as a
+    negated accuracy, the slope of the cost itself is extrapolated, clipped to at most 0.
+
+    Args:
+        curve: The curve of the segment.
+        factor: Ratio of the predicted age to the present one.
     """
     if not curve.costs or not math.isfinite(curve.costs[-1]):
         return math.nan
@@ -69,7 +75,7 @@ def power_law(curve: Curve, *, factor: float = 4.0) -> float:
 
 
 def least_squares_slope(points: list[tuple[float, float]]) -> float:
-    """Slope of the least-squares line through ``points``; NaN for fewer than two."""
+    """The slope of the least-squares line through ``points``; NaN for fewer than two points."""
     if len(points) < 2:
         return math.nan
     mean_x = sum(x for x, _ in points) / len(points)

@@ -1,4 +1,4 @@
-"""The record of a run: who is fittest, who is best, and what a trial says of its segment."""
+"""The history of a run: ranking, best segments, and reading segments from trials."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCORES = st.dictionaries(
 )
 
 
-def test_nan_branch_never_becomes_trunk() -> None:
+def test_a_branch_with_nan_fitness_is_not_ranked() -> None:
     nan = math.nan
     assert ranking({0: nan, 1: -5.0}) == [1]
     assert ranking({0: -5.0, 1: nan}) == [0]
@@ -31,7 +31,7 @@ def test_nan_branch_never_becomes_trunk() -> None:
     assert ranking({0: nan, 1: -math.inf}) == [1]
 
 
-def test_the_lowest_branch_wins_a_tie() -> None:
+def test_the_lowest_branch_index_comes_first_in_a_tie() -> None:
     assert ranking({2: 1.0, 0: 1.0, 1: 1.0}) == [0, 1, 2]
     assert ranking({2: 1.0, 0: 0.5, 1: 1.0}) == [1, 2, 0]
 
@@ -44,12 +44,12 @@ def test_the_ranking_does_not_depend_on_the_order(scores: dict[int, float], rng:
 
 
 @given(SCORES)
-def test_the_ranking_falls_and_leaves_out_nothing_that_can_be_compared(
+def test_the_ranking_sorts_every_fitness_except_nan(
     scores: dict[int, float],
 ) -> None:
     values = [scores[branch] for branch in ranking(scores)]
-    able = [value for value in scores.values() if not math.isnan(value)]
-    assert values == sorted(able, reverse=True)
+    comparable = [value for value in scores.values() if not math.isnan(value)]
+    assert values == sorted(comparable, reverse=True)
 
 
 def test_a_pruned_or_failed_sibling_does_not_win() -> None:
@@ -68,7 +68,7 @@ def test_a_pruned_or_failed_sibling_does_not_win() -> None:
     assert lineage.winner("trunk", 1) is None
 
 
-def test_every_epoch_counts_as_spent_whatever_became_of_it() -> None:
+def test_epochs_of_pruned_and_failed_segments_count_as_spent() -> None:
     lineage = Lineage(
         StudyDirection.MINIMIZE,
         [
@@ -85,7 +85,7 @@ def test_every_epoch_counts_as_spent_whatever_became_of_it() -> None:
     ("direction", "best", "cost"),
     [(StudyDirection.MINIMIZE, 1, 0.2), (StudyDirection.MAXIMIZE, 0, -0.9)],
 )
-def test_the_best_is_the_best_in_the_studys_direction(
+def test_the_best_segment_depends_on_the_studys_direction(
     direction: StudyDirection, best: int, cost: float
 ) -> None:
     lineage = Lineage(direction, [segment(0, value=0.9), segment(1, value=0.2)])
@@ -95,7 +95,7 @@ def test_the_best_is_the_best_in_the_studys_direction(
     assert lineage.cost(found) == cost
 
 
-def test_what_has_no_value_costs_infinitely_much() -> None:
+def test_the_cost_of_a_segment_without_value_is_infinite() -> None:
     pruned = segment(0, value=None, state=TrialState.PRUNED)
     for direction in (StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE):
         lineage = Lineage(direction, [pruned])
@@ -111,7 +111,7 @@ def test_the_best_segment_is_the_best_trial_of_the_study(
     direction: str, values: list[float | None]
 ) -> None:
     study = optuna.create_study(direction=direction)
-    study.add_trials([trial_of(value, number=n) for n, value in enumerate(values)])
+    study.add_trials([run_trial(value, number=n) for n, value in enumerate(values)])
     lineage = Lineage.from_trials(study.direction, study.trials)
     best = lineage.best()
     if best is None:
@@ -120,9 +120,9 @@ def test_the_best_segment_is_the_best_trial_of_the_study(
         assert best.number == study.best_trial.number
 
 
-def trial_of(value: float | None, *, number: int = 0, **attrs: Any) -> FrozenTrial:
-    """A trial as a run leaves it; pruned if it has no value."""
-    birth = {
+def run_trial(value: float | None, *, number: int = 0, **attrs: Any) -> FrozenTrial:
+    """A trial like those of a run; pruned if it has no value."""
+    run_attrs = {
         attributes.ROLE: "branch",
         attributes.CYCLE: 1,
         attributes.BRANCH: number,
@@ -138,14 +138,14 @@ def trial_of(value: float | None, *, number: int = 0, **attrs: Any) -> FrozenTri
         params={"lr": 0.2},
         distributions={"lr": FloatDistribution(0, 1)},
         intermediate_values={0: 3.0, 2: 1.0, 1: 2.0},
-        user_attrs=birth | attrs,
+        user_attrs=run_attrs | attrs,
     )
 
 
 def test_a_segment_is_read_from_its_trial() -> None:
     checkpoint = {"id": f"a-{12 * '0'}.pt", "sha256": 64 * "b", "best_epoch": 2}
     read = segment_of(
-        trial_of(0.5, **{attributes.FITNESS: -1.0, attributes.CHECKPOINT: checkpoint})
+        run_trial(0.5, **{attributes.FITNESS: -1.0, attributes.CHECKPOINT: checkpoint})
     )
     assert read is not None
     assert (read.role, read.cycle, read.branch, read.parent) == ("branch", 1, 0, None)
@@ -157,21 +157,21 @@ def test_a_segment_is_read_from_its_trial() -> None:
     assert read.checkpoint == checkpoint
 
 
-def test_the_parents_value_is_not_one_of_a_segments_scores() -> None:
-    read = segment_of(trial_of(0.5))
+def test_the_scores_of_a_segment_exclude_the_parents_value() -> None:
+    read = segment_of(run_trial(0.5))
     assert read is not None
     assert read.scores == (2.0, 1.0)
 
 
-def test_a_trial_without_fitness_counts_as_failed() -> None:
-    read = segment_of(trial_of(0.5))
+def test_the_fitness_of_a_trial_without_one_is_nan() -> None:
+    read = segment_of(run_trial(0.5))
     assert read is not None
     assert math.isnan(read.fitness)
 
 
-def test_a_pruned_trial_has_no_value_although_optuna_gives_it_its_last_report() -> None:
+def test_a_pruned_segment_has_no_value_although_optuna_stores_its_last_report() -> None:
     study = optuna.create_study()
-    study.add_trial(trial_of(None))
+    study.add_trial(run_trial(None))
     study.enqueue_trial({}, user_attrs=study.trials[0].user_attrs)
     trial = study.ask()
     trial.report(0.4, step=1)
@@ -184,29 +184,29 @@ def test_a_pruned_trial_has_no_value_although_optuna_gives_it_its_last_report() 
     assert read.state == TrialState.PRUNED
 
 
-def test_segments_share_what_they_can() -> None:
-    one, other = segment_of(trial_of(0.5)), segment_of(trial_of(0.7))
+def test_segments_share_equal_distributions() -> None:
+    one, other = segment_of(run_trial(0.5)), segment_of(run_trial(0.7))
     assert one is not None and other is not None
-    assert one.distributions == trial_of(0.5).distributions
+    assert one.distributions == run_trial(0.5).distributions
     assert one.distributions is other.distributions
 
 
-def test_a_trial_that_is_no_segment_is_passed_over() -> None:
+def test_trials_that_are_not_segments_are_skipped() -> None:
     study = optuna.create_study()
-    study.add_trial(create_trial(value=1.0))  # The user's own.
-    study.enqueue_trial({}, user_attrs=trial_of(0.5).user_attrs)
-    study.tell(study.ask(), state=TrialState.FAIL)  # Its process died: nothing says why.
-    study.enqueue_trial({}, user_attrs=trial_of(0.5).user_attrs)
-    study.ask()  # Still running.
-    study.enqueue_trial({}, user_attrs=trial_of(0.5).user_attrs)  # Still waiting.
-    study.add_trial(trial_of(0.5))
+    study.add_trial(create_trial(value=1.0))  # A trial of the user's.
+    study.enqueue_trial({}, user_attrs=run_trial(0.5).user_attrs)
+    study.tell(study.ask(), state=TrialState.FAIL)  # Without an error: its process died.
+    study.enqueue_trial({}, user_attrs=run_trial(0.5).user_attrs)
+    study.ask()  # A running trial.
+    study.enqueue_trial({}, user_attrs=run_trial(0.5).user_attrs)  # A waiting trial.
+    study.add_trial(run_trial(0.5))
     lineage = Lineage.from_trials(study.direction, study.trials)
     assert [s.number for s in lineage] == [4]
 
 
-def test_a_trial_that_failed_by_an_error_is_a_segment() -> None:
+def test_a_trial_that_failed_with_an_error_is_a_segment() -> None:
     study = optuna.create_study()
-    attrs = trial_of(0.5).user_attrs | {
+    attrs = run_trial(0.5).user_attrs | {
         attributes.ERROR: "RuntimeError: no",
         attributes.TRAINED: 1,
     }
@@ -219,7 +219,7 @@ def test_a_trial_that_failed_by_an_error_is_a_segment() -> None:
     assert read.value is None
 
 
-def test_ancestry_goes_from_the_root_to_the_segment() -> None:
+def test_the_ancestry_is_sorted_from_the_root_to_the_segment() -> None:
     lineage = Lineage(
         StudyDirection.MINIMIZE,
         [segment(0), segment(1, parent=0), segment(2, parent=0), segment(5, parent=2)],
@@ -228,7 +228,7 @@ def test_ancestry_goes_from_the_root_to_the_segment() -> None:
     assert lineage.ancestry(lineage[0]) == [lineage[0]]
 
 
-def test_a_curve_is_turned_so_that_lower_is_better() -> None:
+def test_a_curve_is_oriented_so_that_lower_is_better() -> None:
     parent = segment(0, scores=(0.2, 0.4))
     curve = make_curve((0.5, 0.6), -1, 7, parent)
     assert curve.costs == (-0.5, -0.6)
