@@ -10,15 +10,20 @@ install:  ## Make .venv with the package and all that is needed to work on it.
 	python3 -m venv .venv
 	$(PYTHON) -m pip install -q -c constraints.txt -e '.[demo,test,lint,docs]'
 
+.PHONY: quick
+quick:  ## Run the quick tests, in less than two minutes on two cores.
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m "not slow and not long"
+
 .PHONY: test
-test:  ## Run the tests.
-	$(PYTHON) -m pytest -q
+test:  ## Run all tests.
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: lint
-lint:  ## Check style and types.
+lint:  ## Check style, types, and the imports between rooms.
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+	$(dir $(PYTHON))lint-imports
 
 .PHONY: format
 format:  ## Put the code into its style.
