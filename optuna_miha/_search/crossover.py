@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from optuna.distributions import FloatDistribution
 
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Segment
+from optuna_miha._search.learning_rate import rescaled_lr
 from optuna_miha._search.mutation import Distributions, Params
 from optuna_miha._search.phases import Phase
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.proposals import Proposal, Proposer
 from optuna_miha._search.sampler import SearchContext
-from optuna_miha._search.space import DEFAULT_LR, contains, fit
+from optuna_miha._search.space import DEFAULT_LR, contains
 
 _STREAM = 3
 """Of random numbers; the sampler has 0 to 2."""
@@ -97,7 +97,8 @@ class UniformCrossover:
                 child[name] = other[name]
                 taken.add(name)
         if taken & {"lr", "optimizer"}:
-            child |= _rescaled_lr(child, other if "lr" in taken else fitter, distributions)
+            lr_owner = other if "lr" in taken else fitter
+            child |= rescaled_lr(lr_owner, child.get("optimizer"), distributions)
         return child
 
 
@@ -291,15 +292,6 @@ def _differ(name: str, one: Params, two: Params) -> bool:
         multiples = (params["lr"] / DEFAULT_LR[params["optimizer"]] for params in (one, two))
         return not math.isclose(*multiples, rel_tol=1e-6)
     return type(one[name]) is not type(two[name]) or bool(one[name] != two[name])
-
-
-def _rescaled_lr(child: Params, owner: Params, distributions: Distributions) -> Params:
-    """The learning rate that means to the child's optimizer what it meant to its owner's."""
-    distribution = distributions.get("lr")
-    if not isinstance(distribution, FloatDistribution) or not _changes_scale(child, owner):
-        return {}
-    factor = DEFAULT_LR[child["optimizer"]] / DEFAULT_LR[owner["optimizer"]]
-    return {"lr": fit(distribution, float(f"{owner['lr'] * factor:.4g}"))}
 
 
 def _changes_scale(one: Params, two: Params) -> bool:

@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Role, Segment
 from optuna_miha._search.plan import Plan
-from optuna_miha._search.space import fit, scalable_rate
+from optuna_miha._search.space import DEFAULT_LR, fit, scalable_rate
 
 _WARMUP_SHARE = 0.1
 """Of the epochs. A network that goes over to a larger rate at once may stop working, without any
@@ -31,6 +31,9 @@ branches are compared by a small rate looks better than it is; what is annealed 
 
 CALMING = 0.3
 """By which the learning rate is multiplied when the trunk diverged."""
+
+_MIN_MULTIPLE, _MAX_MULTIPLE = 0.1, 10
+"""Bounds of the multiples of a class's default learning rate that another class takes over."""
 
 
 def pace(epoch: int, n_epochs: int) -> float:
@@ -109,3 +112,33 @@ def scaled(
     if factor == 1 or distribution is None:
         return params
     return params | {"lr": fit(distribution, float(f"{params['lr'] * factor:.4g}"))}
+
+
+def rescaled_lr(
+    params: dict[str, Any], optimizer: Any, distributions: Mapping[str, BaseDistribution]
+) -> dict[str, Any]:
+    """The learning rate of ``params``, converted to another optimizer class.
+
+    The multiple of the class's default stays the same if it lies in [0.1, 10]. A more extreme
+    multiple is taken as specific to the old class, and the new class starts at its default.
+
+    Args:
+        params: Parameters with the old class and its learning rate.
+        optimizer: The new class.
+        distributions: The distributions. The learning rate is clipped to its range.
+
+    Returns:
+        ``{"lr": ...}``; an empty dictionary if the class is the same, if one of the two has no
+        known default, or if the learning rate is not a float parameter.
+    """
+    distribution = scalable_rate(distributions)
+    old_optimizer: Any = params.get("optimizer")
+    old_default, new_default = DEFAULT_LR.get(old_optimizer), DEFAULT_LR.get(optimizer)
+    if distribution is None or "lr" not in params or optimizer == old_optimizer:
+        return {}
+    if old_default is None or new_default is None:
+        return {}
+    multiple = params["lr"] / old_default
+    if not _MIN_MULTIPLE <= multiple <= _MAX_MULTIPLE:
+        multiple = 1.0
+    return {"lr": fit(distribution, new_default * multiple)}

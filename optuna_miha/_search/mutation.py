@@ -18,7 +18,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from optuna_miha._search.space import DEFAULT_LR, contains, fit, kind_of, kinds, other_choices
+from optuna_miha._search.learning_rate import rescaled_lr
+from optuna_miha._search.space import contains, fit, kind_of, kinds, other_choices
 
 Params: TypeAlias = dict[str, Any]
 Distributions: TypeAlias = Mapping[str, BaseDistribution]
@@ -88,7 +89,7 @@ def mutate(
         rule = _raised_lr if kind == "lr" and upward_lr else _RULES.get(kind, _any_value)
     mutated[name] = rule(params[name], distribution, rng)
     if name == "optimizer":
-        mutated |= _rescaled_lr(params, mutated, distributions)
+        mutated |= rescaled_lr(params, mutated[name], distributions)
     return mutated
 
 
@@ -117,16 +118,6 @@ def _same_activation(
     name = names[rng.integers(len(names))]
     new = _any_value(params[name], distributions[name], rng)
     return {name: new for name in names if contains(distributions[name], new)}
-
-
-def _rescaled_lr(old: Params, new: Params, distributions: Distributions) -> Params:
-    """Keep the learning rate's multiple of the class's default, if it is a sensible one."""
-    before, after = DEFAULT_LR.get(old["optimizer"]), DEFAULT_LR.get(new["optimizer"])
-    distribution = distributions.get("lr")
-    if before is None or after is None or not isinstance(distribution, FloatDistribution):
-        return {}
-    multiple = old["lr"] / before
-    return {"lr": fit(distribution, after * (multiple if 0.1 <= multiple <= 10 else 1.0))}
 
 
 def _is_numeric(distribution: BaseDistribution) -> bool:
