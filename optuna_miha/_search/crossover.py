@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from optuna_miha._search.phases import Phase
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.proposals import Proposal, Proposer
 from optuna_miha._search.sampler import SearchContext
-from optuna_miha._search.space import DEFAULT_LR, contains
+from optuna_miha._search.space import DEFAULT_LR, contains, scalable_rate
 
 _STREAM = 3
 """Of random numbers; the sampler has 0 to 2."""
@@ -90,10 +90,12 @@ class UniformCrossover:
         """Cross two branches; see :class:`Crossover`."""
         child, taken = dict(fitter), set()
         for name in sorted(other):
-            if not _differ(name, other, parent):
+            if not _is_changed(name, other, parent, distributions):
                 continue
-            contested = _differ(name, fitter, parent) and _differ(name, fitter, other)
-            if not contested or rng.random() < self.prob:
+            is_contested = all(
+                _is_changed(name, fitter, params, distributions) for params in (parent, other)
+            )
+            if not is_contested or rng.random() < self.prob:
                 child[name] = other[name]
                 taken.add(name)
         if taken & {"lr", "optimizer"}:
@@ -178,7 +180,7 @@ def cross_fittest(
     child = {**fitter.params, **made}
     # As long as all agree that the trunk has, `model_fn` asks for no other: what the child has
     # besides is of no use to it, as a momentum is without SGD.
-    if not any(_differ(name, child, trunk.params) for name in trunk.params):
+    if not any(_is_changed(name, child, trunk.params, distributions) for name in trunk.params):
         return None
     return Child(params=child, parents=(fitter.number, other.number))
 
@@ -284,17 +286,18 @@ def _check(made: object, distributions: Distributions, crossover: Crossover) -> 
             )
 
 
-def _differ(name: str, one: Params, two: Params) -> bool:
-    """Whether a parameter was changed between two branches."""
+def _is_changed(name: str, one: Params, two: Params, distributions: Distributions) -> bool:
+    """Whether a parameter differs; learning rates of two classes are compared as multiples."""
     if name not in one or name not in two:
         return (name in one) != (name in two)
-    if name == "lr" and _changes_scale(one, two):
-        multiples = (params["lr"] / DEFAULT_LR[params["optimizer"]] for params in (one, two))
-        return not math.isclose(*multiples, rel_tol=1e-6)
+    optimizers: list[Any] = [params.get("optimizer") for params in (one, two)]
+    if (
+        name == "lr"
+        and optimizers[0] != optimizers[1]
+        and scalable_rate(distributions) is not None
+    ):
+        defaults = [DEFAULT_LR.get(optimizer) for optimizer in optimizers]
+        if defaults[0] is not None and defaults[1] is not None:
+            multiples = one["lr"] / defaults[0], two["lr"] / defaults[1]
+            return not math.isclose(*multiples, rel_tol=1e-6)
     return type(one[name]) is not type(two[name]) or bool(one[name] != two[name])
-
-
-def _changes_scale(one: Params, two: Params) -> bool:
-    """Whether two branches count their learning rates by different defaults."""
-    scales = [DEFAULT_LR.get(params.get("optimizer", "")) for params in (one, two)]
-    return None not in scales and scales[0] != scales[1] and "lr" in one and "lr" in two

@@ -95,3 +95,27 @@ def test_a_learning_rate_that_is_not_a_float_parameter_is_not_converted() -> Non
     assert rescaled_lr({"optimizer": "adam", "lr": 0.1}, "sgd", choices) == {}
     assert rescaled_lr({"optimizer": "adam"}, "sgd", {}) == {}
     assert rescaled_lr({"optimizer": "adam"}, "sgd", SPACE) == {}
+
+
+@pytest.mark.parametrize("lr", [1e-3, 0.004074, 0.0003604])
+def test_a_branch_that_changed_its_class_did_not_change_its_learning_rate(lr: float) -> None:
+    """Not even where the conversion is inexact, as from Adam to AdamW for two of these rates."""
+    parent = START | {"optimizer": "adam", "lr": lr}
+    for optimizer, rate in rates_of_mutants(parent).items():
+        fitter, other = parent | {"optimizer": optimizer, "lr": rate}, parent | {"lr": 2 * lr}
+        child = UniformCrossover(prob=0.0)(fitter, other, parent, SPACE, np.random.default_rng(0))
+        assert child == fitter | {"lr": pytest.approx(2 * rate)}
+
+
+def test_categorical_learning_rates_are_compared_as_they_are() -> None:
+    space = FULL_SPACE | {"lr": CategoricalDistribution((0.1, 0.3, "high"))}
+    parent = START | {"lr": 0.1}
+    for rate in (0.3, "high"):
+        child = UniformCrossover(prob=0.0)(
+            parent | {"optimizer": "sgd"},
+            parent | {"lr": rate},
+            parent,
+            space,
+            np.random.default_rng(0),
+        )
+        assert child == parent | {"optimizer": "sgd", "lr": rate}
