@@ -26,7 +26,7 @@ from optuna_miha._search.plan import Plan
 from optuna_miha._search.pruner import SlopePruner
 from optuna_miha._search.sampler import MihaSampler
 from optuna_miha._study.schema import read_lineage
-from optuna_miha._study.setup import open_store, phase_ahead, resolve_initial
+from optuna_miha._study.setup import open_store, upcoming_phase, resolve_initial
 from optuna_miha._training.compute import intra_op_threads
 from optuna_miha._training.job import Context
 from optuna_miha._training.trainer import evaluate
@@ -195,7 +195,7 @@ class Contest:
             )
         except MihaError:
             lineage = read_lineage(study)
-            if lineage.best() is not None or phase_ahead(study, plan, None, lineage) is not None:
+            if lineage.best() is not None or upcoming_phase(study, plan, None, lineage) is not None:
                 raise
             # It is over, and whatever it trained diverged.
             return _Selected(

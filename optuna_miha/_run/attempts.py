@@ -60,7 +60,7 @@ def _attempt(session: Session, stretch: Stretch, deadline: float) -> None:
     session.lineage = lineage = trial_log.lineage
     run = study.user_attrs[attributes.RUN]
     retention = Retention(session.store, arguments.keep, lineage, run)
-    retention.sweep()
+    retention.remove_orphans()
     with Progress(stretch.end, lineage, show=arguments.show_progress_bar) as progress:
         population = Population(
             session,

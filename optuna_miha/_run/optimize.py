@@ -18,14 +18,14 @@ from optuna_miha._run.session import open_session
 from optuna_miha._search.crossover import AverageWeights, Crossover
 from optuna_miha._search.plan import Plan
 from optuna_miha._study.retention import Keep
-from optuna_miha._study.retry import named_storage_errors
+from optuna_miha._study.retry import convert_storage_errors
 from optuna_miha._study.trial_log import Callback
 from optuna_miha._training.compute import Precision
 from optuna_miha._training.trainer import Trainer
 from optuna_miha.fitness import Fitness
 
 
-@named_storage_errors()
+@convert_storage_errors()
 def optimize(
     study: optuna.Study,
     model_fn: ModelFn,

@@ -94,7 +94,8 @@ class Population:
         sibling = Sibling(branch, phase.parent)
         proposal = self._proposer.propose(phase, branch)
         if proposal is None:
-            return self._admitted(phase, branch, self._trial_log.start_undecided(phase, branch))
+            trial = self._trial_log.start_without_params(phase, branch)
+            return self._admitted(phase, branch, trial)
         offline = offline_trial(proposal.params)
         failure: BaseException | None = None
         try:
@@ -115,7 +116,7 @@ class Population:
 
     def _admitted(self, phase: Phase, branch: int, trial: optuna.Trial) -> Sibling:
         """A sibling whose trial exists already: ``model_fn`` makes its suggestions on it."""
-        sibling = Sibling(branch, phase.parent, self._trial_log.started(trial))
+        sibling = Sibling(branch, phase.parent, self._trial_log.wrap(trial))
         try:
             build_recipe(self._context.model_fn, trial, self._context.seed)
         except Exception as error:

@@ -139,7 +139,7 @@ class Selection:
             self._cost(sibling), phase.role, phase.cycle, sibling.branch
         )
         checkpoint = None
-        if self._retention.is_wanted(winner=is_winner, new_best=leads):
+        if self._retention.needs_checkpoint(winner=is_winner, new_best=leads):
             checkpoint = self._retention.write(state, label(phase, sibling))
         member = self._retention.write_member(state, label(phase, sibling))
         segment = self._trial_log.complete(sibling, checkpoint, member)

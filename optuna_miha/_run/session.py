@@ -21,7 +21,7 @@ from optuna_miha._search.crossover import check_crossover
 from optuna_miha._search.phases import Stretch
 from optuna_miha._search.plan import Plan
 from optuna_miha._study.checkpoint_store import CheckpointStore
-from optuna_miha._study.lease import Lease, held
+from optuna_miha._study.lease import Lease, hold_lease
 from optuna_miha._study.optuna_internals import busy_timeout, heartbeats, stoppable
 from optuna_miha._study.recovery import Recovery, record_lost, recover
 from optuna_miha._study.schema import check_study, read_lineage
@@ -204,7 +204,7 @@ def _check(session: Session, initial: Initial, recipe: Recipe, *, is_new: bool) 
 
 def _lease(session: Session, stack: ExitStack, *, is_new: bool) -> None:
     stack.enter_context(exit_on_sigterm())
-    session.lease = stack.enter_context(held(session.study))
+    session.lease = stack.enter_context(hold_lease(session.study))
     if is_new and attributes.PLAN in session.study.user_attrs:
         raise StudyLockedError(
             f"The study {session.study.study_name!r} was started by another process at the same "

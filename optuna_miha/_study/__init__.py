@@ -1,5 +1,5 @@
 """A run in its storage: trials, attributes, checkpoints, the lease, and recovery after failures.
 
-The only room that writes to a study, and with ``optuna_internals`` the only one that uses private
-API of Optuna. Nothing here decides what to train. This room stands on ``_training``.
+This room alone writes to a study. It uses private API of Optuna only in ``optuna_internals``, and
+leaves decisions about training to ``_search``. This room stands on ``_training``.
 """

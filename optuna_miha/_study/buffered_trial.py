@@ -14,19 +14,21 @@ from optuna_miha._study.optuna_internals import add_finished_trial, start_trial,
 
 
 class BufferedTrial:
-    """A trial that was started already, or that is kept in memory until it is over.
+    """A trial that is already in the study, or one that is buffered in memory until it finishes.
 
-    A storage takes one transaction for each report and each attribute of a trial, but also one
-    for a whole trial that is over: what is too brief to be watched is written so.
+    A storage needs one transaction for each report and each attribute of a running trial, but
+    only one for a complete finished trial. Trials that are too short to be watched are therefore
+    written when they finish.
 
     Args:
         study: The study.
-        running: Kept up to date: the running trials of the study by number.
-        trial: The trial; :obj:`None`: it is yet to be written.
-        params: Its parameters, if it is yet to be written, as are the others below.
+        running: The running trials of the study by number; kept up to date.
+        trial: A trial that exists in the study; :obj:`None` to buffer a new one, for which the
+            following arguments are.
+        params: Its parameters.
         distributions: Their distributions.
-        user_attrs: What is known of it.
-        intermediate_values: What was reported of it.
+        user_attrs: Its user attributes.
+        intermediate_values: Its reported values by step.
     """
 
     def __init__(
@@ -55,16 +57,20 @@ class BufferedTrial:
 
     @property
     def params(self) -> dict[str, Any]:
-        """Its parameters."""
+        """The parameters."""
         return self._content["params"] if self._trial is None else self._trial.params
 
     @property
     def user_attrs(self) -> dict[str, Any]:
-        """What is known of it."""
+        """The user attributes."""
         return self._content["user_attrs"] if self._trial is None else self._trial.user_attrs
 
     def publish(self) -> optuna.Trial:
-        """The trial, which is written now if it is not yet."""
+        """Write a buffered trial to the study as a running one.
+
+        Returns:
+            The trial in the study.
+        """
         if self._trial is None:
             self._trial = start_trial(self._study, start=self._start, **self._content)
             self._running[self._trial.number] = self._trial
@@ -78,18 +84,21 @@ class BufferedTrial:
             self._trial.report(value, step)
 
     def set_user_attr(self, key: str, value: Any) -> None:
-        """Set an attribute."""
+        """Set a user attribute."""
         if self._trial is None:
             self._content["user_attrs"][key] = value
         else:
             self._trial.set_user_attr(key, value)
 
     def finish(self, state: TrialState, value: float | None = None) -> FrozenTrial:
-        """Finish it.
+        """Finish the trial.
 
         Args:
-            state: What became of it.
-            value: Its value, if it is complete; a pruned trial gets its last report.
+            state: The final state.
+            value: The value of a complete trial; the value of a pruned trial is its last report.
+
+        Returns:
+            The finished trial.
         """
         if self._trial is not None:
             frozen = tell(self._study, self._trial, value, state)

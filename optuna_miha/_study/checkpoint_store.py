@@ -1,4 +1,4 @@
-"""Where checkpoints are kept: an artifact store of Optuna's, and a hash for each."""
+"""Checkpoints in an Optuna artifact store, each with its hash."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _logger = optuna.logging.get_logger("optuna.miha")
 
 _T = TypeVar("_T")
 
-PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
-"""Seconds before a store that failed is tried again. Somebody may be making room, and a network
-may come back; what lasts longer is better told than waited for."""
+RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+"""Seconds to wait before each retry after a failure of the store, in which disk space may be freed
+and a network may recover. Longer outages are reported as errors."""
 
-_REDO = (
-    "call `optuna_miha.optimize` on the study with the same arguments: it goes back to what is "
-    "whole, and trains the rest again."
+_RETRAIN_ADVICE = (
+    "call `optuna_miha.optimize` on the study with the same arguments: it continues from the "
+    "checkpoints that are intact, and trains the rest again."
 )
 
 
 class CheckpointStore:
-    """Checkpoints in an Optuna artifact store, each with its hash.
+    """Saves, loads and removes checkpoints in an Optuna artifact store.
 
     Args:
-        artifact_store: Any object with ``write``, ``open_reader`` and ``remove`` of
+        artifact_store: An object with ``write``, ``open_reader`` and ``remove`` of
             :class:`optuna.artifacts.ArtifactStore`: a folder, S3 or GCS.
     """
 
@@ -46,23 +46,23 @@ class CheckpointStore:
 
     @property
     def artifact_store(self) -> Any:
-        """The store that it keeps them in."""
+        """The artifact store."""
         return self._artifact_store
 
     def save(self, state: State, label: str) -> dict[str, str]:
-        """Write a checkpoint under a fresh id.
+        """Write a checkpoint under a new id.
 
         Args:
-            state: What to write.
-            label: Beginning of the id, for whoever looks into the store.
+            state: The state to save.
+            label: Prefix of the id, for readability.
 
         Returns:
-            ``{"id": …, "sha256": …}``: what :meth:`load` needs. It is meant for an attribute
-            of the trial, set only once this returned, so that no attribute ever points at half
-            a checkpoint.
+            ``{"id": …, "sha256": …}``, which :meth:`load` takes. Store it in an attribute of the
+            trial only after this method has returned, so that an attribute never refers to an
+            incomplete checkpoint.
 
         Raises:
-            CheckpointError: If the store refuses it again and again.
+            CheckpointError: If all retries fail.
         """
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -76,9 +76,9 @@ class CheckpointStore:
             self._artifact_store.write(reference["id"], buffer)
 
         try:
-            self._persistently(write, f"write checkpoint {reference['id']} to")
+            self._with_retries(write, f"write checkpoint {reference['id']} to")
         except CheckpointError:
-            with suppress(Exception):  # Half a file takes up room.
+            with suppress(Exception):  # An incomplete file occupies disk space.
                 self._artifact_store.remove(reference["id"])
             raise
         return reference
@@ -87,74 +87,74 @@ class CheckpointStore:
         """Read a checkpoint, verify it, and load it with ``weights_only=True``.
 
         Raises:
-            CheckpointLostError: If it is missing, or is not what was written.
+            CheckpointLostError: If it is missing, or its content has changed.
             CheckpointError: If the store cannot be read.
         """
-        name = _name(reference)
+        name = _file_name(reference)
 
         def read() -> bytes:
             with self._artifact_store.open_reader(name) as reader:
                 return bytes(reader.read())
 
         try:
-            content = self._persistently(read, f"read checkpoint {name} from")
+            content = self._with_retries(read, f"read checkpoint {name} from")
         except ArtifactNotFound:
             raise CheckpointLostError(
                 f"Checkpoint {name} is missing from {_describe(self._artifact_store)}: pass "
                 "the `checkpoint_dir` or `artifact_store` that the study was run with. If it is "
-                f"gone for good, {_REDO}"
+                f"lost for good, {_RETRAIN_ADVICE}"
             ) from None
         if hashlib.sha256(content).hexdigest() != reference["sha256"]:
             raise CheckpointLostError(
-                f"Checkpoint {name} is damaged: the SHA-256 of what lies in "
-                f"{_describe(self._artifact_store)} is not the one that the study recorded. "
-                f"Restore the file from a backup, or {_REDO}"
+                f"Checkpoint {name} is damaged: the SHA-256 of the file in "
+                f"{_describe(self._artifact_store)} differs from the one stored in the study. "
+                f"Restore the file from a backup, or {_RETRAIN_ADVICE}"
             )
-        return _parsed(content, name)
+        return _parse(content, name)
 
     def has(self, reference: Mapping[str, str]) -> bool:
-        """Whether there is a file of that name, whole or not.
+        """Whether the file exists; its content is not verified.
 
         Raises:
             CheckpointError: If the store cannot be read.
         """
-        name = _name(reference)
+        name = _file_name(reference)
 
         def open_and_close() -> None:
             self._artifact_store.open_reader(name).close()
 
         try:
-            self._persistently(open_and_close, f"look for checkpoint {name} in")
+            self._with_retries(open_and_close, f"look for checkpoint {name} in")
         except ArtifactNotFound:
             return False
         return True
 
-    def _persistently(self, action: Callable[[], _T], what: str) -> _T:
-        """Do something with the store, and do it again for a while if that fails.
+    def _with_retries(self, action: Callable[[], _T], description: str) -> _T:
+        """Call ``action``, and retry for a while if it fails.
 
         Args:
-            action: What to do.
-            what: The same in words, for messages.
+            action: Accesses the store.
+            description: Completes "Could not … <store>" in messages.
         """
-        for pause in (*PAUSES, None):
+        for delay in (*RETRY_DELAYS, None):
             try:
                 return action()
-            except (ArtifactNotFound, ValueError):  # Nor would it help to try again.
+            except (ArtifactNotFound, ValueError):  # A retry would not help.
                 raise
             except Exception as error:
-                where = f"{what} {_describe(self._artifact_store)}"
-                if pause is None:
+                attempt = f"{description} {_describe(self._artifact_store)}"
+                if delay is None:
                     raise CheckpointError(
-                        f"Could not {where}, tried {len(PAUSES) + 1} times: "
-                        f"{type(error).__name__}: {error}. See to the store (room, rights, "
-                        "network), then run the same script again to resume."
+                        f"Could not {attempt} in {len(RETRY_DELAYS) + 1} attempts: "
+                        f"{type(error).__name__}: {error}. Check the store (disk space, "
+                        "permissions, network), then run the same script again to resume."
                     ) from error
-                _logger.warning(f"Could not {where}: {error!r}. Next try in {pause:g} s.")
-                time.sleep(pause)
-        raise AssertionError("The last try returns or raises.")
+                _logger.warning(f"Could not {attempt}: {error!r}. Retrying in {delay:g} s.")
+                time.sleep(delay)
+        raise AssertionError("The last attempt returns or raises.")
 
     def files(self) -> dict[str, int]:
-        """The files of all runs in a folder, bytes by name; empty for any other store."""
+        """Sizes in bytes by name of all runs' files in a folder; empty for other stores."""
         folder = artifact_folder(self._artifact_store)
         if folder is None or not folder.is_dir():
             return {}
@@ -162,45 +162,46 @@ class CheckpointStore:
         return {path.name: path.stat().st_size for path in found if path.is_file()}
 
     def remove(self, reference: Mapping[str, str]) -> None:
-        """Delete a checkpoint, if that is possible: failing to tidy up must not end a run.
+        """Delete a checkpoint. Failures are only logged, so that they do not end the run.
 
         Raises:
             CheckpointError: If the name is not that of a checkpoint.
         """
-        name = _name(reference)
+        name = _file_name(reference)
         try:
             self._artifact_store.remove(name)
         except Exception as error:
             _logger.debug(f"Checkpoint {name} was not removed: {error!r}.")
 
 
-def _name(reference: Mapping[str, str]) -> str:
-    """The name of a file, refused unless a run could have given it.
+def _file_name(reference: Mapping[str, str]) -> str:
+    """The validated file name of a checkpoint.
 
-    Names come from the database, where anybody can write: none must lead out of the store.
+    Names come from the database, which others may write to. Validation prevents paths that lead
+    out of the store.
     """
     name = reference["id"]
     if not isinstance(name, str) or not is_file_name(name):
         raise CheckpointError(
-            f"A checkpoint must have a name that a run gives its files, got {str(name)[:60]!r}: "
-            "something other than a run wrote it."
+            f"The name of a checkpoint must be one that a run writes, got {str(name)[:60]!r}: "
+            "restore the attribute, or start a study with another name."
         )
     return name
 
 
-def _parsed(content: bytes, name: str) -> State:
-    """What a file holds, and no code of it is run. Its hash may have been forged along with it."""
+def _parse(content: bytes, name: str) -> State:
+    """Unpickle a state without running code, because its hash may be forged as well."""
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # Of many kinds, up to those of zip files.
+    except Exception as error:  # Of many types, such as those of zipfile.
         reason = f"{type(error).__name__}: {str(error).partition('. ')[0][:200]}"
     else:
         if isinstance(state, dict):
             return state
         reason = f"it holds a {type(state).__name__}"
     raise CheckpointLostError(
-        f"Checkpoint {name} is damaged: it is not what a run writes ({reason}), though the study "
-        f"recorded its hash. Restore the file from a backup, or {_REDO}"
+        f"Checkpoint {name} is damaged: it is not what a run writes ({reason}), although its hash "
+        f"matches the study. Restore the file from a backup, or {_RETRAIN_ADVICE}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that nothing needs: what runs that were killed, or kept more, left behind."""
+"""Removal of checkpoints that are no longer needed, such as leftovers of killed runs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Segment
 from optuna_miha._search.plan import Plan
 from optuna_miha._study.checkpoint_store import CheckpointStore
-from optuna_miha._study.lease import held
-from optuna_miha._study.retention import Keep, wanted
+from optuna_miha._study.lease import hold_lease
+from optuna_miha._study.retention import Keep, segments_to_keep
 from optuna_miha._study.schema import check_run, read_lineage
-from optuna_miha._study.setup import phase_ahead
+from optuna_miha._study.setup import upcoming_phase
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """The files of a run: bytes by name.
+    """The checkpoint files of a run, with their sizes in bytes by name.
 
     Args:
-        needed: Those that it goes on from, or that are to be kept.
-        unneeded: The others.
+        needed: The files that the run continues from or keeps.
+        unneeded: All other files.
     """
 
     needed: dict[str, int]
@@ -33,63 +33,63 @@ class Files:
 def clean(
     study: optuna.Study, store: CheckpointStore, *, keep: Keep | None = None, dry_run: bool = False
 ) -> Files:
-    """Remove the checkpoints that nothing needs.
+    """Remove the checkpoints of a run that are no longer needed.
 
-    What a run that is not over goes on from stays in any case, and so does the best.
+    The best checkpoint and those that an unfinished run continues from are always kept.
 
     Args:
         study: The study of the run.
-        store: Its checkpoints.
-        keep: What else stays, as in :func:`~optuna_miha.optimize`; :obj:`None`: as the run was
-            last told.
-        dry_run: Whether nothing is removed.
+        store: The checkpoints.
+        keep: Which other checkpoints are kept, as in :func:`~optuna_miha.optimize`; default the
+            setting of the last call.
+        dry_run: Whether to only list the files.
 
     Returns:
-        The files as they were found.
+        The files before the removal.
 
     Raises:
-        StudyLockedError: If somebody runs the study.
-        RecordError: If an attribute is not what a run writes there.
-        ValueError: If the study holds no run.
+        StudyLockedError: If another process runs the study.
+        RecordError: If an attribute does not have the form that a run writes.
+        ValueError: If the study has no run.
     """
     check_run(study)
-    with held(study):
-        files = _sorted_out(study, store, keep)
+    with hold_lease(study):
+        files = _classify_files(study, store, keep)
         for name in files.unneeded if not dry_run else ():
             store.remove({"id": name})
     return files
 
 
-def _sorted_out(study: optuna.Study, store: CheckpointStore, keep: Keep | None) -> Files:
+def _classify_files(study: optuna.Study, store: CheckpointStore, keep: Keep | None) -> Files:
     lineage = read_lineage(study)
-    kept: Keep = keep or study.user_attrs.get(attributes.KEEP, "trunk")
-    checkpoints, members = wanted(lineage, kept, _heads(study, lineage))
+    keep = keep or study.user_attrs.get(attributes.KEEP, "trunk")
+    checkpoints, members = segments_to_keep(lineage, keep, _heads(study, lineage))
     needed = {s.checkpoint["id"] for s in lineage if s.checkpoint and s.number in checkpoints}
     needed |= {s.member["id"] for s in lineage if s.member and s.number in members}
-    run, named = study.user_attrs.get(attributes.RUN), _named(study)
-    ours = {
+    run_id, referenced = study.user_attrs.get(attributes.RUN), _referenced_names(study)
+    files = {
         name: size
         for name, size in store.files().items()
-        if (run is not None and f"-{run}-" in name) or name in named
+        if (run_id is not None and f"-{run_id}-" in name) or name in referenced
     }
     return Files(
-        needed={name: size for name, size in ours.items() if name in needed},
-        unneeded={name: size for name, size in ours.items() if name not in needed},
+        needed={name: size for name, size in files.items() if name in needed},
+        unneeded={name: size for name, size in files.items() if name not in needed},
     )
 
 
 def _heads(study: optuna.Study, lineage: Lineage) -> list[Segment]:
-    """The segments that the run goes on from, and the best."""
-    phase = phase_ahead(study, Plan(**study.user_attrs[attributes.PLAN]), None, lineage)
-    found = [lineage.best()]
+    """The best segment, and those that the run continues from."""
+    phase = upcoming_phase(study, Plan(**study.user_attrs[attributes.PLAN]), None, lineage)
+    heads = [lineage.best()]
     if phase is not None:
-        # Of a population that was interrupted, the fittest may be on record already.
-        found += [phase.parent, *lineage.group(phase.role, phase.cycle).values()]
-    return [segment for segment in found if segment is not None]
+        # The fittest branch of an interrupted population may have finished already.
+        heads += [phase.parent, *lineage.group(phase.role, phase.cycle).values()]
+    return [segment for segment in heads if segment is not None]
 
 
-def _named(study: optuna.Study) -> set[str]:
-    """The files that any trial names, those that were set aside included."""
+def _referenced_names(study: optuna.Study) -> set[str]:
+    """Names of the files that trials refer to, including trials that were set aside."""
     attrs = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
     files = [
         a[key] for a in attrs for key in (attributes.CHECKPOINT, attributes.MEMBER) if key in a

@@ -1,4 +1,4 @@
-"""Who runs a study: one coordinator at a time."""
+"""The lease of a study, which one coordinator holds at a time."""
 
 from __future__ import annotations
 
@@ -22,39 +22,42 @@ from optuna_miha.exceptions import StudyLockedError
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
-HEARTBEAT = 20.0
-"""Seconds after which a coordinator tells that it is alive."""
+HEARTBEAT_INTERVAL = 20.0
+"""Seconds between two renewals of a lease."""
 
 EXPIRY = 60.0
-"""Seconds of watching without a sign of life after which a coordinator counts as dead."""
+"""Seconds without a renewal, as measured by the observer, after which a lease expires."""
 
-_POLL = 0.5
-"""Seconds between two looks at somebody else's lease."""
+_POLL_INTERVAL = 0.5
+"""Seconds between two reads of another coordinator's lease."""
 
 _READBACK_DELAY = 0.1
-"""Seconds between writing a lease and reading it back. Of two that write at the same time, both
-then see the later one."""
+"""Seconds between writing a lease and reading it back. If two coordinators write at the same time,
+both read the later lease."""
 
-_here: set[object] = set()
-_guard = threading.Lock()
+_studies: set[object] = set()
+"""Keys of the studies whose lease this process holds or requests."""
 
-_alive: set[str] = set()
-"""Nonces of the coordinators of this process that run."""
+_lock = threading.Lock()
+"""Guards ``_studies`` and ``_active_nonces``."""
+
+_active_nonces: set[str] = set()
+"""Nonces of the active coordinators in this process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """A process that runs a study.
+    """A coordinator that runs a study.
 
     Args:
-        nonce: Tells this coordinator from any other, of the same process too.
-        host: The name of its machine.
-        table: The process table in which ``pid`` is meant: machine, boot and container. Empty
-            where that cannot be known.
-        pid: Its process.
-        started: When that process started, as the system counts; so a number that was given to
-            another process since is not taken for it. Empty where that cannot be known.
-        since: When it took the study, for people to read; nothing is computed from it.
+        nonce: Unique for each coordinator, also within a process.
+        host: Host name of the machine.
+        table: The process table that ``pid`` refers to: machine, boot and container. Empty if the
+            system does not report it.
+        pid: Process id.
+        started: Start time of the process in the system's ticks, which distinguishes it from a
+            later process with the same id. Empty if the system does not report it.
+        since: When the lease was taken. Only shown in messages.
     """
 
     nonce: str
@@ -65,97 +68,96 @@ class Holder:
     since: str
 
     @classmethod
-    def myself(cls) -> Holder:
-        """This process, under a new nonce."""
+    def this_process(cls) -> Holder:
+        """A coordinator in this process, with a new nonce."""
         return cls(
             nonce=uuid.uuid4().hex,
             host=socket.gethostname(),
             table=_process_table(),
             pid=os.getpid(),
-            started=_start_of(os.getpid()),
+            started=_start_time(os.getpid()),
             since=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         )
 
-    def is_surely_dead(self) -> bool:
-        """Whether its process is known to be over. Of another machine nothing is known."""
+    def is_known_dead(self) -> bool:
+        """Whether it is known to have ended; always false for other machines."""
         if not self.table or not self.started or self.table != _process_table():
             return False
-        if _start_of(self.pid) != self.started:
+        if _start_time(self.pid) != self.started:
             return True
-        # This process lives, but that coordinator may not: its storage was away when it ended.
-        return self.pid == os.getpid() and self.nonce not in _alive
+        # A coordinator of this process could not release its lease if the storage failed.
+        return self.pid == os.getpid() and self.nonce not in _active_nonces
 
 
 class Lease:
-    """The right to run a study, renewed while it is held.
+    """The right to run a study. It is renewed regularly while it is held.
 
     Args:
         study: The study.
-        holder: Who holds it.
+        holder: The coordinator that holds the lease.
     """
 
     def __init__(self, study: optuna.Study, holder: Holder) -> None:
         self._study = study
         self._holder = holder
         self._beats = 0
-        self._usurper: Holder | None = None
+        self._successor: Holder | None = None
 
     def check(self) -> None:
-        """Refuse to go on if somebody else took over.
+        """Raise if another coordinator is known to have taken over.
 
         Raises:
-            StudyLockedError: If they did.
+            StudyLockedError: If one has.
         """
-        if self._usurper is not None:
-            raise _locked(self._study, self._usurper, "It took over from this process.")
+        if self._successor is not None:
+            raise _locked_error(self._study, self._successor, "It took over from this process.")
 
-    def look(self) -> None:
-        """The same after a look at the study, where another process may have written.
+    def verify(self) -> None:
+        """Read the lease from the study, and raise if another coordinator has taken over.
 
         Raises:
-            StudyLockedError: If somebody else took over.
+            StudyLockedError: If one has.
         """
         if not self.is_mine():
             self.check()
 
-    def confirm(self) -> None:
-        """Look whether it is still there, after the storage was away, and renew it.
+    def renew(self) -> None:
+        """Verify the lease, then write it.
 
         Raises:
-            StudyLockedError: If somebody else took over.
+            StudyLockedError: If another coordinator has taken over.
         """
-        self.look()
+        self.verify()
         self.write()
 
     def write(self) -> None:
-        """Tell that its holder is alive. What counts is that the number changes."""
+        """Write the lease with a new beat count, by which observers see that it was renewed."""
         self._beats += 1
         attr = {**asdict(self._holder), "beats": self._beats}
         self._study.set_user_attr(attributes.LEASE, attr)
 
     def is_mine(self) -> bool:
-        """Whether the study still says so; who holds it instead is remembered."""
+        """Whether no other coordinator holds the lease, according to the study."""
         other, _ = _read(self._study)
         if other is None or other.nonce == self._holder.nonce:
             return True
-        self._usurper = other
+        self._successor = other
         return False
 
     def release(self) -> None:
-        """Let go of it, if it is still there to let go."""
-        with suppress(Exception):  # A holder that is gone is found to be dead.
-            if self._usurper is None and self.is_mine():
+        """Remove the lease from the study unless another coordinator has taken over."""
+        with suppress(Exception):  # Other processes will find that its holder is dead.
+            if self._successor is None and self.is_mine():
                 self._study.set_user_attr(attributes.LEASE, None)
 
 
 @contextmanager
-def held(study: optuna.Study) -> Iterator[Lease]:
+def hold_lease(study: optuna.Study) -> Iterator[Lease]:
     """Hold the lease of a study.
 
-    A study that somebody runs is refused; one whose coordinator is dead is taken over. That is
-    known at once where the coordinator ran on this machine, and otherwise after watching its
-    lease for a minute without a change. Durations are those that the observer measures, so that
-    no clock of another machine matters.
+    If the coordinator that holds the lease is dead, this process takes over: at once if it ran on
+    this machine, otherwise after its lease has not been renewed for a minute. The observer
+    measures this time, so that clocks of other machines do not matter.
 
     Args:
         study: The study.
@@ -164,81 +166,85 @@ def held(study: optuna.Study) -> Iterator[Lease]:
         StudyLockedError: If another coordinator runs the study.
     """
     key = study_key(study)
-    with _guard:
-        if key in _here:
-            raise _locked(study, Holder.myself(), "It is this process itself, in another call.")
-        _here.add(key)
+    with _lock:
+        if key in _studies:
+            myself = Holder.this_process()
+            raise _locked_error(study, myself, "It is this process itself, in another call.")
+        _studies.add(key)
     holder = None
     try:
-        holder = Holder.myself()
+        holder = Holder.this_process()
         lease = Lease(study, holder)
-        _alive.add(holder.nonce)
-        if is_in_memory(study):  # No other process can see it.
+        _active_nonces.add(holder.nonce)
+        if is_in_memory(study):  # Other processes cannot access it.
             yield lease
             return
         _wait_until_free(study)
         lease.write()
         time.sleep(_READBACK_DELAY)
-        lease.look()
-        over = threading.Event()
+        lease.verify()
+        stop = threading.Event()
         thread = threading.Thread(
-            target=_renew, args=(lease, over), name="optuna-miha-lease", daemon=True
+            target=_renew_until, args=(stop, lease), name="optuna-miha-lease", daemon=True
         )
         thread.start()
         try:
             yield lease
         finally:
-            over.set()
+            stop.set()
             thread.join()
             lease.release()
     finally:
-        with _guard:
-            _here.discard(key)
+        with _lock:
+            _studies.discard(key)
             if holder is not None:
-                _alive.discard(holder.nonce)
+                _active_nonces.discard(holder.nonce)
 
 
-def _renew(lease: Lease, over: threading.Event) -> None:
-    while not over.wait(HEARTBEAT):
+def _renew_until(stop: threading.Event, lease: Lease) -> None:
+    """Renew the lease regularly until ``stop`` is set or another coordinator takes over."""
+    while not stop.wait(HEARTBEAT_INTERVAL):
         try:
             if not lease.is_mine():
                 return
             lease.write()
-        except Exception as error:  # The next one may get through.
+        except Exception as error:  # The next renewal may succeed.
             _logger.debug(f"The lease was not renewed: {error!r}.")
 
 
 def _wait_until_free(study: optuna.Study) -> None:
-    """Return when nobody holds the study, or its holder is dead."""
+    """Return when the lease is free, or its holder is dead.
+
+    Raises:
+        StudyLockedError: If the holder is alive.
+    """
     holder, beats = _read(study)
     if holder is None:
         return
-    if not holder.is_surely_dead():
+    if not holder.is_known_dead():
         if holder.table == _process_table() and holder.started:
-            raise _locked(study, holder, "It is alive.")
+            raise _locked_error(study, holder, "It is alive.")
         _logger.warning(
-            f"The study {study.study_name!r} was taken by process {holder.pid} on {holder.host!r} "
-            f"on {holder.since}. Watching for up to {EXPIRY:g} s whether it is alive."
+            f"The study {study.study_name!r} has been run by process {holder.pid} on "
+            f"{holder.host!r} since {holder.since}. Waiting for up to {EXPIRY:g} s to see whether "
+            "it is alive."
         )
         start = time.monotonic()
         while time.monotonic() - start < EXPIRY:
-            time.sleep(_POLL)
-            present = _read(study)
-            if present[0] is None:
+            time.sleep(_POLL_INTERVAL)
+            current = _read(study)
+            if current[0] is None:
                 return
-            if present != (holder, beats):
-                raise _locked(study, present[0], "It is alive.")
+            if current != (holder, beats):
+                raise _locked_error(study, current[0], "It is alive.")
     _logger.warning(
-        f"Process {holder.pid} on {holder.host!r}, which ran the study {study.study_name!r} since "
-        f"{holder.since}, is dead: this process takes over."
+        f"Process {holder.pid} on {holder.host!r}, which had run the study {study.study_name!r} "
+        f"since {holder.since}, is dead. This process takes over."
     )
 
 
 def _read(study: optuna.Study) -> tuple[Holder | None, Any]:
-    """Who holds the study, and how often they have said so.
-
-    What cannot be read is nobody's: a lease must not be what keeps a study from its owner.
-    """
+    """The holder of the lease and its beat count; an unreadable lease counts as free."""
     attr = study.user_attrs.get(attributes.LEASE)
     if not isinstance(attr, dict):
         return None, None
@@ -252,32 +258,29 @@ def _read(study: optuna.Study) -> tuple[Holder | None, Any]:
     return (holder, attr.get("beats")) if is_plain else (None, None)
 
 
-def _locked(study: optuna.Study, holder: Holder, how: str) -> StudyLockedError:
+def _locked_error(study: optuna.Study, holder: Holder, detail: str) -> StudyLockedError:
     return StudyLockedError(
-        f"The study {study.study_name!r} is run by process {holder.pid} on {holder.host!r} since "
-        f"{holder.since}. {how} Wait for it or stop it (Ctrl-C, or `kill {holder.pid}` there), "
-        "then run the same script again: one that is dead is taken over by itself, at once on "
-        f"the same machine, after {EXPIRY:g} s from another. To use several processors, give "
-        "`n_jobs` or an `executor` to one call."
+        f"The study {study.study_name!r} has been run by process {holder.pid} on {holder.host!r} "
+        f"since {holder.since}. {detail} Wait for it or stop it (Ctrl-C there, or "
+        f"`kill {holder.pid}`), then run the same script again. The study of a process that died "
+        f"is taken over automatically: at once on the same machine, after {EXPIRY:g} s on "
+        "another. To use several processors, pass `n_jobs` or an `executor` to a single call."
     )
 
 
 def _process_table() -> str:
-    """What process numbers of this machine refer to; empty where the system does not say."""
+    """Identifies the process table of this process; empty if the system does not report it."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     return ""
 
 
-def _start_of(pid: int) -> str:
-    """When a process started, in ticks since the machine did; empty if there is no such process.
-
-    A process that has ended, but whose end nobody took note of yet, counts as none.
-    """
+def _start_time(pid: int) -> str:
+    """Start time of a process in ticks since boot; empty if it does not exist or is a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return ""
-    fields = stat.rpartition(")")[2].split()  # The name before may hold anything.
+    fields = stat.rpartition(")")[2].split()  # The name in parentheses may contain anything.
     return "" if fields[0] in "ZX" else fields[19]

@@ -1,6 +1,6 @@
-"""The only module that touches what Optuna does not promise to keep.
+"""Everything that uses private API of Optuna.
 
-``tests/test_optuna_internals.py`` fails when any of it changes.
+``tests/study/test_optuna_internals.py`` fails when that API changes.
 """
 
 from __future__ import annotations
@@ -26,40 +26,40 @@ _logger = optuna.logging.get_logger("optuna.miha")
 
 
 def is_default_sampler(sampler: BaseSampler) -> bool:
-    """Whether ``sampler`` is what ``optuna.create_study()`` makes when given none.
+    """Whether ``sampler`` is the default of ``optuna.create_study()``.
 
-    A sampler with a seed, or any other setting that differs, is the user's choice, and so is
-    one that has drawn random numbers already, which looks the same as a seeded one.
+    A sampler with a seed or any other changed setting was chosen by the user. A sampler that has
+    drawn random numbers cannot be told from a seeded one, and counts as chosen too.
     """
     if type(sampler) is not TPESampler or sampler._rng._rng is not None:
         return False
     default = TPESampler()
-    estimator, usual = (s._parzen_estimator_parameters for s in (sampler, default))
-    return _settings(sampler) == _settings(default) and estimator == usual
+    estimators = [s._parzen_estimator_parameters for s in (sampler, default)]
+    return _settings(sampler) == _settings(default) and estimators[0] == estimators[1]
 
 
 def is_default_pruner(pruner: BasePruner) -> bool:
-    """Whether ``pruner`` is what ``optuna.create_study()`` makes when given none."""
+    """Whether ``pruner`` is the default of ``optuna.create_study()``."""
     return type(pruner) is MedianPruner and _settings(pruner) == _settings(MedianPruner())
 
 
 def is_in_memory(study: Study) -> bool:
-    """Whether the study ends with the process."""
+    """Whether the study is in memory, and so lost when the process ends."""
     return isinstance(study._storage, InMemoryStorage)
 
 
 def study_key(study: Study) -> tuple[int, int]:
-    """Tells a study from all others that this process has open."""
+    """A key that identifies the study within this process."""
     return id(study._storage), study._study_id
 
 
 @contextmanager
 def busy_timeout(study: Study, seconds: float) -> Iterator[None]:
-    """Let an SQLite storage wait for other processes that write, five seconds being its default.
+    """Set how long an SQLite storage waits for other processes that write (default: 5 s).
 
     Args:
-        study: The study; nothing is done unless it lies in a file of SQLite.
-        seconds: How long. A storage that waits longer already keeps to that.
+        study: The study. Without an SQLite storage, this does nothing.
+        seconds: The busy timeout. A longer timeout of the storage is kept.
     """
     storage = getattr(study._storage, "_backend", study._storage)
     if not isinstance(storage, RDBStorage) or storage.engine.dialect.name != "sqlite":
@@ -69,8 +69,8 @@ def busy_timeout(study: Study, seconds: float) -> Iterator[None]:
 
     def prepare(connection: Any, *_: object) -> None:
         cursor = connection.cursor()
-        [present] = cursor.execute("PRAGMA busy_timeout").fetchone()
-        cursor.execute(f"PRAGMA busy_timeout={max(present, int(1000 * seconds))}")
+        [current] = cursor.execute("PRAGMA busy_timeout").fetchone()
+        cursor.execute(f"PRAGMA busy_timeout={max(current, int(1000 * seconds))}")
         cursor.close()
 
     event.listen(storage.engine, "checkout", prepare)
@@ -81,7 +81,7 @@ def busy_timeout(study: Study, seconds: float) -> Iterator[None]:
 
 
 def sqlite_file(study: Study) -> Path | None:
-    """The SQLite file that holds the study; :obj:`None` for any other storage."""
+    """The SQLite file of the study; :obj:`None` for any other storage."""
     storage = getattr(study._storage, "_backend", study._storage)
     if not isinstance(storage, RDBStorage) or storage.engine.dialect.name != "sqlite":
         return None
@@ -90,11 +90,11 @@ def sqlite_file(study: Study) -> Path | None:
 
 
 def reconnect(study: Study) -> None:
-    """Drop all connections to a database that failed; the next call makes new ones.
+    """Drop all connections to the database, so that the next call makes new ones.
 
     Raises:
-        StorageInternalError: If it is an SQLite file that is not there. To connect would create
-            an empty one in its place.
+        StorageInternalError: If the SQLite file is missing, because a new connection would create
+            an empty file.
     """
     file = sqlite_file(study)
     if file is not None and not file.is_file():
@@ -104,22 +104,22 @@ def reconnect(study: Study) -> None:
         storage.engine.dispose()
 
 
-def reason_of(error: StorageInternalError) -> str:
-    """What a database said; Optuna's own words hold for any failure of it."""
+def database_message(error: StorageInternalError) -> str:
+    """The database's own message; Optuna's is the same for all failures."""
     cause = getattr(error.__cause__, "orig", None) or error.__cause__ or error
     return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
 
 
 def start_trial(study: Study, *, start: datetime.datetime, **content: Any) -> Trial:
-    """A running trial with all that is known of it, written in one transaction.
+    """Write a running trial with its parameters and attributes in one transaction.
 
-    ``study.ask`` writes each parameter and each attribute by a transaction of its own, and for
-    a moment the trial exists without them.
+    After ``study.ask``, in contrast, each parameter and each attribute takes a transaction, and
+    the trial is visible without them.
 
     Args:
         study: The study.
-        start: When it started.
-        content: As of :func:`optuna.trial.create_trial`.
+        start: Its start time.
+        content: Arguments of :func:`optuna.trial.create_trial`.
     """
     return Trial(study, _add_trial(study, start, state=TrialState.RUNNING, **content))
 
@@ -127,13 +127,13 @@ def start_trial(study: Study, *, start: datetime.datetime, **content: Any) -> Tr
 def add_finished_trial(
     study: Study, *, start: datetime.datetime, state: TrialState, **content: Any
 ) -> FrozenTrial:
-    """A finished trial, written in one transaction, and read back.
+    """Write a finished trial in one transaction, and read it back.
 
     Args:
         study: The study.
-        start: When it started.
-        state: What became of it.
-        content: As of :func:`optuna.trial.create_trial`.
+        start: Its start time.
+        state: Its final state.
+        content: Arguments of :func:`optuna.trial.create_trial`.
     """
     return study._storage.get_trial(_add_trial(study, start, state=state, **content))
 
@@ -147,13 +147,13 @@ def _add_trial(study: Study, start: datetime.datetime, **content: Any) -> int:
 
 @contextmanager
 def heartbeats(study: Study) -> Iterator[dict[int, Trial]]:
-    """Beat for running trials, where the storage was made with a ``heartbeat_interval``.
+    """Record heartbeats of running trials if the storage has a ``heartbeat_interval``.
 
-    Optuna does so inside of ``study.optimize`` only. A trial beats for the first time when it
-    is one interval old.
+    Optuna does this only inside ``study.optimize``. The first heartbeat of a trial follows
+    within an interval of its start.
 
     Yields:
-        A dictionary to be kept up to date: the running trials by number.
+        The running trials by number, which the caller keeps up to date.
     """
     running: dict[int, Trial] = {}
     storage = study._storage
@@ -161,14 +161,14 @@ def heartbeats(study: Study) -> Iterator[dict[int, Trial]]:
         yield running
         return
     interval = storage.get_heartbeat_interval()
-    over = threading.Event()
+    stop = threading.Event()
 
     def beat() -> None:
-        while not over.wait(interval):
+        while not stop.wait(interval):
             for trial in list(running.values()):
                 try:
                     storage.record_heartbeat(trial._trial_id)
-                except Exception as error:  # The next one may get through.
+                except Exception as error:  # The next heartbeat may succeed.
                     _logger.debug(f"No heartbeat for trial {trial.number}: {error!r}.")
 
     thread = threading.Thread(target=beat, name="optuna-miha-heartbeats", daemon=True)
@@ -176,7 +176,7 @@ def heartbeats(study: Study) -> Iterator[dict[int, Trial]]:
     try:
         yield running
     finally:
-        over.set()
+        stop.set()
         thread.join()
 
 
@@ -194,7 +194,7 @@ def artifact_folder(artifact_store: Any) -> Path | None:
 
 @contextmanager
 def stoppable(study: Study) -> Iterator[None]:
-    """Let callbacks call ``study.stop()``, as they may inside ``study.optimize``."""
+    """Let callbacks call ``study.stop()``, as in ``study.optimize``."""
     if study._thread_local.in_optimize_loop:
         raise RuntimeError("A study cannot be optimized inside its own optimization.")
     study._stop_flag = False
@@ -216,10 +216,10 @@ def tell(
     value: float | None = None,
     state: TrialState | None = None,
 ) -> FrozenTrial:
-    """``study.tell``, without the stop that a sampler may ask for when it is told.
+    """Call ``study.tell``, and ignore a stop that the sampler requests.
 
-    Those that go through a finite space stop the study once they are through. What they have
-    proposed is then still to be trained on.
+    Samplers that enumerate a finite space stop the study after the last point. The run still has
+    to train with that point.
     """
     was_stopped = study._stop_flag
     try:

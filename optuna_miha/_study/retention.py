@@ -1,4 +1,4 @@
-"""Which checkpoints exist, and how long."""
+"""Which checkpoints are written, and how long they are kept."""
 
 from __future__ import annotations
 
@@ -14,46 +14,50 @@ Keep: TypeAlias = Literal["final", "trunk", "all"]
 
 
 class Retention:
-    """Writes the checkpoints of a run, hands them out, and removes those of no more use.
+    """Writes and loads the checkpoints of a run, and removes those that are no longer needed.
 
     Args:
-        store: Where they lie.
-        keep: Which of them outlive their use.
-        lineage: The record of the run.
-        run: A part of the names of the run's files.
+        store: The checkpoints.
+        keep: Which checkpoints are kept when the run no longer needs them.
+        lineage: The history of the run.
+        run_id: The part of file names that identifies the run.
     """
 
-    def __init__(self, store: CheckpointStore, keep: Keep, lineage: Lineage, run: str) -> None:
+    def __init__(self, store: CheckpointStore, keep: Keep, lineage: Lineage, run_id: str) -> None:
         self._store = store
         self._keep = keep
         self._lineage = lineage
-        self._run = run
+        self._run_id = run_id
         self._references = {s.number: s.checkpoint for s in lineage if s.checkpoint is not None}
         self._members = {s.number: s.member for s in lineage if s.member is not None}
         self._states: dict[int, State] = {}
 
     def write(self, state: State, label: str) -> dict[str, Any]:
-        """Write a checkpoint; returns the attribute of a trial by which it is found.
+        """Write a checkpoint.
 
         Args:
-            state: What to write.
-            label: Beginning of its file's name.
+            state: The state to save.
+            label: Prefix of the file name.
+
+        Returns:
+            A reference to the checkpoint, to be stored in an attribute of the trial.
         """
-        reference = self._store.save(state, f"{label}-{self._run}")
+        reference = self._store.save(state, f"{label}-{self._run_id}")
         return {**reference, "best_epoch": state["best"]["epoch"]}
 
     def write_member(self, state: State, label: str) -> dict[str, Any] | None:
-        """Write the best weights of a segment, if an ensemble may come to want them.
+        """Write the best weights of a segment if an ensemble may need them.
 
-        Whether it does is settled in the end; until then all are written that are among the
-        best so far. What remains thus does not hang on the order in which segments end.
+        During the run, weights are written if they are among the best so far. The files that
+        remain in the end therefore do not depend on completion order.
 
         Args:
             state: The state at the end of the segment.
-            label: Part of the file's name.
+            label: Part of the file name.
 
         Returns:
-            The attribute of a trial by which they are found; :obj:`None` if nothing was written.
+            A reference to the weights, to be stored in an attribute of the trial; :obj:`None` if
+            nothing was written.
         """
         best, library = state["best"], self._lineage.library()
         if self._keep == "final":
@@ -63,59 +67,66 @@ class Retention:
             assert worst is not None
             if self._lineage.sign * (best["value"] - worst["value"]) > 0:
                 return None
-        reference = self._store.save({"weights": best["weights"]}, f"member-{label}-{self._run}")
+        reference = self._store.save(
+            {"weights": best["weights"]}, f"member-{label}-{self._run_id}"
+        )
         return {**reference, "value": best["value"]}
 
     def add_member(self, segment: Segment) -> None:
-        """Take charge of the weights that were written for a segment, if they were."""
+        """Manage the best weights of a segment from now on, if they were written."""
         if segment.member is not None:
             self._members[segment.number] = segment.member
 
     def add(self, number: int, checkpoint: dict[str, Any], state: State) -> None:
-        """Take charge of the checkpoint that was written for a trial."""
+        """Manage the checkpoint of a trial from now on, and cache its state."""
         self._references[number] = checkpoint
         self._states[number] = state
 
     def state(self, segment: Segment) -> State:
-        """The state at the end of ``segment``, from memory if it is there."""
+        """The state at the end of ``segment``, from memory if it is cached."""
         if segment.number not in self._states:
             self._states[segment.number] = self._store.load(self._references[segment.number])
         return self._states[segment.number]
 
-    def is_wanted(self, *, winner: bool, new_best: bool) -> bool:
-        """Whether a segment that just ended needs a checkpoint."""
+    def needs_checkpoint(self, *, winner: bool, new_best: bool) -> bool:
+        """Whether the checkpoint of a finished segment has to be written."""
         return winner or new_best or self._keep == "all"
 
-    def sweep(self) -> None:
-        """Remove what a run that was killed wrote and did not come to record."""
-        recorded = {file["id"] for file in (*self._references.values(), *self._members.values())}
-        for name in self._store.files().keys() - recorded:
-            if f"-{self._run}-" in name:
+    def remove_orphans(self) -> None:
+        """Remove files of a killed run that no trial refers to."""
+        known = {file["id"] for file in (*self._references.values(), *self._members.values())}
+        for name in self._store.files().keys() - known:
+            if f"-{self._run_id}-" in name:
                 self._store.remove({"id": name})
 
     def clean(self, head: Segment | None) -> None:
-        """Remove what neither the run nor the user needs.
+        """Remove the files that neither the run nor the user needs.
 
         Args:
-            head: The segment that the next phase continues.
+            head: The segment that the next phase continues from.
         """
         heads = [s for s in (head, self._lineage.best()) if s is not None]
         numbers = {s.number for s in heads}
         self._states = {n: state for n, state in self._states.items() if n in numbers}
-        checkpoints, members = wanted(self._lineage, self._keep, heads)
+        checkpoints, members = segments_to_keep(self._lineage, self._keep, heads)
         for number in self._members.keys() - members:
             self._store.remove(self._members.pop(number))
         for number in self._references.keys() - checkpoints:
             self._store.remove(self._references.pop(number))
 
 
-def wanted(lineage: Lineage, keep: Keep, heads: Sequence[Segment]) -> tuple[set[int], set[int]]:
-    """The trials whose checkpoints, and those whose best weights, are to be kept.
+def segments_to_keep(
+    lineage: Lineage, keep: Keep, heads: Sequence[Segment]
+) -> tuple[set[int], set[int]]:
+    """Select the segments whose files are kept.
 
     Args:
-        lineage: The record of the run.
-        keep: What outlives its use.
-        heads: The segments that the run goes on from, and the best.
+        lineage: The history of the run.
+        keep: Which checkpoints are kept when the run no longer needs them.
+        heads: The best segment, and those that the run continues from.
+
+    Returns:
+        Numbers of the trials whose checkpoints are kept, and of those whose best weights are kept.
     """
     members = {s.number for s in lineage.library()} if keep != "final" else set()
     if keep == "all":

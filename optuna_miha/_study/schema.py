@@ -1,4 +1,4 @@
-"""A study as the record of a run: which format it has, and which of its trials count."""
+"""Validated reading of a study: its format, its attributes and the history in its trials."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from optuna_miha._study.retention import Keep
 from optuna_miha.exceptions import FormatError
 
 FORMAT = 1
-"""Of what is written into a study. It grows when an older version would misread a newer record;
-a study without a number is of format 1."""
+"""Version of the format in which a run is stored. It is incremented when older versions of the
+package would misread new studies. A study without a version has format 1."""
 
-_ALL = (
+_REQUIRED = (
     attributes.PLAN,
     attributes.RUN_SEED,
     attributes.INITIAL,
@@ -33,38 +33,40 @@ _ALL = (
 )
 """Attributes that every study of a run has."""
 
-_RUN = re.compile(r"[0-9a-f]{8}")
+_RUN_ID = re.compile(r"[0-9a-f]{8}")
 
-_NO_RUN = "0" * 8
+_DEFAULT_RUN_ID = "0" * 8
 
-_LONGEST_PATH = 4096
+_MAX_PATH_LENGTH = 4096
 
-_SHOWN = 300
-"""Characters of a reason, which may repeat what it refuses."""
+_MAX_REASON_LENGTH = 300
+"""Characters of a parser's message to show, because it may contain the whole value."""
 
 
 def read_lineage(study: optuna.Study) -> Lineage:
-    """The record of a study, without the trials that were set aside as lost.
+    """Read the history of a run from its study, without the trials that were set aside as lost.
 
     Raises:
-        FormatError: If a later version wrote it.
-        RecordError: If an attribute is not what a run writes there.
+        FormatError: If a later version of the package wrote the study.
+        RecordError: If an attribute does not have the form that a run writes.
     """
     lineage = read_segments(study)
     if len(lineage) and attributes.PLAN not in study.user_attrs:
-        raise _attributes(study).error(attributes.PLAN, "there, as its trials are", None)
+        raise _attributes(study).error(
+            attributes.PLAN, "present, because the study has trials", None
+        )
     return lineage
 
 
 def read_segments(study: optuna.Study) -> Lineage:
-    """The same of a study that may lack its plan, which only a run needs.
+    """Read the history like :func:`read_lineage`, also from a study without a plan.
 
     Raises:
-        FormatError: If a later version wrote it.
-        RecordError: If an attribute is not what a run writes there.
+        FormatError: If a later version of the package wrote the study.
+        RecordError: If an attribute does not have the form that a run writes.
     """
     check_study(study)
-    # A run has one objective; of several, Optuna refuses to name the direction.
+    # A run has one objective. For several, `study.direction` would raise an error.
     trials = study.get_trials(deepcopy=False) if len(study.directions) == 1 else []
     return Lineage.from_trials(study.directions[0], trials, read_lost(study))
 
@@ -75,28 +77,28 @@ def read_lost(study: optuna.Study) -> tuple[int, ...]:
 
 
 def check_study(study: optuna.Study) -> None:
-    """Refuse a study whose own attributes cannot be read.
+    """Validate the attributes of a study.
 
     Raises:
-        FormatError: If a later version wrote it.
-        RecordError: If an attribute is not what a run writes there.
+        FormatError: If a later version of the package wrote the study.
+        RecordError: If an attribute does not have the form that a run writes.
     """
     attrs, read = study.user_attrs, _attributes(study)
     if attributes.FORMAT in attrs and read.integer(attributes.FORMAT, minimum=1) > FORMAT:
         raise FormatError(
-            f"The study {study.study_name!r} is of format {attrs[attributes.FORMAT]}; this "
-            f"version of optuna_miha reads up to {FORMAT}. Update the package: "
+            f"The format of the study {study.study_name!r} must be at most {FORMAT} for this "
+            f"version of optuna_miha, got {attrs[attributes.FORMAT]}. Update the package: "
             "`pip install -U optuna-miha`."
         )
     if attributes.RUN_SEED in attrs:
         read.integer(attributes.RUN_SEED, maximum=2**64)
     read.mapping(attributes.VERSIONS)
-    if not _RUN.fullmatch(read.text(attributes.RUN, _NO_RUN)):
+    if not _RUN_ID.fullmatch(read.text(attributes.RUN, _DEFAULT_RUN_ID)):
         raise read.error(attributes.RUN, "eight hexadecimal digits", attrs[attributes.RUN])
     if read.text(attributes.KEEP, "trunk") not in get_args(Keep):
         raise read.error(attributes.KEEP, f"one of {get_args(Keep)}", attrs[attributes.KEEP])
     folder = read.text(attributes.CHECKPOINT_DIR, "")
-    if len(folder) > _LONGEST_PATH or "\0" in folder:
+    if len(folder) > _MAX_PATH_LENGTH or "\0" in folder:
         raise read.error(attributes.CHECKPOINT_DIR, "the path of a folder", folder)
     _check(read, attributes.PLAN, "a plan", read.mapping(attributes.PLAN), lambda v: Plan(**v))
     space, initial = read.mapping(attributes.SPACE), read.mapping(attributes.INITIAL)
@@ -106,20 +108,21 @@ def check_study(study: optuna.Study) -> None:
     stretches = attrs.get(attributes.STRETCHES)
     _check(read, attributes.STRETCHES, "a list of stretches", stretches, _parse_stretches)
     if attributes.PLAN in attrs:  # It is written last.
-        for key in _ALL:
+        for key in _REQUIRED:
             if attrs.get(key) is None:
-                raise read.error(key, "there, as in every study of a run", None)
+                raise read.error(key, "present, as in every study of a run", None)
 
 
 def check_run(study: optuna.Study) -> None:
-    """Refuse a study in which nothing was begun.
+    """Check that a study has a run.
 
     Raises:
-        ValueError: If the study holds no run.
+        ValueError: If it has none.
     """
     if attributes.PLAN not in study.user_attrs:
         raise ValueError(
-            f"The study must hold a run of `optimize`, got {study.study_name!r}, which holds none."
+            f"The study must hold a run of `optimize`, got {study.study_name!r} without a run: "
+            "check its name, or call `optuna_miha.optimize` on it."
         )
 
 
@@ -130,7 +133,7 @@ def _check(
         if value is not None:
             parse(value)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise read.error(key, f"{what} ({str(error)[:_SHOWN]})", value) from None
+        raise read.error(key, f"{what} ({str(error)[:_MAX_REASON_LENGTH]})", value) from None
 
 
 def _parse_space(space: dict[str, str]) -> None:

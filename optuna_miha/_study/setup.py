@@ -1,4 +1,4 @@
-"""What a run keeps in its study: plan, seed, search space, and where its checkpoints lie."""
+"""The settings of a run in its study: plan, seed, search space and location of checkpoints."""
 
 from __future__ import annotations
 
@@ -41,87 +41,87 @@ _logger = optuna.logging.get_logger("optuna.miha")
 
 
 def resolve_components(study: optuna.Study) -> None:
-    """Give a study that has Optuna's defaults our sampler and pruner.
+    """Replace Optuna's default sampler and pruner by those of this package.
 
     Raises:
-        ValueError: If the study's pruner cannot work here.
+        ValueError: If the study's pruner is not supported.
     """
     if is_default_sampler(study.sampler):
         study.sampler = MihaSampler()
-        _logger.info("The study has Optuna's default sampler; MihaSampler takes its place.")
+        _logger.info("The study has Optuna's default sampler. It is replaced by MihaSampler.")
     if is_default_pruner(study.pruner):
         study.pruner = SlopePruner()
-        _logger.info("The study has Optuna's default pruner; SlopePruner takes its place.")
+        _logger.info("The study has Optuna's default pruner. It is replaced by SlopePruner.")
     if isinstance(study.pruner, HyperbandPruner):
         raise ValueError(
-            "The study's pruner must not be a HyperbandPruner, got one: it shows the sampler "
-            "only a part of the trials, and a branch's parent may not be among them. Use "
-            "SlopePruner, MedianPruner or SuccessiveHalvingPruner."
+            "The study's pruner must not be a HyperbandPruner, got one: it hides a part of the "
+            "trials from the sampler, possibly the parent of a branch. Use SlopePruner, "
+            "MedianPruner or SuccessiveHalvingPruner."
         )
 
 
 def resolve_plan(study: optuna.Study, n_epochs: int | None, plan: Plan | None) -> Plan:
-    """The plan of the run: the stored one, or else the one asked for.
+    """The plan of the run: the stored one, or the requested one for a new run.
 
-    The budget is not compared: that of a run may grow, and is :func:`resolve_stretches`'s concern.
+    The budget may grow and is not compared; see :func:`resolve_stretches`.
 
     Raises:
-        PlanMismatchError: If both exist and differ in anything but the budget.
+        PlanMismatchError: If the stored and the requested plan differ in more than the budget.
         ValueError: If ``n_epochs`` contradicts ``plan``.
     """
     if plan is not None and n_epochs is not None and n_epochs != plan.n_epochs:
         raise ValueError(
-            f"`n_epochs` must be given once, got n_epochs={n_epochs} besides a plan of "
-            f"{plan.n_epochs}: leave one of them out."
+            f"`n_epochs` must be given once, got n_epochs={n_epochs} and a plan with "
+            f"{plan.n_epochs} epochs: omit one of them."
         )
-    known = study.user_attrs.get(attributes.PLAN)
-    if known is None:
+    attr = study.user_attrs.get(attributes.PLAN)
+    if attr is None:
         if plan is not None:
             return plan
         return Plan() if n_epochs is None else Plan(n_epochs)
-    stored = Plan(**known)
-    theirs, ours = (plan or stored).asdict(), stored.asdict()
-    names = [k for k in ours if k != "n_epochs" and ours[k] != theirs[k]]
+    stored_plan = Plan(**attr)
+    requested, stored = (plan or stored_plan).asdict(), stored_plan.asdict()
+    names = [k for k in stored if k != "n_epochs" and stored[k] != requested[k]]
     if names:
-        differences = ", ".join(f"{k}={theirs[k]!r} (stored: {ours[k]!r})" for k in names)
+        differences = ", ".join(f"{k}={requested[k]!r} (stored: {stored[k]!r})" for k in names)
         raise PlanMismatchError(
             f"The plan must be the one that the study {study.study_name!r} was started with, "
-            f"got {differences}. Leave `plan` out to resume with the stored one (`n_epochs` may "
-            "grow), or start a study of another name."
+            f"got {differences}. Omit `plan` to resume with the stored one (`n_epochs` may grow), "
+            "or start a study with another name."
         )
-    return stored
+    return stored_plan
 
 
 def resolve_stretches(
     study: optuna.Study, plan: Plan, n_epochs: int | None, lineage: Lineage
 ) -> list[Stretch] | None:
-    """The run's stretches, the last of which is to be trained; :obj:`None` if nothing is missing.
+    """The run's stretches, of which the last is to be trained; :obj:`None` if the run is finished.
 
     Args:
-        study: Holds the stretches so far.
+        study: The study, which stores the stretches so far.
         plan: The run's plan.
-        n_epochs: The whole budget asked for; :obj:`None`: as before.
-        lineage: The record.
+        n_epochs: The requested budget, in epochs; default the stored one.
+        lineage: The history.
     """
-    known = study.user_attrs.get(attributes.STRETCHES)
-    stretches = [Stretch(**s) for s in known] if known else []
+    stored = study.user_attrs.get(attributes.STRETCHES)
+    stretches = [Stretch(**s) for s in stored] if stored else []
     if not stretches:
         stretches.append(Stretch(first_cycle=0, start=0, end=n_epochs or plan.n_epochs))
     last = stretches[-1]
     end = last.end if n_epochs is None else n_epochs
-    over = next_phase(plan, last, lineage) is None
-    if end <= lineage.spent or (over and end <= last.end):
+    is_finished = next_phase(plan, last, lineage) is None
+    if end <= lineage.spent or (is_finished and end <= last.end):
         return None
-    if over:
+    if is_finished:
         cycle = max(segment.cycle for segment in lineage) + 1
         return [*stretches, Stretch(first_cycle=cycle, start=lineage.spent, end=end)]
     return [*stretches[:-1], replace(last, end=end)]
 
 
-def phase_ahead(
+def upcoming_phase(
     study: optuna.Study, plan: Plan, n_epochs: int | None, lineage: Lineage
 ) -> Phase | None:
-    """What the run would go on with; :obj:`None` if nothing is missing.
+    """The phase that the run continues with; :obj:`None` if it is finished.
 
     The arguments are those of :func:`resolve_stretches`.
     """
@@ -130,42 +130,43 @@ def phase_ahead(
 
 
 def record_stretches(study: optuna.Study, stretches: list[Stretch]) -> None:
-    """Write down the stretches, so that a resumed run goes on with the last of them."""
+    """Store the stretches. A resumed run continues with the last one."""
     study.set_user_attr(attributes.STRETCHES, [asdict(s) for s in stretches])
 
 
 def resolve_seed(study: optuna.Study) -> int:
     """The run's seed: the stored one, the sampler's, or a new one."""
     seed = study.sampler.seed if isinstance(study.sampler, MihaSampler) else None
-    known = study.user_attrs.get(attributes.RUN_SEED)
-    if known is None:
+    stored = study.user_attrs.get(attributes.RUN_SEED)
+    if stored is None:
         return secrets.randbits(31) if seed is None else seed
-    if seed not in (None, known):
+    if seed not in (None, stored):
         _logger.warning(
-            f"The study {study.study_name!r} goes on with the seed {known} that it was started "
-            f"with, not with {seed}: for another seed, start a study of another name."
+            f"The study {study.study_name!r} continues with the seed {stored} that it was started "
+            f"with, not with {seed}. For another seed, start a study with another name."
         )
-    return int(known)
+    return int(stored)
 
 
 def resolve_initial(study: optuna.Study, initial: Initial) -> dict[str, Any]:
-    """The initial configuration that the run was started with, or ``initial`` if it is new.
+    """The stored initial configuration, or that of ``initial`` for a new run.
 
     Raises:
-        SearchSpaceChangedError: If ``model_fn`` suggests other parameters than it did then.
+        SearchSpaceChangedError: If the search space of ``model_fn`` differs from the stored one.
     """
-    known = study.user_attrs.get(attributes.SPACE)
-    if known is None:
+    stored = study.user_attrs.get(attributes.SPACE)
+    if stored is None:
         return initial.params
-    now = _space_of(initial)
-    names = sorted(n for n in {*known, *now} if known.get(n) != now.get(n))
+    current = _space_of(initial)
+    names = sorted(n for n in {*stored, *current} if stored.get(n) != current.get(n))
     if names:
         name = names[0]
         raise SearchSpaceChangedError(
-            f"`model_fn` must suggest what it did when the study {study.study_name!r} was "
-            f"started, but differs in {', '.join(names)}: {name!r} is "
-            f"{now.get(name, 'not suggested')} now and was {known.get(name, 'not suggested')}. "
-            "Put the old search space back to resume, or start a study of another name."
+            "The search space of `model_fn` must be the one that the study "
+            f"{study.study_name!r} was started with, but differs in {', '.join(names)}: {name!r} "
+            f"is {current.get(name, 'not suggested')} now and was "
+            f"{stored.get(name, 'not suggested')}. Restore the old search space to resume, or "
+            "start a study with another name."
         )
     params: dict[str, Any] = study.user_attrs[attributes.INITIAL]
     return params
@@ -174,54 +175,54 @@ def resolve_initial(study: optuna.Study, initial: Initial) -> dict[str, Any]:
 def record_run(
     study: optuna.Study, plan: Plan, seed: int, initial: Initial, engine: Engine
 ) -> None:
-    """Write down what the run is, unless it is written already."""
-    computed: dict[str, Any] = {
+    """Store the settings of a new run; for a stored run, warn if the engine has changed."""
+    engine_attrs: dict[str, Any] = {
         "intra_op_threads": engine.n_threads,
         "precision": engine.precision,
         "channels_last": engine.channels_last,
     }
     if attributes.PLAN in study.user_attrs:
-        if attributes.RUN not in study.user_attrs:  # It was started before runs had names.
-            study.set_user_attr(attributes.RUN, _new_run())
-        known = study.user_attrs[attributes.VERSIONS]
-        for name, value in computed.items():
-            if known.get(name, value) != value:
+        if attributes.RUN not in study.user_attrs:  # An early version started it without an id.
+            study.set_user_attr(attributes.RUN, _new_run_id())
+        stored = study.user_attrs[attributes.VERSIONS]
+        for name, value in engine_attrs.items():
+            if stored.get(name, value) != value:
                 _logger.warning(
-                    f"The run goes on with {name}={value!r}; it was started with "
-                    f"{known[name]!r}, so that its result may differ in the last digits."
+                    f"The run continues with {name}={value!r}, but was started with "
+                    f"{stored[name]!r}. Its result may differ in the last digits."
                 )
         return
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     attrs = {
         attributes.FORMAT: FORMAT,
-        attributes.RUN: _new_run(),
+        attributes.RUN: _new_run_id(),
         attributes.RUN_SEED: seed,
         attributes.INITIAL: initial.params,
         attributes.SPACE: _space_of(initial),
-        attributes.VERSIONS: {**versions, "optuna": optuna.__version__, **computed},
-        attributes.PLAN: plan.asdict(),  # Last, because it says that the others are there.
+        attributes.VERSIONS: {**versions, "optuna": optuna.__version__, **engine_attrs},
+        attributes.PLAN: plan.asdict(),  # Last: it marks the others as complete.
     }
     for key, value in attrs.items():
         study.set_user_attr(key, value)
 
 
-def _new_run() -> str:
+def _new_run_id() -> str:
     return secrets.token_hex(4)
 
 
-def settings_of(study: optuna.Study) -> tuple[Keep, Engine]:
-    """What a run was told to keep, and how it was computed, as the study has it on record."""
-    known = study.user_attrs.get(attributes.VERSIONS, {})
+def stored_settings(study: optuna.Study) -> tuple[Keep, Engine]:
+    """The stored ``keep`` of the last call, and the engine settings that the run started with."""
+    stored = study.user_attrs.get(attributes.VERSIONS, {})
     engine = Engine(
-        precision=known.get("precision"),
-        channels_last=known.get("channels_last", False),
-        n_threads=known.get("intra_op_threads", 1),
+        precision=stored.get("precision"),
+        channels_last=stored.get("channels_last", False),
+        n_threads=stored.get("intra_op_threads", 1),
     )
     return study.user_attrs.get(attributes.KEEP, "trunk"), engine
 
 
 def record_keep(study: optuna.Study, keep: Keep) -> None:
-    """Write down what to keep, for whoever tidies up afterwards."""
+    """Store which checkpoints to keep, for a later :func:`~optuna_miha._study.cleaning.clean`."""
     if study.user_attrs.get(attributes.KEEP) != keep:
         study.set_user_attr(attributes.KEEP, keep)
 
@@ -233,12 +234,18 @@ def open_store(
     *,
     read_only: bool = False,
 ) -> CheckpointStore:
-    """Where the run's checkpoints lie.
+    """Open the store of the run's checkpoints.
 
-    By default a folder beside the SQLite file, a temporary one for a study in memory, or
-    ``miha-checkpoints/`` in the working directory for any other storage. The study remembers
-    the folder; where study and checkpoints were moved or copied together, it is the one beside
-    the study.
+    By default, checkpoints are in a folder next to the SQLite file, in a temporary folder for a
+    study in memory, or in ``miha-checkpoints/`` in the working directory for any other storage.
+    The study stores the path of the folder. If study and checkpoints were moved or copied
+    together, the folder next to the study is used.
+
+    Args:
+        study: The study.
+        artifact_store: The artifact store given by the user, if any.
+        checkpoint_dir: The folder given by the user, if any.
+        read_only: Whether to neither create the folder nor store its path.
 
     Raises:
         ValueError: If both a store and a folder are given.
@@ -246,39 +253,39 @@ def open_store(
     if artifact_store is not None:
         if checkpoint_dir is not None:
             raise ValueError(
-                "Give an `artifact_store` or a `checkpoint_dir`, not both: got "
-                f"{artifact_store!r} and {checkpoint_dir!r}."
+                "Only one of `artifact_store` and `checkpoint_dir` can be given, got "
+                f"{artifact_store!r} and {checkpoint_dir!r}: omit one of them."
             )
         return CheckpointStore(artifact_store)
-    known = study.user_attrs.get(attributes.CHECKPOINT_DIR)
+    stored = study.user_attrs.get(attributes.CHECKPOINT_DIR)
     if checkpoint_dir is not None:
         folder = Path(checkpoint_dir).absolute()
     else:
         folder = checkpoint_folder(study)
     if not read_only:
         folder.mkdir(parents=True, exist_ok=True)
-        if str(folder) != known:
+        if str(folder) != stored:
             study.set_user_attr(attributes.CHECKPOINT_DIR, str(folder))
     return CheckpointStore(FileSystemArtifactStore(folder))
 
 
 def checkpoint_folder(study: optuna.Study) -> Path:
-    """The folder that the study remembers; the default one where that is gone, or was copied."""
-    known = study.user_attrs.get(attributes.CHECKPOINT_DIR)
-    if known is None or not Path(known).is_dir():
+    """The stored folder, or the default one if that is missing or the study is a copy."""
+    stored = study.user_attrs.get(attributes.CHECKPOINT_DIR)
+    if stored is None or not Path(stored).is_dir():
         return _default_folder(study)
     if sqlite_file(study) is not None:
-        beside = _default_folder(study)
-        # Of a copy, the remembered one is the original's.
-        if beside.parts[-2:] == Path(known).parts[-2:] and beside.is_dir():
-            return beside
-    return Path(known)
+        default = _default_folder(study)
+        # In a copied study, the stored path is that of the original.
+        if default.parts[-2:] == Path(stored).parts[-2:] and default.is_dir():
+            return default
+    return Path(stored)
 
 
 def _default_folder(study: optuna.Study) -> Path:
     file = sqlite_file(study)
     safe_name = "".join(c if c.isalnum() or c in "-_." else "_" for c in study.study_name)
-    if not safe_name.strip("."):  # It would lead to another folder.
+    if not safe_name.strip("."):  # "." and ".." are other folders.
         safe_name = safe_name.replace(".", "_")
     if file is not None:
         return file.with_name(f"{file.stem}-checkpoints") / safe_name

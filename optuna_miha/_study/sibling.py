@@ -1,4 +1,4 @@
-"""One of several networks that train side by side and compete."""
+"""One of several networks that are trained in parallel and compared."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ class Sibling:
 
     Args:
         branch: Its branch index.
-        parent: The segment that it started from.
-        trial: Its trial, until that is finished.
-        segment: Its segment, afterwards; siblings that an earlier process finished have only it.
+        parent: The segment that it continues from.
+        trial: Its trial, until it is finished.
+        segment: Its segment, after the trial is finished. A sibling that an earlier process
+            finished only has a segment.
         state: The state of its training.
         scores: The score of each epoch so far.
         train_losses: The training loss of each epoch so far.
         metrics: The other metrics of the last epoch, by name.
-        fitness: Its fitness, once it trained to its end.
-        error: Why it failed.
+        fitness: Its fitness; NaN until its training is complete.
+        error: The error message if it failed.
     """
 
     branch: int
@@ -42,7 +43,7 @@ class Sibling:
 
     @property
     def birth(self) -> int:
-        """Epochs that its lineage was trained for before it."""
+        """Epochs that its lineage was trained for before its own training."""
         return 0 if self.parent is None else self.parent.end
 
     @property
@@ -53,10 +54,10 @@ class Sibling:
         return self.error is not None
 
     def costs(self, sign: int) -> dict[int, float]:
-        """Its scores by lineage epoch, the parent's at birth included, as pruners see them.
+        """Its scores by lineage epoch, beginning with the parent's last, oriented for pruners.
 
         Args:
-            sign: 1 where the study minimizes, -1 where it maximizes.
+            sign: 1 if the study minimizes, -1 if it maximizes.
         """
         scores = self.scores if self.segment is None else self.segment.scores
         by_epoch = {} if self.parent is None else last_score_of(self.parent)
@@ -64,15 +65,15 @@ class Sibling:
         return {epoch: sign * score for epoch, score in by_epoch.items()}
 
     def survives(self, age: int) -> bool:
-        """Whether it competes after ``age`` epochs."""
+        """Whether it is compared after ``age`` epochs: neither failed nor pruned before."""
         if self.segment is None:
             return self.error is None
         if self.segment.state == TrialState.PRUNED:
-            # At the rung after which it was pruned, it competed.
+            # It was compared at the rung at which it was pruned.
             return len(self.segment.scores) >= age
         return self.segment.state == TrialState.COMPLETE
 
 
 def last_score_of(parent: Segment) -> dict[int, float]:
-    """The parent's last score by the epoch of birth, from which a curve starts."""
+    """The parent's last score, by the lineage epoch at which a child's curve starts."""
     return {parent.end: parent.last_score}

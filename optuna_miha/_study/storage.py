@@ -11,25 +11,25 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 
 _BUSY_TIMEOUT = 60
-"""Seconds to wait for another process that writes: the dashboard, or a second run."""
+"""Seconds to wait while another process writes, such as the dashboard or a second run."""
 
 
 def create_storage(
     path: str | PathLike[str], *, heartbeat_interval: int | None = 60
 ) -> RDBStorage:
-    """Open an SQLite file as a storage, and create it if need be.
+    """Open an SQLite file as a storage; create it if it does not exist.
 
-    The file is put into write-ahead mode: readers, such as optuna-dashboard, do not block the
-    run, and a write takes a fraction of the time. The last writes before a power failure may be
-    lost, the file stays whole, and the run resumes from what is there; a process that is killed
-    loses nothing. Write-ahead mode needs a local disk: for a network file system, or for a
-    study that several machines write to, use a database server.
+    The file is set to write-ahead logging: readers such as optuna-dashboard do not block the run,
+    and writes take a fraction of the time. After a power failure, the last writes may be missing,
+    but the file is intact and the run resumes from it. A killed process loses nothing. Write-ahead
+    logging needs a local disk. For a network file system, or if several machines write to the
+    study, use a database server.
 
     Args:
-        path: The file, such as ``"run.db"``; its folder is created if need be.
+        path: The file, such as ``"run.db"``. Its folder is created if it does not exist.
         heartbeat_interval:
-            Seconds after which a running trial tells that it is alive, so that other processes
-            can know one whose process died; :obj:`None`: never.
+            Seconds between two heartbeats of a running trial, by which other processes detect
+            trials of dead processes. :obj:`None` disables heartbeats.
 
     Returns:
         A storage for ``optuna.create_study(storage=...)``.
@@ -42,12 +42,12 @@ def create_storage(
     name = fspath(path)
     if "://" in name:
         raise ValueError(
-            f"`path` must be the path of a file, got {name!r}: give a URL to "
-            "`optuna.create_study(storage=...)` itself."
+            f"`path` must be the path of a file, got {name!r}: pass a URL directly to "
+            "`optuna.create_study(storage=...)`."
         )
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        # Whoever calls this did not choose the experimental argument.
+        # The caller did not choose the experimental argument.
         warnings.simplefilter("ignore", ExperimentalWarning)
         storage = RDBStorage(
             f"sqlite:///{name}",
@@ -55,7 +55,7 @@ def create_storage(
             heartbeat_interval=heartbeat_interval,
         )
     event.listen(storage.engine, "connect", _prepare)
-    storage.engine.dispose()  # Connections made before know nothing of it.
+    storage.engine.dispose()  # Existing connections lack these settings.
     return storage
 
 

@@ -1,4 +1,4 @@
-"""The trials of a run: started, and finished with all that is stored of them."""
+"""Starts and finishes the trials of a run, with all their attributes."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ Callback: TypeAlias = Callable[[optuna.Study, FrozenTrial], None]
 
 
 class TrialLog:
-    """Keeps the study and the record of the run in step.
+    """Writes trials to the study, and keeps the history of the run up to date.
 
-    Trials of an earlier process that died are failed on construction. Their places are then
-    filled again, and get the same proposals.
+    On construction, running trials of an earlier process that died are failed. Their branch
+    indices are then trained again with the same proposals.
 
     Args:
         study: The study.
-        seed: The run's seed, noted in every trial.
+        seed: The run's seed, stored in every trial.
         callbacks: Called after every trial.
-        running: Kept up to date: the running trials by number.
+        running: The running trials by number; kept up to date.
 
     Attributes:
-        lineage: The record of all finished segments.
+        lineage: The history of all finished segments.
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class TrialLog:
     def start(
         self, phase: Phase, branch: int, offline: optuna.Trial, mutation: str, *, brief: bool
     ) -> BufferedTrial:
-        """The entry for one place of a phase.
+        """Start the trial of a sibling.
 
         Args:
             phase: The phase.
-            branch: The place.
-            offline: What was suggested for it.
-            mutation: What that changes.
-            brief: Whether it is over so soon that nobody could watch it.
+            branch: The branch index.
+            offline: A trial outside of the study, with the suggested parameters.
+            mutation: A description of the mutation.
+            brief: Whether the trial is too short to be watched, and is written when it finishes.
         """
         attrs = offline.user_attrs | self._birth_attrs(phase, branch)
         buffered = BufferedTrial(
@@ -79,8 +79,8 @@ class TrialLog:
             buffered.publish()
         return buffered
 
-    def start_undecided(self, phase: Phase, branch: int) -> optuna.Trial:
-        """A trial for one place of a phase, whose parameters are up to the study's sampler."""
+    def start_without_params(self, phase: Phase, branch: int) -> optuna.Trial:
+        """Start the trial of a sibling whose parameters the study's sampler will suggest."""
         reports = {} if phase.parent is None else last_score_of(phase.parent)
         buffered = BufferedTrial(
             self._study,
@@ -90,47 +90,49 @@ class TrialLog:
         )
         return buffered.publish()
 
-    def started(self, trial: optuna.Trial) -> BufferedTrial:
-        """A trial that was started already."""
+    def wrap(self, trial: optuna.Trial) -> BufferedTrial:
+        """Wrap a trial that is already running."""
         return BufferedTrial(self._study, self._running, trial)
 
-    def admit_enqueued(self, phase: Phase, first: int, n_most: int) -> dict[int, optuna.Trial]:
-        """Give trials that the user enqueued a place in a population.
+    def admit_enqueued(self, phase: Phase, first: int, max_trials: int) -> dict[int, optuna.Trial]:
+        """Add trials that the user enqueued to a population.
 
         Args:
-            phase: The population.
-            first: The first free place.
-            n_most: How many the budget has room for; the others go on waiting.
+            phase: The phase of the population.
+            first: The first free branch index.
+            max_trials: How many trials the budget allows. The others stay enqueued.
 
         Returns:
-            Trials by place.
+            The trials by branch index.
         """
-        places: dict[int, optuna.Trial] = {}
+        admitted: dict[int, optuna.Trial] = {}
         waiting = (TrialState.WAITING,)
-        while len(places) < n_most and self._study.get_trials(deepcopy=False, states=waiting):
+        while len(admitted) < max_trials and self._study.get_trials(
+            deepcopy=False, states=waiting
+        ):
             trial = self._study.ask()
             if attributes.ROLE in trial.user_attrs:
-                tell(self._study, trial, state=TrialState.FAIL)  # Somebody copied ours.
+                tell(self._study, trial, state=TrialState.FAIL)  # A copy of a trial of a run.
                 continue
-            branch = first + len(places)
-            places[branch] = trial
+            branch = first + len(admitted)
+            admitted[branch] = trial
             self._running[trial.number] = trial
             trial.set_user_attr(attributes.ENQUEUED, True)
-            self._warn_of_unknown(trial)
+            self._warn_of_unknown_params(trial)
             for key, value in self._birth_attrs(phase, branch).items():
                 trial.set_user_attr(key, value)
             if phase.parent is not None:
                 for step, value in last_score_of(phase.parent).items():
                     trial.report(value, step)
-        return places
+        return admitted
 
-    def _warn_of_unknown(self, trial: optuna.Trial) -> None:
-        asked = enqueued_params(self._study.get_trials(deepcopy=False)[trial.number])
-        known = self._study.user_attrs[attributes.SPACE]
-        for name in sorted(asked.keys() - known.keys()):
+    def _warn_of_unknown_params(self, trial: optuna.Trial) -> None:
+        enqueued = enqueued_params(self._study.get_trials(deepcopy=False)[trial.number])
+        suggested = self._study.user_attrs[attributes.SPACE]
+        for name in sorted(enqueued.keys() - suggested.keys()):
             _logger.warning(
-                f"Trial {trial.number} was enqueued with {name!r}, which the initial "
-                f"configuration does not suggest; it suggests {', '.join(known)}."
+                f"Trial {trial.number} was enqueued with {name!r}, which `model_fn` does not "
+                f"suggest for the initial configuration. It suggests {', '.join(suggested)}."
             )
 
     def complete(
@@ -139,12 +141,12 @@ class TrialLog:
         checkpoint: dict[str, Any] | None,
         member: dict[str, Any] | None,
     ) -> Segment:
-        """Record a sibling that trained to its end.
+        """Finish a sibling whose training is complete.
 
         Args:
-            sibling: With its ``state``.
-            checkpoint: Where that was written.
-            member: Where the best weights alone were written.
+            sibling: The sibling, with its ``state``.
+            checkpoint: The reference to its checkpoint, if it was written.
+            member: The reference to its best weights, if they were written.
         """
         assert sibling.state is not None
         attrs = {attributes.CHECKPOINT: checkpoint, attributes.MEMBER: member}
@@ -152,21 +154,21 @@ class TrialLog:
         return self._finish(sibling, TrialState.COMPLETE, attrs, value=value)
 
     def prune(self, sibling: Sibling, member: dict[str, Any] | None) -> Segment:
-        """Record a sibling that was cut; see :meth:`complete`."""
+        """Finish a sibling that was pruned; see :meth:`complete`."""
         return self._finish(sibling, TrialState.PRUNED, {attributes.MEMBER: member})
 
     def fail(self, sibling: Sibling, unfinished: int) -> Segment:
-        """Record a sibling that failed.
+        """Finish a sibling that failed.
 
         Args:
-            sibling: With its ``error``.
-            unfinished: Epochs that were begun and not finished; they count as trained.
+            sibling: The sibling, with its ``error``.
+            unfinished: Epochs that were started and not finished. They count as trained.
         """
         attrs = {attributes.ERROR: sibling.error}
         return self._finish(sibling, TrialState.FAIL, attrs, unfinished=unfinished)
 
     def fail_interrupted(self) -> None:
-        """Fail the trials that nobody trains any more; guests among them are enqueued again."""
+        """Fail the running trials of a run that ended; enqueue the user's trials again."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             attrs = trial.user_attrs
             if attributes.ROLE in attrs or attributes.ENQUEUED in attrs:
@@ -200,7 +202,7 @@ class TrialLog:
         value: float | None = None,
         unfinished: int = 0,
     ) -> Segment:
-        """Write what a trial has to say while it still accepts it, then finish it."""
+        """Set the remaining attributes of a trial, finish it, and add it to the history."""
         trial = sibling.trial
         assert trial is not None
         losses = [loss if math.isfinite(loss) else None for loss in sibling.train_losses]

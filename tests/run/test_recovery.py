@@ -116,13 +116,13 @@ def test_where_nothing_else_is_whole_training_starts_from_scratch(
     result = run(study, plan=SHORT, checkpoint_dir=tmp_path, keep="final")
     assert history(result) == history(whole)
     assert same(weights(result), weights(whole))
-    assert "the run goes on from scratch" in log.text
+    assert "The run continues from scratch" in log.text
 
 
 def test_where_not_one_checkpoint_is_found_nothing_is_thrown_away(tmp_path: Path) -> None:
     study = new_study()
     run(study, plan=SHORT, callbacks=[StopAfter(5)], checkpoint_dir=tmp_path / "right")
-    with pytest.raises(CheckpointLostError, match="Nor is any other file"):
+    with pytest.raises(CheckpointLostError, match="All other files of the study"):
         run(study, plan=SHORT, checkpoint_dir=tmp_path / "wrong")
     assert attributes.LOST not in study.user_attrs
     assert run(study, plan=SHORT, checkpoint_dir=tmp_path / "right").n_epochs_trained == 40
@@ -278,9 +278,9 @@ def test_a_store_that_fails_for_a_moment_is_tried_again(
 def test_a_store_that_stays_full_ends_the_call_and_the_run_can_be_resumed(
     first: int, whole: miha.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_store, "PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(checkpoint_store, "RETRY_DELAYS", (0.01, 0.01, 0.01))
     study, store = new_study(), Failing(tmp_path, first=first, n=4)
-    with pytest.raises(CheckpointError, match=r"tried 4 times: OSError: .*No space left"):
+    with pytest.raises(CheckpointError, match=r"in 4 attempts: OSError: .*No space left"):
         run(study, plan=SHORT, artifact_store=store)
     assert not study.get_trials(states=(TrialState.RUNNING,))
     named = {

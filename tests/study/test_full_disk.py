@@ -24,8 +24,8 @@ from optuna_miha.exceptions import CheckpointError, StorageError
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody makes room meanwhile, so there is nothing to wait for."""
-    monkeypatch.setattr(checkpoint_store, "PAUSES", (0.01, 0.01))
-    monkeypatch.setattr(retry, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(checkpoint_store, "RETRY_DELAYS", (0.01, 0.01))
+    monkeypatch.setattr(retry, "RETRY_DELAYS", (0.01, 0.01))
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_where_the_database_cannot_grow_the_run_ends_and_can_be_resumed(
     whole: miha.Result, disk: Path, tmp_path: Path
 ) -> None:
     url, callbacks = f"sqlite:///{disk}/study.db", [After(3, partial(fill, disk))]
-    words = r"database or disk is full.*has it room.*run the same script again"
+    words = r"database or disk is full.*free disk space.*run the same script again"
     with pytest.raises(StorageError, match=words):
         run(new_study(url), plan=SHORT, checkpoint_dir=tmp_path, callbacks=callbacks)
     assert is_full(disk)

@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 import optuna_miha as miha
 from optuna_miha._history import attributes
 from optuna_miha._study import lease
-from optuna_miha._study.lease import Holder, held
+from optuna_miha._study.lease import Holder, hold_lease
 from optuna_miha._training.trainer import train
 from optuna_miha.exceptions import StudyLockedError
 
@@ -77,7 +77,7 @@ def test_a_live_coordinator_is_left_alone_and_a_dead_one_taken_over_at_once(
         process.kill()
         process.join()
         start = time.monotonic()
-        with held(new_study(storage)):
+        with hold_lease(new_study(storage)):
             pass
         assert time.monotonic() - start < lease.EXPIRY / 2
         assert run(new_study(storage), plan=BRIEF).n_epochs_trained == 24
@@ -145,7 +145,7 @@ def write(study: optuna.Study, holder: Holder, beats: int = 1) -> None:
 
 
 def elsewhere() -> Holder:
-    return replace(Holder.myself(), host="elsewhere", table="another machine")
+    return replace(Holder.this_process(), host="elsewhere", table="another machine")
 
 
 def test_a_coordinator_elsewhere_that_gives_no_sign_of_life_is_taken_over(
@@ -155,7 +155,7 @@ def test_a_coordinator_elsewhere_that_gives_no_sign_of_life_is_taken_over(
     study = new_study(f"sqlite:///{tmp_path}/study.db")
     # Whatever its clock says.
     write(study, replace(elsewhere(), since="2999-01-01T00:00:00+00:00"))
-    with held(study):
+    with hold_lease(study):
         assert study.user_attrs[attributes.LEASE]["pid"] == os.getpid()
     assert study.user_attrs[attributes.LEASE] is None
 
@@ -169,7 +169,7 @@ def test_a_coordinator_elsewhere_that_beats_is_left_alone(
     write(study, holder)
     beat = threading.Timer(0.8, write, (new_study(storage), holder, 2))
     beat.start()
-    with pytest.raises(StudyLockedError, match=r"on 'elsewhere' since"), held(study):
+    with pytest.raises(StudyLockedError, match=r"on 'elsewhere' since"), hold_lease(study):
         pass
     beat.join()
 
@@ -178,11 +178,11 @@ def test_a_process_number_that_was_given_away_again_is_not_taken_for_the_coordin
     tmp_path: Path,
 ) -> None:
     study = new_study(f"sqlite:///{tmp_path}/study.db")
-    myself = Holder.myself()
+    myself = Holder.this_process()
     if not myself.table:
         pytest.skip("This system does not tell when a process started.")
     write(study, replace(myself, started="1"))
-    with held(study):
+    with hold_lease(study):
         pass
 
 
@@ -190,7 +190,7 @@ def test_a_process_number_that_was_given_away_again_is_not_taken_for_the_coordin
 def test_a_lease_that_cannot_be_read_keeps_nobody_out(attr: Any, tmp_path: Path) -> None:
     study = new_study(f"sqlite:///{tmp_path}/study.db")
     study.set_user_attr(attributes.LEASE, attr)
-    with held(study):
+    with hold_lease(study):
         pass
 
 
@@ -204,7 +204,7 @@ def test_of_many_that_start_at_once_one_runs(tmp_path: Path) -> None:
     def start(study: optuna.Study) -> None:
         barrier.wait()
         try:
-            with held(study):
+            with hold_lease(study):
                 entered.append("one")
                 over.wait(30)
         except StudyLockedError:
@@ -223,7 +223,7 @@ def test_of_many_that_start_at_once_one_runs(tmp_path: Path) -> None:
 def test_a_coordinator_that_was_taken_for_dead_ends_before_its_next_phase(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(lease, "HEARTBEAT_INTERVAL", 0.05)
     study = new_study(f"sqlite:///{tmp_path}/study.db")
     other = elsewhere()
 

@@ -22,7 +22,7 @@ import optuna_miha as miha
 from optuna_miha._cli.main import main
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
-from optuna_miha._study.lease import held
+from optuna_miha._study.lease import hold_lease
 from optuna_miha._study.setup import checkpoint_folder
 from optuna_miha.exceptions import StudyLockedError
 
@@ -176,7 +176,7 @@ def test_cleaning_is_refused_while_the_study_is_run(
     study = new_study(url)
     run(study, plan=SHORT, keep="all")
     before = files(tmp_path)
-    with held(study):
+    with hold_lease(study):
         try:
             code: Any = main(["clean", "tiny", "--storage", url, "--keep", "final"])
         except StudyLockedError:

@@ -39,7 +39,7 @@ def when_noticed(log: pytest.LogCaptureFixture, action: Callable[[], object]) ->
     """Do something once the run has noticed that its storage fails."""
 
     def watch() -> None:
-        while "Next try in" not in log.text:
+        while "Retrying in" not in log.text:
             time.sleep(0.05)
         action()
 
@@ -62,7 +62,7 @@ def test_a_server_that_stops_and_starts_again_is_waited_for(
         assert not study.get_trials(states=(TrialState.RUNNING,))
     assert history(result) == history(whole)
     assert same(weights(result), weights(whole))
-    assert "The storage is back" in log.text
+    assert "The storage has recovered" in log.text
 
 
 def test_a_file_that_is_moved_away_and_back_is_waited_for(
@@ -77,7 +77,7 @@ def test_a_file_that_is_moved_away_and_back_is_waited_for(
     result = run(new_study(f"sqlite:///{path}"), plan=SHORT, callbacks=[After(3, move)])
     assert history(result) == history(whole)
     assert same(weights(result), weights(whole))
-    assert "The storage is back" in log.text
+    assert "The storage has recovered" in log.text
 
 
 def test_a_database_that_becomes_read_only_ends_the_run_in_its_own_words(
@@ -86,7 +86,7 @@ def test_a_database_that_becomes_read_only_ends_the_run_in_its_own_words(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(retry, "PAUSES", (0.1, 0.1))
+    monkeypatch.setattr(retry, "RETRY_DELAYS", (0.1, 0.1))
     url = postgresql.new_database()
     name = url.rpartition("/")[2]
 

@@ -234,7 +234,7 @@ def test_a_study_that_lost_an_attribute_is_refused_by_its_name(
         if name != key:
             study.set_user_attr(name, value)
     study.add_trials(finished.get_trials())
-    with pytest.raises(RecordError, match=rf"{key!r} of the study 'mine' must be there"):
+    with pytest.raises(RecordError, match=rf"{key!r} of the study 'mine' must be present"):
         miha.load_result(study, classifier)
 
 
@@ -250,6 +250,6 @@ def test_a_newer_format_is_refused_wherever_it_is_read() -> None:
     study = new_study()
     study.set_user_attr(attributes.FORMAT, FORMAT + 1)
     for call in (run, lambda study: miha.load_result(study, classifier)):
-        with pytest.raises(FormatError, match=r"is of format 2; this version .* up to 1"):
+        with pytest.raises(FormatError, match=r"must be at most 1 for this version .* got 2\. Update"):
             call(study)
     assert not study.trials
