@@ -10,6 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, overload
 
+from optuna_miha._history.text_table import text_table
+
 ANNEAL_TO = "anneal_to"
 PLACE = ("from_epoch", "to_epoch", "role", ANNEAL_TO)
 """What a row holds besides hyperparameters."""
@@ -88,8 +90,7 @@ class Schedule(Sequence[dict[str, Any]]):
             [f"{row['from_epoch']}-{row['to_epoch']}", str(row.get("role", "")), *texts]
             for row, texts in zip(self, _columns(self._rows, moving), strict=True)
         ]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = ["  ".join(map(str.rjust, line, widths)) for line in lines]
+        table = text_table(lines, align="right")
         still = [f"{n} {_text(self[0][n])}" for n in names if n not in moving]
         if still:
             table.append(f"throughout: {', '.join(still)}")

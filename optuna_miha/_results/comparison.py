@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from optuna_miha._history.text_table import text_table
 from optuna_miha._results.significance import mean, sign_flip_p, standard_deviation, standard_error
 
 REFERENCE = "miha"
@@ -131,11 +132,7 @@ class Comparison:
                 p = row[f"{paired} p"]
                 line.append("" if p is None else f"{p:.3g}")
             lines.append([*line, f"{row['epochs']:g}", f"{row['seconds']:.1f}"])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = [
-            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        ]
+        text = text_table(lines)
         better = "smaller" if self.direction == "minimize" else "larger"
         text.append(f"Mean ± standard deviation over n seeds; {better} {self.monitor} is better.")
         if not figures:
