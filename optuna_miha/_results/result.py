@@ -19,6 +19,7 @@ from optuna_miha._model.model_fn import ModelFn, build_recipe
 from optuna_miha._model.recipe import device_of
 from optuna_miha._results.combination import Combine
 from optuna_miha._results.ensemble import Ensemble, Library
+from optuna_miha._results.optional_imports import try_import
 from optuna_miha._results.pytorch_code import code_of
 from optuna_miha._results.summary import describe_run
 from optuna_miha._results.trained_model import Trained
@@ -148,13 +149,9 @@ class Result(Trained):
         Raises:
             ImportError: If pandas is not installed.
         """
-        try:
+        alternative = ", or use `result.segments`, a tuple of dataclasses"
+        with try_import("pandas", needed_by="to_dataframe()", alternative=alternative):
             import pandas
-        except ImportError as error:
-            raise ImportError(
-                "to_dataframe() needs pandas: install it by `pip install pandas`, or take "
-                "`result.segments`, which is a tuple of dataclasses."
-            ) from error
         own = {segment.number for segment in self.lineage}
         rows = [
             {name: getattr(segment, name) for name in _COLUMNS}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import import_module
 from os import PathLike, fspath
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from optuna_miha._history.schedule import Schedule
-from optuna_miha._training.state import on_cpu
+from optuna_miha._model.tensors import map_tensors
+from optuna_miha._results.optional_imports import try_import
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Trained:
         ``model.load_state_dict`` of a network with the same hyperparameters.
         """
         content = {
-            "state_dict": on_cpu(self.model.state_dict()),
+            "state_dict": map_tensors(self.model.state_dict(), torch.Tensor.cpu),
             "params": self.params,
             "value": self.value,
             "schedule": list(self.schedule),
@@ -74,12 +75,15 @@ class Trained:
             program = torch.export.export(self.model, inputs, dynamic_shapes=dynamic)
             torch.export.save(program, path)
             return
-        missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
-        if missing:
-            raise ImportError(
-                f"Exporting to ONNX needs {' and '.join(missing)}: install it by "
-                '`pip install "optuna-miha[onnx]"`, or choose a path that ends in ".pt2".'
-            )
+        with try_import(
+            "onnx",
+            "onnxscript",
+            needed_by="Exporting to ONNX",
+            install="'optuna-miha[onnx]'",
+            alternative=', or choose a path that ends in ".pt2"',
+        ):
+            import_module("onnx")
+            import_module("onnxscript")
         torch.onnx.export(
             self.model,
             inputs,

@@ -250,7 +250,7 @@ def test_onnx_without_its_packages_says_what_to_install(
 ) -> None:
     for name in ("onnx", "onnxscript"):
         monkeypatch.setitem(sys.modules, name, None)  # As if it were not installed.
-    with pytest.raises(ImportError, match=r"needs onnx and onnxscript: install it by"):
+    with pytest.raises(ImportError, match=r"needs onnx and onnxscript: install them with"):
         result.export(tmp_path / "model.onnx", blobs(2)[0])
     assert not (tmp_path / "model.onnx").exists()
 
