@@ -1,10 +1,12 @@
-"""A search space of one's own: anything that `model_fn` suggests can change while it trains.
+"""A custom search space: everything that `model_fn` suggests can change during training.
 
-A small convolutional network on scikit-learn's digits. Besides activations, optimizer and batch
-size it suggests a dropout rate, the training loss, label smoothing, the strength of the noise that
-augments the training images, and the kind of pooling. The study maximizes accuracy, training data
-come from a DataLoader, and a callback reports every branch. Prints one line for each branch, the
-course of the run, and its test accuracy. Takes half a minute on one core.
+Trains a small convolutional network on scikit-learn's digits. In addition to activations,
+optimizer and batch size, `model_fn` suggests a dropout rate, the training loss, label smoothing,
+the strength of the noise that augments the training images, and the kind of pooling. The study
+maximizes accuracy, the training data come from a DataLoader, and a callback reports every branch.
+
+Prints one line per branch, a summary of the run, and the test accuracy. Takes half a minute on one
+core.
 """
 
 import argparse
@@ -28,7 +30,7 @@ train, valid, test = order.split([1077, 360, 360])
 
 
 class NoisyDigits(Dataset[tuple[Tensor, Tensor]]):
-    """The training digits, each time with new noise."""
+    """The training digits with new noise at every access."""
 
     def __init__(self, noise: float) -> None:
         self.noise = noise
@@ -81,9 +83,13 @@ def report(study: optuna.Study, trial: FrozenTrial) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--n-epochs", type=int, default=200, help="budget, all branches counted")
+    parser.add_argument(
+        "--n-epochs", type=int, default=200, help="total budget, including all branches"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--storage", default="sqlite:///custom_space.db", help='"": in memory')
+    parser.add_argument(
+        "--storage", default="sqlite:///custom_space.db", help='"" for a study in memory'
+    )
     args = parser.parse_args()
 
     study = optuna.create_study(
@@ -98,7 +104,7 @@ def main() -> None:
         study,
         model_fn,
         n_epochs=args.n_epochs,
-        # What plain Optuna suggests would start in the middle of its range.
+        # Without these values, the custom suggestions start in the middle of their range.
         initial_params={"dropout": 0.0, "label_smoothing": 0.0, "noise": 0.0},
         callbacks=[report],
         show_progress_bar=False,

@@ -1,14 +1,14 @@
 """Gap filling, the second experiment of MIHA's article, on synthetic fields.
 
-A field is smooth noise upon a gradient whose strength and sign go with the season, scaled to
-between 0 and 1; clouds hide about a third of it, and hidden pixels are 0. The article's
-convolutional autoencoder (16, 32 and 16 channels, ReLU after every layer, the last one too)
-restores the whole field. Some seeds begin with an output of zero everywhere because of that last
-ReLU: no gradient leads out of it, but a change of the activation does.
+A field is smooth noise on a gradient whose strength and sign depend on the season, scaled to
+between 0 and 1. Clouds hide about a third of the pixels, which are set to 0. The article's
+convolutional autoencoder (16, 32 and 16 channels, ReLU after every layer including the last one)
+restores the whole field. With some seeds, the last ReLU makes the initial output zero everywhere.
+Its gradient is then zero as well, and only a change of the activation enables learning.
 
-Prints the mean squared error of fields that took no part in the run, for our result and for the
-initial configuration (ReLU, Adam, batch 32) trained alone for as many epochs, at its best
-validation epoch; returning the mean of all pixels gives 0.0277. Takes a minute on one core.
+Prints the mean squared error on test fields for the result of the run and for the initial
+configuration (ReLU, Adam, batch size 32), trained for the same number of epochs, at its best
+validation epoch. Predicting the mean of all pixels gives 0.0277. Takes a minute on one core.
 """
 
 import argparse
@@ -23,27 +23,27 @@ import optuna_miha as miha
 
 SIZE = 32
 OUTPUT = "10"
-"""Name of the module that the output activation is."""
+"""Name of the module of the output activation."""
 Pair = tuple[Tensor, Tensor]
 
 
-def smooth_noise(n_objects: int, length: float, generator: torch.Generator) -> Tensor:
+def smooth_noise(n_samples: int, length: float, generator: torch.Generator) -> Tensor:
     """Gaussian random fields of the given correlation length, in pixels; mean 0, variance 1."""
-    noise = torch.randn(n_objects, SIZE, SIZE, generator=generator)
+    noise = torch.randn(n_samples, SIZE, SIZE, generator=generator)
     kx, ky = torch.fft.rfftfreq(SIZE), torch.fft.fftfreq(SIZE)[:, None]
     spectrum = torch.exp(-0.5 * (2 * math.pi * length) ** 2 * (kx**2 + ky**2))
     field = torch.fft.irfft2(torch.fft.rfft2(noise) * spectrum)
     return field / field.std()
 
 
-def make_fields(n_objects: int, seed: int) -> Pair:
-    """Fields with gaps, and whole ones: both (n_objects, 1, SIZE, SIZE), between 0 and 1."""
+def make_fields(n_samples: int, seed: int) -> Pair:
+    """Fields with gaps and whole fields, both (n_samples, 1, SIZE, SIZE), between 0 and 1."""
     generator = torch.Generator().manual_seed(seed)
-    season = 2 * math.pi * torch.rand(n_objects, 1, 1, generator=generator)
+    season = 2 * math.pi * torch.rand(n_samples, 1, 1, generator=generator)
     gradient = torch.cos(season) * torch.linspace(-2, 2, SIZE)[:, None]
-    field = smooth_noise(n_objects, 2.0, generator) + gradient
+    field = smooth_noise(n_samples, 2.0, generator) + gradient
     field = (0.5 + (field - field.mean()) / field.std() / 6).clamp(0, 1)
-    is_visible = smooth_noise(n_objects, 4.0, generator) < 0.4
+    is_visible = smooth_noise(n_samples, 4.0, generator) < 0.4
     return (field * is_visible)[:, None], field[:, None]
 
 
@@ -80,43 +80,47 @@ def model_fn(
         batch_size=miha.suggest_batch_size(trial, initial=32),
         train_data=train_data,
         valid_data=valid_data,
-        test_data=test_data,  # For `optuna_miha.compare`; nothing that selects looks at them.
+        test_data=test_data,  # For `optuna_miha.compare`; not used for selection.
     )
 
 
 @torch.no_grad()
 def is_dead(model: nn.Module, inputs: Tensor) -> bool:
-    """Whether the network returns one value whatever it is given."""
+    """Whether the network returns a constant."""
     outputs = model(inputs)
     return bool((outputs == outputs[0, 0, 0, 0]).all())
 
 
 def freed_by(result: miha.Result) -> str:
-    """The first change of the output activation on the way to the result, in words."""
+    """The first change of the output activation in the lineage of the result."""
     for segment in result.lineage:
         if segment.params[f"activation.{OUTPUT}"] != "relu":
             return f"{segment.role} of cycle {segment.cycle}: {segment.mutation}"
-    return "nothing: the output activation is ReLU still"
+    return "nothing: the output activation is still ReLU"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--n-epochs", type=int, default=200, help="budget, all branches counted")
-    parser.add_argument("--n-objects", type=int, default=400, help="fields to train on")
+    parser.add_argument(
+        "--n-epochs", type=int, default=200, help="total budget, including all branches"
+    )
+    parser.add_argument("--n-samples", type=int, default=400, help="number of training fields")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--storage", default="sqlite:///gap_filling.db", help='"": in memory')
+    parser.add_argument(
+        "--storage", default="sqlite:///gap_filling.db", help='"" for a study in memory'
+    )
     args = parser.parse_args()
 
-    train_data = make_fields(args.n_objects, seed=0)
+    train_data = make_fields(args.n_samples, seed=0)
     build = partial(
-        model_fn, train_data=train_data, valid_data=make_fields(args.n_objects // 4, seed=1)
+        model_fn, train_data=train_data, valid_data=make_fields(args.n_samples // 4, seed=1)
     )
     inputs, fields = make_fields(1000, seed=2)
 
     def run(name: str, plan: miha.Plan) -> miha.Result:
         study = optuna.create_study(
             storage=args.storage or None,
-            study_name=f"{name}, {args.n_objects} objects, {args.n_epochs} epochs, {args.seed}",
+            study_name=f"{name}, {args.n_samples} samples, {args.n_epochs} epochs, {args.seed}",
             load_if_exists=True,
             sampler=miha.MihaSampler(seed=args.seed),
             pruner=miha.SlopePruner(),

@@ -1,12 +1,13 @@
-"""MNIST by the fully connected network of MIHA's article: 784-400-10 from ReLU, Adam, batch 32.
+"""MNIST with the fully connected network of MIHA's article: 784-400-10, ReLU, Adam, batch size 32.
 
-Of 10,000 training objects 2,000 choose between branches. They do so by accuracy: this network is
-soon too sure of itself, so that its loss rises while its accuracy still does, too. Dropout and
-label smoothing may come in on the way. The 10,000 test objects are looked at once, in the end.
+Of 10,000 training samples, 2,000 are used for validation. Branches are selected by accuracy,
+because this network quickly becomes overconfident: its validation loss rises while its accuracy
+still improves. Dropout and label smoothing may appear during training. The 10,000 test samples are
+evaluated once at the end.
 
-Prints the course of the run and its test accuracy; with `--baseline` also that of the initial
-configuration alone, trained for as many epochs, at its best validation epoch. Takes two minutes
-on one core, and as long again for the baseline.
+Prints a summary of the run and its test accuracy. With `--baseline`, also prints that of the
+initial configuration, trained for the same number of epochs, at its best validation epoch. Takes
+two minutes on one core, and the same time for the baseline.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def model_fn(
     monitor: str = "accuracy",
 ) -> miha.Recipe:
     model = nn.Sequential(
-        nn.Dropout(0.0),  # Rates to start from: the article's network has no dropout.
+        nn.Dropout(0.0),  # Initial rate: the article's network has no dropout.
         nn.Linear(784, 400),
         nn.ReLU(),
         nn.Dropout(0.0),
@@ -52,7 +53,7 @@ def model_fn(
         batch_size=miha.suggest_batch_size(trial, initial=32),
         train_data=train_data,
         valid_data=valid_data,
-        test_data=test_data,  # For `optuna_miha.compare`; nothing that selects looks at them.
+        test_data=test_data,  # For `optuna_miha.compare`; not used for selection.
         monitor=monitor,
     )
 
@@ -65,15 +66,19 @@ def accuracy(model: nn.Module, data: Pair) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--n-epochs", type=int, default=200, help="budget, all branches counted")
-    parser.add_argument("--n-objects", type=int, default=10_000, help="a fifth of them validates")
+    parser.add_argument(
+        "--n-epochs", type=int, default=200, help="total budget, including all branches"
+    )
+    parser.add_argument(
+        "--n-samples", type=int, default=10_000, help="a fifth of them is used for validation"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--storage", default="sqlite:///mnist.db", help='"": in memory')
+    parser.add_argument("--storage", default="sqlite:///mnist.db", help='"" for a study in memory')
     parser.add_argument("--baseline", action="store_true", help="train without search as well")
     args = parser.parse_args()
 
-    x, y = (part[: args.n_objects] for part in load("train"))
-    n_train = args.n_objects * 4 // 5
+    x, y = (part[: args.n_samples] for part in load("train"))
+    n_train = args.n_samples * 4 // 5
     build = partial(
         model_fn, train_data=(x[:n_train], y[:n_train]), valid_data=(x[n_train:], y[n_train:])
     )
@@ -81,7 +86,7 @@ def main() -> None:
     def run(name: str, plan: miha.Plan) -> miha.Result:
         study = optuna.create_study(
             storage=args.storage or None,
-            study_name=f"{name}, {args.n_objects} objects, {args.n_epochs} epochs, {args.seed}",
+            study_name=f"{name}, {args.n_samples} samples, {args.n_epochs} epochs, {args.seed}",
             load_if_exists=True,
             direction="maximize",
             sampler=miha.MihaSampler(seed=args.seed),

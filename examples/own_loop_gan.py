@@ -1,4 +1,4 @@
-"""A loop that trains two networks against each other: a small GAN, points on a circle."""
+"""A custom training loop for two networks: a small GAN that generates points on a circle."""
 
 import sys
 
@@ -22,7 +22,7 @@ class Rivals(nn.Module):
     def get_extra_state(self):
         return self.optimizer.state_dict()["state"]
 
-    def set_extra_state(self, state):  # The learning rate stays that of this branch.
+    def set_extra_state(self, state):  # Keeps the learning rate of this branch.
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
 
 

@@ -1,7 +1,7 @@
-"""A vision transformer of Hugging Face, built from a config: handwritten digits.
+"""A vision transformer of Hugging Face, built from a config, on handwritten digits.
 
-Its batches are dictionaries, so that the recipe says how to compute a loss; the loop is the
-built-in one, and everything mutates: `hidden_act="relu"` is a module of torch, "gelu" is not.
+Its batches are dictionaries, so the recipe defines how to compute the loss. The training loop is
+the built-in one. Activations mutate because `hidden_act="relu"` is a torch module, unlike "gelu".
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A LightningModule, trained by Lightning Fabric: handwritten digits."""
+"""A LightningModule, trained with Lightning Fabric on handwritten digits."""
 
 import argparse
 

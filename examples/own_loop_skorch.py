@@ -1,4 +1,4 @@
-"""A loop of skorch, and the result as an estimator of scikit-learn: handwritten digits."""
+"""A skorch training loop on handwritten digits; the result is a scikit-learn estimator."""
 
 import argparse
 
@@ -38,7 +38,7 @@ def trainer(recipe, n_epochs):
         batch_size=recipe.batch_size,
         iterator_train__shuffle=True,
     )
-    net.optimizer_ = recipe.optimizer  # Its own one would have no state.
+    net.optimizer_ = recipe.optimizer  # An optimizer created by skorch would have no state.
     for _ in range(n_epochs):
         net.fit_loop(x, y, epochs=1)
         value = recipe.valid_loss_fn(net.forward(x_valid), torch.tensor(y_valid))

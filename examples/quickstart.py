@@ -1,9 +1,9 @@
-"""Handwritten digits: a network, its search space and its training, on one screen.
+"""Handwritten digits: a network, its search space and its training on one screen.
 
-Prints the course of the run in words and the accuracy on test objects that took no part in it.
-Leaves the study (`quickstart.db`, for optuna-dashboard), the model (`quickstart.pt`) and its
-hyperparameters over the epochs (`schedule.csv`). Takes ten seconds on one core; run again, it
-finds the study complete and returns its result at once.
+Prints a summary of the run and the accuracy on test samples. Writes the study (`quickstart.db`,
+for optuna-dashboard), the model (`quickstart.pt`) and its hyperparameters over the epochs
+(`schedule.csv`). Takes ten seconds on one core. A second call finds the study complete and returns
+its result immediately.
 """
 
 import argparse
@@ -38,9 +38,13 @@ def model_fn(trial: optuna.Trial) -> miha.Recipe:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--n-epochs", type=int, default=200, help="budget, all branches counted")
+    parser.add_argument(
+        "--n-epochs", type=int, default=200, help="total budget, including all branches"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--storage", default="sqlite:///quickstart.db", help='"": in memory')
+    parser.add_argument(
+        "--storage", default="sqlite:///quickstart.db", help='"" for a study in memory'
+    )
     args = parser.parse_args()
 
     study = optuna.create_study(

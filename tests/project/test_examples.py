@@ -15,8 +15,8 @@ import optuna_miha
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 OPTIONS = {
-    "gap_filling": ["--n-epochs", "30", "--n-objects", "160", "--seed", "2"],
-    "mnist": ["--n-objects", "300", "--baseline"],
+    "gap_filling": ["--n-epochs", "30", "--n-samples", "160", "--seed", "2"],
+    "mnist": ["--n-samples", "300", "--baseline"],
 }
 NEEDS = {
     "own_loop_hugging_face": "transformers",
