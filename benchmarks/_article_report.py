@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _figures import Row
+from _rows import Row
 
 from optuna_miha._results.comparison import Comparison, Run
 from optuna_miha._results.significance import mean, sign_flip_p
@@ -101,7 +101,7 @@ def gaps_tables(rows: Sequence[Row]) -> list[str]:
                 [group, STYLES[method][0], f"{len(values)}", _median(values.values(), 5)]
             )
         for reference in (FIXED, LINEAR, "miha-classic"):
-            valid, test = (_ratios(members, reference, figure) for figure in (_value, _test))
+            valid, test = (_ratios(members, reference, metric) for metric in (_value, _test))
             if test:
                 logs = [math.log(ratio) for ratio in test]
                 row = [group, STYLES[reference][0], f"{len(test)}", _median(valid, 3)]
@@ -206,13 +206,13 @@ def _value(row: Row) -> float:
     return float(row["value"])
 
 
-def _by_seed(rows: Iterable[Row], method: str, figure: Callable[[Row], float]) -> dict[int, float]:
-    return {row["seed"]: figure(row) for row in rows if row["method"] == method}
+def _by_seed(rows: Iterable[Row], method: str, metric: Callable[[Row], float]) -> dict[int, float]:
+    return {row["seed"]: metric(row) for row in rows if row["method"] == method}
 
 
-def _ratios(rows: Sequence[Row], reference: str, figure: Callable[[Row], float]) -> list[float]:
+def _ratios(rows: Sequence[Row], reference: str, metric: Callable[[Row], float]) -> list[float]:
     """The value of optuna_miha divided by that of the reference, for every common seed."""
-    ours, theirs = (_by_seed(rows, method, figure) for method in (OURS, reference))
+    ours, theirs = (_by_seed(rows, method, metric) for method in (OURS, reference))
     return [ours[seed] / theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
 
 

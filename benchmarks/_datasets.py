@@ -102,8 +102,8 @@ def motifs(seed: int) -> Splits:
     strengths = 1 + 0.5 * torch.rand(n_samples, 1, generator=generator)
     drift = torch.randn(n_samples, 1, generator=generator) * torch.linspace(-1, 1, SERIES_LENGTH)
     series = drift + 0.6 * torch.randn(n_samples, SERIES_LENGTH, generator=generator)
-    places = starts + torch.arange(MOTIF_LENGTH)
-    series = series.scatter_add(1, places, strengths * _motifs()[classes])
+    positions = starts + torch.arange(MOTIF_LENGTH)
+    series = series.scatter_add(1, positions, strengths * _motifs()[classes])
     return _split(series.unsqueeze(1), classes, seed, n_train=600, n_valid=300)
 
 

@@ -23,8 +23,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from _figures import RESULTS, Row, read_rows
 from _memory import peak_memory
+from _rows import RESULTS, Row, read_rows
 
 Function: TypeAlias = Callable[..., Row]
 

@@ -97,7 +97,7 @@ class Transformer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(N_TOKENS, 16)
-        self.places = nn.Parameter(0.1 * torch.randn(COUNTING_LENGTH, 16))
+        self.positions = nn.Parameter(0.1 * torch.randn(COUNTING_LENGTH, 16))
         self.layer = nn.TransformerEncoderLayer(
             16, nhead=2, dim_feedforward=32, dropout=0.0, activation=nn.ReLU(), batch_first=True
         )
@@ -105,6 +105,6 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return one score per class."""
-        states = self.layer(self.embedding(tokens) + self.places)
+        states = self.layer(self.embedding(tokens) + self.positions)
         scores: Tensor = self.scores(states[:, 0])
         return scores

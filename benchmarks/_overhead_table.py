@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from _figures import Row, chosen, figures
+from _rows import Row, chosen, spread
 
 NETWORKS = {"fnn": "FNN 784-400-10", "digits": "digits 64-128-64-10"}
 TITLES = {
@@ -28,7 +28,7 @@ def report(rows: list[Row]) -> list[str]:
         cells = []
         for network in NETWORKS:
             own = chosen(rows, variant=variant, network=network)
-            cells.append(figures(own, lambda row: row["wall_s"] / row["loop_wall_s"]).text(2))
+            cells.append(spread(own, lambda row: row["wall_s"] / row["loop_wall_s"]).text(2))
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return [*lines, "", *_list_of(rows)]
 
@@ -52,7 +52,7 @@ def _list_of(rows: list[Row]) -> list[str]:
             f"number of reports and no training: {least[0]} ms ({least[1]} ms CPU)."
         )
     own, loop = (
-        figures(chosen(rows, variant=f"startup-{kind}"), lambda row: row["first_step_s"])
+        spread(chosen(rows, variant=f"startup-{kind}"), lambda row: row["first_step_s"])
         for kind in ("sqlite", "handwritten")
     )
     lines.append(

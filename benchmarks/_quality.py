@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from _figures import Row
+from _rows import Row
 
 Key: TypeAlias = tuple[str, str, int, int]
 """Task, method, budget in epochs, seed."""
@@ -110,21 +110,21 @@ class Results:
     def __init__(self, rows: Iterable[Row], n_epochs: int) -> None:
         self.n_epochs = n_epochs
         self.rows = [row for row in rows if row["n_epochs"] == n_epochs]
-        self._figures: dict[str, dict[tuple[str, str], dict[int, float]]] = {}
+        self._metrics: dict[str, dict[tuple[str, str], dict[int, float]]] = {}
         for row in self.rows:
-            for figure, value in (row["test"] or {}).items():
+            for metric, value in (row["test"] or {}).items():
                 if value is not None:
-                    of_figure = self._figures.setdefault(figure, {})
-                    of_figure.setdefault((row["task"], row["method"]), {})[row["seed"]] = value
+                    of_metric = self._metrics.setdefault(metric, {})
+                    of_metric.setdefault((row["task"], row["method"]), {})[row["seed"]] = value
 
     def tasks(self, among: Iterable[str]) -> list[str]:
         """The members of ``among`` that have a result."""
-        present = {task for task, _ in self._figures.get("loss", {})}
+        present = {task for task, _ in self._metrics.get("loss", {})}
         return [task for task in among if task in present]
 
     def methods(self, among: Iterable[str]) -> list[str]:
         """The members of ``among`` that have a result."""
-        present = {method for _, method in self._figures.get("loss", {})}
+        present = {method for _, method in self._metrics.get("loss", {})}
         return [method for method in among if method in present]
 
     def ranked(self, methods: Sequence[str], tasks: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -140,9 +140,9 @@ class Results:
     def _row(self, tasks: Iterable[str], method: str) -> list[Cell | None]:
         return [self.cell(task, method) for task in tasks]
 
-    def cell(self, task: str, method: str, figure: str = "loss") -> Cell | None:
+    def cell(self, task: str, method: str, metric: str = "loss") -> Cell | None:
         """The values of a method on a task; :obj:`None` without a result."""
-        values = self._values(task, method, figure)
+        values = self._values(task, method, metric)
         return Cell(values=tuple(values.values())) if values else None
 
     def ratio(self, ours: str, theirs: str, tasks: Iterable[str]) -> Ratio | None:
@@ -191,8 +191,8 @@ class Results:
         cells = {method: self.cell(task, method) for method in methods}
         return {method: cell.mean for method, cell in cells.items() if cell is not None}
 
-    def _values(self, task: str, method: str, figure: str = "loss") -> dict[int, float]:
-        return self._figures.get(figure, {}).get((task, method), {})
+    def _values(self, task: str, method: str, metric: str = "loss") -> dict[int, float]:
+        return self._metrics.get(metric, {}).get((task, method), {})
 
 
 def _paired(tasks: Iterable[tuple[Mapping[int, float], Mapping[int, float]]]) -> Ratio | None:

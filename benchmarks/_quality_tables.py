@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
-from _figures import Row
 from _quality import Ratio, Results
+from _rows import Row
 from methods import METHODS, Method
 from tasks import TASKS
 
@@ -147,7 +147,7 @@ def _losses(
             if cell is None:
                 cells.append("")
                 continue
-            text = _bold(_figure(cell.mean), method == best)
+            text = _bold(_number(cell.mean), method == best)
             text += f" ± {cell.sd:.2g}" if spread and cell.sd is not None else ""
             cells.append(text + ("" if len(cell.values) == most else f" (n={len(cell.values)})"))
         lines.append(_row([task, *cells]))
@@ -185,7 +185,7 @@ def _ratio(ratio: Ratio | None, *, count: bool = False) -> str:
     return ratio.text() + (f" ({ratio.n_tasks})" if count else "")
 
 
-def _figure(value: float) -> str:
+def _number(value: float) -> str:
     return f"{value:.3g}"
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import _quality_tables as tables
-from _figures import RESULTS, Row, with_block
 from _quality import Results, newest_runs, read_runs
 from _quality_figure import digest, draw
+from _rows import RESULTS, Row, with_block
 from tasks import TASKS
 
 _ROOT = Path(__file__).parents[1]

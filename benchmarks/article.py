@@ -23,8 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before torch is imported.
 import optuna
 import torch
 from _article_report import write_report
-from _figures import RESULTS, Row, newest, read_rows
 from _harness import environment, write_json
+from _rows import RESULTS, Row, newest, read_rows
 from optuna.storages import InMemoryStorage
 
 import optuna_miha as miha

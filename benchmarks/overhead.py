@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _figures import Row
 from _harness import STARTED, Benchmark, Case, stopwatch, write_json
 from _overhead_table import NETWORKS, report
+from _rows import Row
 
 STORAGES = ("memory", "sqlite", "sqlite-wal", "journal")
 _EPOCHS = (60, 200)

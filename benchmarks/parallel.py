@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _figures import Row, chosen, figures, ratios
 from _harness import Benchmark, Case, stopwatch
+from _rows import Row, chosen, ratios, spread
 
 PLANS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -166,7 +166,7 @@ def report(rows: list[Row]) -> list[str]:
                 "populations only."
             )
     first = [
-        f"{figures(own, lambda row: row['first_step_s']).text(1)} s with `n_jobs={n_jobs}`"
+        f"{spread(own, lambda row: row['first_step_s']).text(1)} s with `n_jobs={n_jobs}`"
         for n_jobs in numbers
         for own in [chosen(rows, n_jobs=n_jobs)]
     ]

@@ -23,8 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before torch is imported.
 
 import optuna
 import torch
-from _figures import RESULTS, Row
 from _harness import environment, write_json
+from _rows import RESULTS, Row
 
 import optuna_miha as miha
 

@@ -25,9 +25,9 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import optuna
 import torch
-from _figures import RESULTS
 from _harness import environment, write_json
 from _quality import Key, key_of, read_runs
+from _rows import RESULTS
 from _workers import results
 from methods import METHODS, Setting
 from tasks import TASKS
@@ -36,7 +36,7 @@ import optuna_miha
 
 _DECIDING = ("_datasets", "_networks", "_pbt", "_selection", "_soup", "methods", "tasks")
 """Files of this folder that the results depend on."""
-_FIGURES = ("epochs", "value", "test", "seconds", "cpu_seconds")
+_MEASURED = ("epochs", "value", "test", "seconds", "cpu_seconds")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -90,10 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _rows(keys: list[Key], n_jobs: int) -> Iterator[dict[str, Any]]:
-    for key, figures, error in results(run_one, keys, n_jobs):
+    for key, measured, error in results(run_one, keys, n_jobs):
         task, method, n_epochs, seed = key
         row = {"task": task, "method": method, "n_epochs": n_epochs, "seed": seed, "error": error}
-        yield row | (figures or dict.fromkeys(_FIGURES))
+        yield row | (measured or dict.fromkeys(_MEASURED))
 
 
 def run_one(task: str, method: str, n_epochs: int, seed: int) -> dict[str, Any]:
@@ -120,9 +120,9 @@ def run_one(task: str, method: str, n_epochs: int, seed: int) -> dict[str, Any]:
             run = METHODS[method].run(setting).asdict()
         finally:
             tempfile.tempdir = None
-    figures = {name: run[name] for name in _FIGURES if name in run}
+    measured = {name: run[name] for name in _MEASURED if name in run}
     # Unlike `seconds`, it is meaningful when `--jobs` share the machine.
-    return figures | {"cpu_seconds": time.process_time() - before}
+    return measured | {"cpu_seconds": time.process_time() - before}
 
 
 def _line(row: dict[str, Any]) -> str:

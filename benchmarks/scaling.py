@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from _figures import RESULTS, Row, chosen, figures, newest, read_rows, with_block
+from _rows import RESULTS, Row, chosen, newest, read_rows, spread, with_block
 
 WORKERS = (1, 8, 64, 256, 1000)
 EFFICIENCY = 0.5
@@ -179,14 +179,14 @@ def read_inputs(results: Path) -> tuple[Inputs, Run, list[str]]:
     )
     counted = next(iter(chosen(rows["storage"], n_before=0, count=True).values()))
     one = next(iter(chosen(rows["parallel"], plan="default", n_jobs=1).values()))
-    size = figures(loop, lambda row: row["checkpoint_bytes"]).median
+    size = spread(loop, lambda row: row["checkpoint_bytes"]).median
     inputs = Inputs(
-        epoch_s=figures(loop, lambda row: row["wall_s"] / row["n_epochs"]).median,
+        epoch_s=spread(loop, lambda row: row["wall_s"] / row["n_epochs"]).median,
         checkpoint_bytes=size,
         storage_s=on_disk - in_memory,
         commits=counted["n_commits"] / counted["n_trials"],
         coordinator_s=in_memory,
-        copy_rate=size / figures(loop, lambda row: row["checkpoint_s"]).median,
+        copy_rate=size / spread(loop, lambda row: row["checkpoint_s"]).median,
         branch_epochs=one["branch_epochs"],
     )
     epochs = one["epochs"]
@@ -203,7 +203,7 @@ def read_inputs(results: Path) -> tuple[Inputs, Run, list[str]]:
 
 
 def _trial_s(rows: dict[int, Row]) -> float:
-    return figures(rows, lambda row: row["wall_s"] / row["n_trials"]).median
+    return spread(rows, lambda row: row["wall_s"] / row["n_trials"]).median
 
 
 def report(small: Inputs, large: Inputs, run: Run, sources: list[str]) -> str:

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _figures import Row, chosen, figures, ratios
 from _harness import Benchmark, Case, stopwatch
+from _rows import Row, chosen, ratios, spread
 
 STORAGES = {
     "memory": "in memory",
@@ -203,9 +203,9 @@ def report(rows: list[Row]) -> list[str]:
         empty, full = (
             chosen(rows, storage=storage, n_before=number, count=False) for number in (0, n_before)
         )
-        cells = [f"{1000 * figures(own, per_trial).median:.1f}" for own in (empty, full)]
+        cells = [f"{1000 * spread(own, per_trial).median:.1f}" for own in (empty, full)]
         cells += [ratios(full, empty, lambda r, key=key: r[key]).text(2) for key in _TIMES]
-        once = figures(full, lambda row: row["setup_s"])
+        once = spread(full, lambda row: row["setup_s"])
         cells.append("" if storage == "memory" else f"{once.median:.1f} s")
         lines.append(f"| {title} | {' | '.join(cells)} |")
     sent = []

@@ -10,7 +10,7 @@ from pathlib import Path
 import _overhead_table
 import parallel
 import storage
-from _figures import RESULTS, Row, newest, read_rows, with_block
+from _rows import RESULTS, Row, newest, read_rows, with_block
 
 _README = Path(__file__).parents[1] / "README.md"
 _REPORTS: dict[str, Callable[[list[Row]], list[str]]] = {

@@ -73,13 +73,13 @@ def chosen(rows: Iterable[Row], **labels: Any) -> dict[int, Row]:
     return found
 
 
-def figures(rows: Mapping[int, Row], figure: Callable[[Row], float]) -> Spread:
+def spread(rows: Mapping[int, Row], measure: Callable[[Row], float]) -> Spread:
     """One measurement over the repeats."""
-    return Spread(tuple(figure(row) for row in rows.values()))
+    return Spread(tuple(measure(row) for row in rows.values()))
 
 
 def ratios(
-    rows: Mapping[int, Row], reference: Mapping[int, Row], figure: Callable[[Row], float]
+    rows: Mapping[int, Row], reference: Mapping[int, Row], measure: Callable[[Row], float]
 ) -> Spread:
     """One measurement divided by that of ``reference`` in the same repeat.
 
@@ -89,7 +89,7 @@ def ratios(
     both = sorted(rows.keys() & reference.keys())
     if not both:
         raise LookupError("The results hold no whole repeat: measure again.")
-    return Spread(tuple(figure(rows[i]) / figure(reference[i]) for i in both))
+    return Spread(tuple(measure(rows[i]) / measure(reference[i]) for i in both))
 
 
 def with_block(text: str, name: str, body: str) -> str:
