@@ -102,7 +102,9 @@ class Population:
             build_recipe(self._context.model_fn, offline, self._context.seed)
         except BaseException as error:
             failure = error
-        mutation = describe(self._proposer.before(phase), offline.params) + proposal.origin
+        mutation = (
+            describe(self._proposer.reference_params(phase), offline.params) + proposal.origin
+        )
         for key, value in proposal.attrs.items():
             offline.set_user_attr(key, value)
         # An error that ends the run leaves its trial in the study.
@@ -123,7 +125,7 @@ class Population:
             if not self._fails_alone(error, phase, trial.user_attrs):
                 raise
             sibling.error = f"{type(error).__name__}: {error}"
-        mutation = describe(self._proposer.before(phase), trial.params)
+        mutation = describe(self._proposer.reference_params(phase), trial.params)
         trial.set_user_attr(attributes.MUTATION, mutation)
         return self._inheriting(sibling)
 

@@ -126,7 +126,7 @@ def open_session(arguments: Arguments) -> Iterator[Session]:
     study = arguments.study
     check_study(study)
     plan = resolve_plan(study, arguments.n_epochs, arguments.plan)
-    check_crossover(arguments.crossover, plan, own_trainer=arguments.trainer is not None)
+    check_crossover(arguments.crossover, plan, custom_trainer=arguments.trainer is not None)
     resolve_components(study)
     seed = resolve_seed(study)
     initial = build_initial(arguments.model_fn, seed, arguments.initial_params)

@@ -1,5 +1,5 @@
-"""What to train next: phases, proposals, mutations, and the sampler and pruner of Optuna.
+"""What to train next: phases, proposals and mutations, with a sampler and a pruner for Optuna.
 
-Pure functions of the plan, the seed and the history. Nothing here trains, imports torch, or
-writes to a study. This room stands on ``_history`` and ``fitness``.
+All decisions are functions of the plan, the seed and the history. This room does not train, does
+not import torch, and does not write to a study. It imports ``_history`` and ``fitness``.
 """

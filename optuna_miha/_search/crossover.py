@@ -1,4 +1,4 @@
-"""Crossover: what becomes of the two fittest branches of a population together."""
+"""Crossover of the two fittest branches of a population."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from optuna_miha._search.proposals import Proposal, Proposer
 from optuna_miha._search.sampler import SearchContext
 from optuna_miha._search.space import DEFAULT_LR, contains, scalable_rate
 
-_STREAM = 3
-"""Of random numbers; the sampler has 0 to 2."""
+_CROSSOVER_STREAM = 3
+"""Stream of random numbers. The sampler uses the streams 0 to 2."""
 
 
 class Crossover(Protocol):
-    """Gives the parameters of the child of the two fittest branches of a population.
+    """A function that combines the parameters of the two fittest branches of a population.
 
-    Any function will do. All arguments are copies, and the random generator is the same whenever
-    the same place of a run is filled.
+    All arguments are copies. The random generator depends only on the seed of the run, the cycle
+    and the branch index.
     """
 
     def __call__(
@@ -42,35 +42,39 @@ class Crossover(Protocol):
         """Cross two branches.
 
         Args:
-            fitter: Parameters of the fittest branch; the child gets the weights of its heir.
-            other: Parameters of the second fittest.
-            parent: Parameters of the trunk that both came from.
-            distributions: The distribution of every parameter of the three, by name.
-            rng: Source of every draw.
+            fitter: Parameters of the fittest branch, which became the trunk. The child starts
+                from the trunk's weights.
+            other: Parameters of the second fittest branch.
+            parent: Parameters of the trunk from which both branches started.
+            distributions: The distributions of all these parameters, by name.
+            rng: The random generator to draw from.
 
         Returns:
-            The child's parameters; those that are left out stay as in ``fitter``.
+            The child's parameters. Missing parameters are taken from ``fitter``.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class UniformCrossover:
-    """The child carries the changes of both branches against the trunk they came from.
+    """A child with the changes of both branches against the trunk from which they started.
 
-    Where both changed the same parameter, chance decides. The learning rate is read, and taken
-    over, as a multiple of the default of its optimizer class: a branch that changed the class
-    did not change the rate, although its figure is another.
+    If both branches changed the same parameter, one of the two values is drawn. The learning rate
+    is compared, and passed to the child, as a multiple of the default of its optimizer class: a
+    branch that changed only the class has another learning rate but the same multiple. As in a
+    mutation of the optimizer, a multiple outside of [0.1, 10] is not passed to another class,
+    which starts at its default.
 
     Args:
-        prob: The probability with which a parameter that both changed is taken from the less fit.
+        prob: The probability with which a parameter that both branches changed is taken from the
+            less fit one.
 
     Raises:
-        ValueError: If ``prob`` is not a probability.
+        ValueError: If ``prob`` is not in [0, 1].
 
     Reference:
-        G. Syswerda, *Uniform crossover in genetic algorithms*, 1989; there all parameters are
-        exchanged, here those that changed.
+        G. Syswerda, *Uniform crossover in genetic algorithms*, 1989. There all parameters are
+        exchanged, here only those that changed.
     """
 
     prob: float = 0.5
@@ -88,7 +92,7 @@ class UniformCrossover:
         rng: np.random.Generator,
     ) -> Params:
         """Cross two branches; see :class:`Crossover`."""
-        child, taken = dict(fitter), set()
+        child, from_other = dict(fitter), set()
         for name in sorted(other):
             if not _is_changed(name, other, parent, distributions):
                 continue
@@ -97,24 +101,23 @@ class UniformCrossover:
             )
             if not is_contested or rng.random() < self.prob:
                 child[name] = other[name]
-                taken.add(name)
-        if taken & {"lr", "optimizer"}:
-            lr_owner = other if "lr" in taken else fitter
-            child |= rescaled_lr(lr_owner, child.get("optimizer"), distributions)
+                from_other.add(name)
+        if from_other & {"lr", "optimizer"}:
+            lr_source = other if "lr" in from_other else fitter
+            child |= rescaled_lr(lr_source, child.get("optimizer"), distributions)
         return child
 
 
 @dataclass(frozen=True)
 class AverageWeights:
-    """The weights of the two fittest branches are averaged, in place of their parameters.
+    """Averages the weights of the two fittest branches instead of crossing their parameters.
 
-    If the average validates better than the fitter, it takes the place of the fitter's weights,
-    and the run goes on from there with the fitter's parameters and the state of its optimizer.
-    It costs one evaluation for each population, and no epochs.
+    If the average has a better validation value than the fitter branch, it replaces the weights
+    of that branch, and the run continues with them, the branch's parameters and the state of its
+    optimizer. The cost is one evaluation per population and no epochs.
 
-    The moving averages that branches are judged by are averaged along, and so are buffers of
-    floating-point numbers, such as the statistics of batch norm. Those of integers stay the
-    fitter's.
+    The moving averages of the weights are averaged too, and so are floating-point buffers, such
+    as the statistics of batch norm. Integer buffers are those of the fitter branch.
 
     Reference:
         M. Wortsman et al., *Model soups: averaging weights of multiple fine-tuned models improves
@@ -124,11 +127,11 @@ class AverageWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class Child:
-    """What a crossover gave.
+    """The result of a crossover.
 
     Args:
         params: The child's parameters.
-        parents: Numbers of the trials that were crossed, the fitter first.
+        parents: Numbers of the trials that were crossed, the fitter one first.
     """
 
     params: Params
@@ -144,55 +147,56 @@ def cross_fittest(
     cycle: int,
     branch: int,
 ) -> Child | None:
-    """The child of the two fittest branches of the cycle before.
+    """Cross the two fittest branches of the previous cycle.
 
-    A function of its arguments alone, so that a resumed run gets the same child.
+    The result depends only on the arguments, so that a resumed run gets the same child.
 
     Args:
-        crossover: Gives the child's parameters.
-        lineage: The record.
-        trunk: What the child starts from: the fitter's heir.
-        context: What proposals depend on.
+        crossover: Combines the parameters.
+        lineage: The history.
+        trunk: The segment from which the child starts, which continues the fitter branch.
+        context: The data that proposals depend on.
         cycle: The cycle of the child.
-        branch: Its place among its siblings.
+        branch: Its branch index.
 
     Returns:
-        The child; :obj:`None` where fewer than two branches trained to their end, or where the
-        child would be what the trunk is already.
+        The child; :obj:`None` if fewer than two branches trained to their end, or if the child
+        would have the parameters of the trunk.
 
     Raises:
         TypeError: If the crossover does not return a dictionary.
-        ValueError: If it returns what nobody suggests.
+        ValueError: If it returns an unknown parameter or an invalid value.
     """
     survivors = lineage.ranking("branch", cycle - 1)
     if len(survivors) < 2:
         return None
     fitter, other = survivors[:2]
-    parent = lineage.parent(fitter) or context  # A population may start from scratch.
-    before = parent.params if isinstance(parent, Segment) else parent.initial_params
-    # The fitter's last, because its ranges are those of the trunk.
+    # A population may start from the initial weights, without a parent.
+    parent = lineage.parent(fitter) or context
+    parent_params = parent.params if isinstance(parent, Segment) else parent.initial_params
+    # The fitter branch has precedence, because its distributions are those of the trunk.
     distributions = {**parent.distributions, **other.distributions, **fitter.distributions}
-    rng = np.random.default_rng([context.seed, _STREAM, cycle, branch])
-    made = crossover(
-        dict(fitter.params), dict(other.params), dict(before), dict(distributions), rng
+    rng = np.random.default_rng([context.seed, _CROSSOVER_STREAM, cycle, branch])
+    returned = crossover(
+        dict(fitter.params), dict(other.params), dict(parent_params), dict(distributions), rng
     )
-    _check(made, distributions, crossover)
-    child = {**fitter.params, **made}
-    # As long as all agree that the trunk has, `model_fn` asks for no other: what the child has
-    # besides is of no use to it, as a momentum is without SGD.
+    _check_params(returned, distributions, crossover)
+    child = {**fitter.params, **returned}
+    # With equal values for all parameters of the trunk, `model_fn` suggests no others. Additional
+    # parameters of the child then have no effect, like a momentum without SGD.
     if not any(_is_changed(name, child, trunk.params, distributions) for name in trunk.params):
         return None
     return Child(params=child, parents=(fitter.number, other.number))
 
 
 class CrossedProposals:
-    """Fills the last branch index of each population with a child of the two fittest.
+    """Proposes a child of the two fittest branches for the last branch of each population.
 
     Args:
         proposer: Proposes for all other siblings.
-        crossover: Gives the child's parameters.
+        crossover: Combines the parameters.
         lineage: The history.
-        context: What proposals depend on.
+        context: The data that proposals depend on.
     """
 
     def __init__(
@@ -220,60 +224,60 @@ class CrossedProposals:
         attrs = {attributes.CROSSOVER: list(child.parents)}
         return Proposal(child.params, origin=" by crossover", attrs=attrs)
 
-    def before(self, phase: Phase) -> Params:
+    def reference_params(self, phase: Phase) -> Params:
         """See :class:`~optuna_miha._search.proposals.Proposer`."""
-        return self._proposer.before(phase)
+        return self._proposer.reference_params(phase)
 
 
-def check_crossover(crossover: object, plan: Plan, *, own_trainer: bool) -> None:
-    """Refuse what cannot be used as ``crossover``.
+def check_crossover(crossover: object, plan: Plan, *, custom_trainer: bool) -> None:
+    """Check the argument ``crossover`` of :func:`~optuna_miha.optimize`.
 
     Args:
-        crossover: The argument of ``optimize``.
+        crossover: The argument.
         plan: The run's plan.
-        own_trainer: Whether the user brought a training loop.
+        custom_trainer: Whether the run has a custom trainer.
 
     Raises:
-        TypeError: If it is no crossover.
-        ValueError: If the plan or the trainer do not allow for it.
+        TypeError: If it is not a crossover.
+        ValueError: If it cannot be used with the plan or the trainer.
     """
     if crossover is None:
         return
     if isinstance(crossover, type):
         raise TypeError(
-            f"`crossover` must be an object, got the class {crossover.__qualname__}: write "
+            f"`crossover` must be an instance, got the class {crossover.__qualname__}: write "
             f"{crossover.__qualname__}()."
         )
     averages = isinstance(crossover, AverageWeights)
     if not averages and not callable(crossover):
         raise TypeError(
-            "`crossover` must be UniformCrossover(), AverageWeights() or a function of your own, "
-            f"got {crossover!r}."
+            "`crossover` must be UniformCrossover(), AverageWeights() or a function, got "
+            f"{crossover!r}."
         )
-    if averages and own_trainer:
+    if averages and custom_trainer:
         raise ValueError(
-            "AverageWeights() needs the built-in trainer, got one of your own: it alone knows how "
-            "to validate, and weights that it did not train cannot be passed to it. Use "
-            "UniformCrossover()."
+            "AverageWeights() requires the built-in trainer, got a custom one, which cannot "
+            "evaluate the averaged weights. Use UniformCrossover()."
         )
-    least = 3 if plan.control and not averages else 2
-    if plan.population_size < least:
-        control = " with a control" if least == 3 else ""
+    minimum = 3 if plan.control and not averages else 2
+    if plan.population_size < minimum:
+        control = " with a control" if minimum == 3 else ""
         raise ValueError(
-            f"With `crossover`, `population_size` must be at least {least}{control}, got "
-            f"{plan.population_size}: pass `plan=Plan(..., population_size={least + 1})`. The "
-            "more branches, the more often two of them survive the pruner."
+            f"With `crossover`, `population_size` must be at least {minimum}{control}, got "
+            f"{plan.population_size}: pass `plan=Plan(..., population_size={minimum + 1})`. In a "
+            "larger population, two branches more often survive the pruner."
         )
 
 
-def _check(made: object, distributions: Distributions, crossover: Crossover) -> None:
+def _check_params(returned: object, distributions: Distributions, crossover: Crossover) -> None:
+    """Check the return value of a crossover, which may be the user's function."""
     name = getattr(crossover, "__name__", type(crossover).__name__)
-    if not isinstance(made, Mapping):
+    if not isinstance(returned, Mapping):
         raise TypeError(
-            f"A crossover must return a dictionary of parameters, got {made!r} from {name}: "
-            'write for instance `return {**fitter, "lr": other["lr"]}`.'
+            f"A crossover must return a dictionary of parameters, got {returned!r} from {name}: "
+            'write for example `return {**fitter, "lr": other["lr"]}`.'
         )
-    for key, value in made.items():
+    for key, value in returned.items():
         if key not in distributions:
             raise ValueError(
                 f"A crossover must return parameters that `model_fn` suggests, got {key!r} from "
@@ -282,7 +286,7 @@ def _check(made: object, distributions: Distributions, crossover: Crossover) -> 
         if not contains(distributions[key], value):
             raise ValueError(
                 f"A crossover must return a value of {distributions[key]} for {key!r}, got "
-                f"{value!r} from {name}: `distributions` in its arguments holds the bounds."
+                f"{value!r} from {name}: its argument `distributions` contains the bounds."
             )
 
 

@@ -1,4 +1,4 @@
-"""The learning rate of each segment, and its course while it is annealed."""
+"""The learning rate of each segment, and its course during annealing."""
 
 from __future__ import annotations
 
@@ -14,99 +14,99 @@ from optuna_miha._search.plan import Plan
 from optuna_miha._search.space import DEFAULT_LR, fit, scalable_rate
 
 _WARMUP_SHARE = 0.1
-"""Of the epochs. A network that goes over to a larger rate at once may stop working, without any
-value that is not finite; over some epochs it finds its way to where the rate suits it."""
+"""Share of the epochs over which the learning rate rises. Some networks stop learning, without
+any infinite or NaN value, if it is raised at once."""
 
-_FIRST = 1 / 3
-"""With which part of its rate a training begins. A final phase has three times the rate of what
-it continues, and goes on as that ended."""
+_INITIAL_FACTOR = 1 / 3
+"""Factor of the learning rate in the first epoch. A final phase has three times the learning rate
+of the segment that it continues, so that its first epoch has the same one."""
 
-_LEAST_RAISED = 5
-"""Epochs. A shorter training would end at a rate that is still high."""
+_MIN_WARMUP_EPOCHS = 5
+"""Epochs of the shortest training with a rise. A shorter one would end at a high rate."""
 
+_PEAK_FACTORS: Mapping[Role, float] = {"restart": 2.0, "final": 3.0}
+"""Peaks of annealed learning rates, in multiples of a constant one. Over the few epochs in which
+branches are compared, a small rate looks better than it is in a long annealed training."""
 
-_PEAKS: Mapping[Role, float] = {"restart": 2.0, "final": 3.0}
-"""What annealing rises to, in multiples of a constant learning rate. Over the few epochs that
-branches are compared by a small rate looks better than it is; what is annealed has time."""
-
-CALMING = 0.3
-"""By which the learning rate is multiplied when the trunk diverged."""
+DIVERGENCE_FACTOR = 0.3
+"""The learning rate is multiplied by it when the trunk diverges."""
 
 _MIN_MULTIPLE, _MAX_MULTIPLE = 0.1, 10
 """Bounds of the multiples of a class's default learning rate that another class takes over."""
 
 
 def pace(epoch: int, n_epochs: int) -> float:
-    """The learning rate of an epoch, in multiples of the training's own.
+    """The factor of the learning rate in an epoch of an annealed training.
 
-    Over the first tenth it rises from a third to one, then falls to zero along half a cosine. A
-    training of less than five epochs is too short for a rise, and falls from the third.
+    Over the first tenth of the epochs it rises from a third to one. Then it falls to zero along
+    half a cosine. In a training of less than five epochs, it falls from a third without a rise.
 
     Reference: L. N. Smith, *A disciplined approach to neural network hyper-parameters: Part 1*,
     2018, section 4, for one rise before the fall.
 
     Args:
-        epoch: The epoch, from 0 on.
+        epoch: The epoch, from 0.
         n_epochs: Epochs of the training.
     """
-    if n_epochs < _LEAST_RAISED:
-        return _FIRST * half_cosine(epoch, n_epochs)
+    if n_epochs < _MIN_WARMUP_EPOCHS:
+        return _INITIAL_FACTOR * half_cosine(epoch, n_epochs)
     n_rising = math.ceil(_WARMUP_SHARE * n_epochs)
     if epoch < n_rising:
-        return _FIRST + (1 - _FIRST) * epoch / n_rising
+        return _INITIAL_FACTOR + (1 - _INITIAL_FACTOR) * epoch / n_rising
     return half_cosine(epoch - n_rising, n_epochs - n_rising)
 
 
 def half_cosine(epoch: int, n_epochs: int) -> float:
-    """The same without the rise: from one towards zero.
+    """The factor of the learning rate without a rise: it falls from one towards zero.
 
     Reference: I. Loshchilov and F. Hutter, *SGDR: Stochastic Gradient Descent with Warm
     Restarts*, 2017, equation 5, without restarts.
 
     Args:
-        epoch: The epoch, from 0 on.
+        epoch: The epoch, from 0.
         n_epochs: Epochs of the training.
     """
     return 0.5 * (1 + math.cos(math.pi * epoch / n_epochs))
 
 
-def calming(lineage: Lineage, parent: Segment | None) -> float:
-    """The learning rate after training diverged, in multiples of what it had at first.
+def divergence_factor(lineage: Lineage, parent: Segment | None) -> float:
+    """The factor of the learning rate after training diverged; 1 if it did not diverge.
 
     Args:
-        lineage: The record.
-        parent: At whose end the training begins; :obj:`None`: at the start.
+        lineage: The history.
+        parent: The segment from whose end training starts; :obj:`None`: the initial weights.
     """
     number = None if parent is None else parent.number
-    alone = (s for s in lineage if s.role in ("trunk", "final") and s.parent == number)
-    return float(CALMING ** sum(s.is_diverged for s in alone))
+    attempts = (s for s in lineage if s.role in ("trunk", "final") and s.parent == number)
+    return float(DIVERGENCE_FACTOR ** sum(s.is_diverged for s in attempts))
 
 
-def peak(plan: Plan, lineage: Lineage, role: Role, before: float = math.inf) -> float:
-    """The highest learning rate of a training, in multiples of a constant one.
+def peak_factor(plan: Plan, lineage: Lineage, role: Role, before: float = math.inf) -> float:
+    """The peak of the learning rate of a training, in multiples of a constant learning rate.
 
     Args:
-        plan: The run's plan. Nothing is raised that is not annealed.
-        lineage: The record. What has diverged is at the edge already.
+        plan: The run's plan. Without annealing, the learning rate is not raised.
+        lineage: The history. After the trunk or a restart diverged, the learning rate is not
+            raised.
         role: The role of the training.
-        before: Only divergences before the trial of this number count.
+        before: Only divergences of trials with a lower number count.
     """
-    if plan.anneal is None or role not in _PEAKS:
+    if plan.anneal is None or role not in _PEAK_FACTORS:
         return 1.0
     earlier = (s for s in lineage if s.role in ("trunk", "restart") and s.number < before)
-    return 1.0 if any(s.is_diverged for s in earlier) else _PEAKS[role]
+    return 1.0 if any(s.is_diverged for s in earlier) else _PEAK_FACTORS[role]
 
 
-def scaled(
+def scale_lr(
     params: dict[str, Any], distributions: Mapping[str, BaseDistribution], factor: float
 ) -> dict[str, Any]:
-    """``params`` with the learning rate multiplied, and rounded to four digits.
+    """``params`` with a multiple of the learning rate, rounded to four significant digits.
 
     Args:
         params: The hyperparameters.
-        distributions: Their distributions. The learning rate stays in its range; where that is
-            none of numbers, it stays as it is.
-        factor: By what.
+        distributions: Their distributions. The learning rate is clipped to its range. If it is
+            not a float parameter, it does not change.
+        factor: The factor.
     """
     distribution = scalable_rate(distributions)
     if factor == 1 or distribution is None:

@@ -1,7 +1,7 @@
-"""Mutations: pure functions from the trunk's parameters to a branch's.
+"""Mutations: functions that map the parameters of the trunk to those of a branch.
 
-The constants are those that paid in equal-budget experiments; see the documentation's page on
-the algorithm.
+The constants were selected in experiments at equal budgets; see the page on the algorithm in the
+documentation.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Distributions: TypeAlias = Mapping[str, BaseDistribution]
 ValueMutation: TypeAlias = Callable[[Any, BaseDistribution, np.random.Generator], Any]
 
 NO_CHANGE = "no change"
-"""What :func:`describe` says of a control."""
+"""Description of the control, which has the parameters of the trunk."""
 
-_ALL_LAYERS = 0.3
-"""Share of activation mutations that change every layer at once."""
+_MANY_ACTIVATIONS_PROB = 0.3
+"""Probability that a mutation of activations changes several parameters at once."""
 
-_ONE_LAYER = 0.5
-"""Of these, the share that changes all groups of one layer only, where layers have groups."""
+_ONE_LAYER_PROB = 0.5
+"""Probability that these are the groups of one layer, if layers have groups; else all layers."""
 
 
 def mutate(
@@ -44,30 +44,30 @@ def mutate(
     upward_lr: bool = True,
     value_mutation: ValueMutation | None = None,
 ) -> Params:
-    """Change one thing: the parameters of one kind, as that kind is mutated.
+    """Mutate the parameters of one kind.
 
     Args:
         params: The trunk's parameters.
         distributions: Their distributions, by name.
         kind: One of ``kinds(distributions)``.
-        rng: Source of every draw.
+        rng: The random generator to draw from.
         upward_lr:
-            Raise the learning rate, never lower it. Selection over a few epochs always prefers
-            the smaller rate; in a run the final phase brings it down.
-        value_mutation: Replaces the built-in change of a single value.
+            Whether the learning rate is only raised. Selection over a few epochs always prefers
+            the smaller rate, and the final phase of a run lowers it.
+        value_mutation: Replaces the built-in mutation of a single value.
 
     Returns:
-        A new dictionary. It differs from ``params`` unless a bound stands in the way.
+        A new dictionary. It equals ``params`` only if a value stays at its bound.
 
     Raises:
-        ValueError: If ``value_mutation`` returns what its distribution does not contain.
+        ValueError: If ``value_mutation`` returns a value outside of its distribution.
     """
     names = kinds(distributions)[kind]
     mutated = dict(params)
-    if kind == "activation" and rng.random() < _ALL_LAYERS:
+    if kind == "activation" and rng.random() < _MANY_ACTIVATIONS_PROB:
         chosen = names
-        layers = list(_groups(names).values())
-        if layers and rng.random() < _ONE_LAYER:
+        layers = list(_groups_by_layer(names).values())
+        if layers and rng.random() < _ONE_LAYER_PROB:
             chosen = layers[rng.integers(len(layers))]
     else:
         chosen = [names[rng.integers(len(names))]]
@@ -93,11 +93,11 @@ def mutate(
     return mutated
 
 
-def _groups(names: Iterable[str]) -> dict[str, list[str]]:
-    """The layers whose neurons form groups: their names, and those of their groups.
+def _groups_by_layer(names: Iterable[str]) -> dict[str, list[str]]:
+    """The layers with several groups of neurons, and the parameters of these groups.
 
-    A layer ``activation.fc`` has groups where ``activation.fc.0``, ``activation.fc.1`` and so
-    on without a gap are suggested, two of them at least.
+    A layer ``activation.fc`` has groups if ``names`` contains ``activation.fc.0``,
+    ``activation.fc.1`` and so on without a gap, at least two of them.
     """
     layers: dict[str, list[str]] = {}
     for name in names:
@@ -114,7 +114,7 @@ def _groups(names: Iterable[str]) -> dict[str, list[str]]:
 def _same_activation(
     params: Params, distributions: Distributions, names: list[str], rng: np.random.Generator
 ) -> Params:
-    """One activation, new to some of ``names``, for all of them that offer it."""
+    """Draw an activation that changes at least one of ``names``, for all that offer it."""
     name = names[rng.integers(len(names))]
     new = _any_value(params[name], distributions[name], rng)
     return {name: new for name in names if contains(distributions[name], new)}
@@ -131,13 +131,13 @@ def _raised_lr(value: Any, distribution: BaseDistribution, rng: np.random.Genera
 
 
 def _lr(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    """In either direction, for studies without a final phase."""
+    """Scale in either direction, for studies without a final phase."""
     sign = rng.choice([-1, 1])
-    return _scaled_back(value, distribution, math.exp(sign * abs(rng.normal(0.9, 0.4))))
+    return _scaled_reflected(value, distribution, math.exp(sign * abs(rng.normal(0.9, 0.4))))
 
 
 def _batch_size(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    return _scaled_back(value, distribution, rng.choice([0.5, 0.7, 1.4, 2.0]))
+    return _scaled_reflected(value, distribution, rng.choice([0.5, 0.7, 1.4, 2.0]))
 
 
 def _weight_decay(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
@@ -151,33 +151,33 @@ def _momentum(value: Any, distribution: BaseDistribution, rng: np.random.Generat
 
 
 def _dropout(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    return _shifted(value, distribution, rng.choice([-0.1, 0.1, 0.2]))
+    return _shifted_reflected(value, distribution, rng.choice([-0.1, 0.1, 0.2]))
 
 
 def _label_smoothing(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    return _shifted(value, distribution, rng.choice([-0.05, 0.05, 0.1]))
+    return _shifted_reflected(value, distribution, rng.choice([-0.05, 0.05, 0.1]))
 
 
 def _any_value(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    """For parameters of which only the distribution is known."""
+    """Mutate a parameter whose kind has no rule of its own, by its distribution."""
     if isinstance(distribution, CategoricalDistribution):
         others = other_choices(distribution, value)
         return others[int(rng.integers(len(others)))]
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     if distribution.log:
-        return _scaled_back(value, distribution, math.exp(rng.normal(0.0, 0.7)))
+        return _scaled_reflected(value, distribution, math.exp(rng.normal(0.0, 0.7)))
     spread = 0.2 * (distribution.high - distribution.low)
-    return _shifted(value, distribution, rng.normal(0.0, spread))
+    return _shifted_reflected(value, distribution, rng.normal(0.0, spread))
 
 
-def _shifted(value: Any, distribution: BaseDistribution, delta: float) -> Any:
-    """Turned back at a bound, so that a mutation is not lost there."""
+def _shifted_reflected(value: Any, distribution: BaseDistribution, delta: float) -> Any:
+    """Shift a value; at a bound in the opposite direction, so that the value changes."""
     shifted = _numeric(value, distribution, value + delta)
     return _numeric(value, distribution, value - delta) if shifted == value else shifted
 
 
-def _scaled_back(value: Any, distribution: BaseDistribution, factor: float) -> Any:
-    """Turned back at a bound as well."""
+def _scaled_reflected(value: Any, distribution: BaseDistribution, factor: float) -> Any:
+    """Scale a value; at a bound by the inverse factor, so that the value changes."""
     scaled = _scaled(value, distribution, factor)
     return _scaled(value, distribution, 1 / factor) if scaled == value else scaled
 
@@ -187,14 +187,14 @@ def _scaled(value: Any, distribution: BaseDistribution, factor: float) -> Any:
 
 
 def _numeric(value: Any, distribution: BaseDistribution, new: float) -> Any:
-    """``new``, rounded to four digits and made to fit.
+    """The valid value nearest to ``new``, with four significant digits where possible.
 
-    Values on a grid move by one step at least, unless a bound stands in the way.
+    Values on a grid change by at least one step, unless they are at a bound.
     """
     if isinstance(distribution, CategoricalDistribution):
         numbers = sorted(other_choices(distribution, value))
         choices: list[Any] = list(distribution.choices)
-        # Zero counts as a tenth of the smallest positive choice.
+        # Distances are logarithmic. Zero counts as a tenth of the smallest positive choice.
         floor = min((c for c in choices if c > 0), default=1.0) / 10
         return min(numbers, key=lambda c: abs(math.log(max(c, floor) / max(new, floor))))
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
@@ -218,16 +218,17 @@ _RULES: dict[str, ValueMutation] = {
 
 
 def describe(old: Params, new: Params) -> str:
-    """What changed, in words: ``"lr 0.001 -> 0.0027, batch_size 32 -> 64"``.
+    """Describe a change of parameters: ``"lr 0.001 -> 0.0027, batch_size 32 -> 64"``.
 
-    Groups of neurons that change alike, all of a layer, are named as the layer.
+    If all groups of neurons of a layer change alike, the layer is named instead of its groups.
 
     Args:
         old: The parent's parameters.
-        new: The branch's parameters; one that the parent lacks is named with its value.
+        new: The branch's parameters. A parameter that the parent does not have is listed with its
+            value.
 
     Returns:
-        The sentence; ``"no change"`` for a control.
+        The description; ``"no change"`` for the control.
     """
     changes: dict[str, list[str]] = {}
     for name, value in new.items():
@@ -235,20 +236,20 @@ def describe(old: Params, new: Params) -> str:
             changes.setdefault(f"{_text(value)}", []).append(name)
         elif old[name] != value:
             changes.setdefault(f"{_text(old[name])} -> {_text(value)}", []).append(name)
-    layers = _groups(name for name in new if kind_of(name) == "activation")
+    layers = _groups_by_layer(name for name in new if kind_of(name) == "activation")
     parts = [_join(_merged(names, layers), change) for change, names in changes.items()]
     return ", ".join(parts) or NO_CHANGE
 
 
 def _merged(names: list[str], layers: dict[str, list[str]]) -> list[str]:
-    """``names``, with a layer's in place of those of all its groups."""
-    whole = {
+    """``names``, in which the name of a layer replaces those of all its groups."""
+    layer_of = {
         group: layer
         for layer, groups in layers.items()
         if set(groups) <= set(names)
         for group in groups
     }
-    return list(dict.fromkeys(whole.get(name, name) for name in names))
+    return list(dict.fromkeys(layer_of.get(name, name) for name in names))
 
 
 def _join(names: list[str], change: str) -> str:

@@ -1,7 +1,7 @@
-"""What comes next: a pure function of the plan and the record so far.
+"""The next phase of a run, as a function of its plan and its history.
 
-Nothing of a run's progress is kept anywhere else, so that a resumed run decides exactly as an
-uninterrupted one does.
+The progress of a run is stored nowhere else, so that a resumed run makes the same decisions as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -13,37 +13,38 @@ from optuna.trial import TrialState
 
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Role, Segment
-from optuna_miha._search.learning_rate import CALMING, scaled
+from optuna_miha._search.learning_rate import DIVERGENCE_FACTOR, scale_lr
 from optuna_miha._search.plan import Plan
 
-_STALE_CYCLES = 3
-"""Cycles in a row without a new best after which the rest of the budget is better annealed."""
+_MAX_STALE_CYCLES = 3
+"""Cycles in a row without a new best after which the rest of the budget is annealed."""
 
 _RESTART_LENGTH = 1.5
-"""Epochs of a new training, in those that the best network had behind it. Annealing pays at a
-little more than the age at which overfitting begins without it."""
+"""Epochs of a restart, relative to those that the best network had trained. Annealing needs a few
+more epochs than those after which overfitting begins without it."""
 
-_LEAST_RESTART = 8
-"""Epochs. Shorter trainings cannot anneal."""
+_MIN_RESTART_EPOCHS = 8
+"""Epochs of the shortest restart. A shorter one cannot be annealed."""
 
-_RETRIES = 3
-"""Of a phase in which the trunk diverged. The rate is then at a thirtieth, or at a tenth if it had
-been raised; what diverges even so has another cause."""
+_MAX_RETRIES = 3
+"""Retries of a phase in which the trunk diverged. The learning rate is then at a thirtieth, or at
+a tenth if it had been raised. If training still diverges, the cause is a different one."""
 
-_LEAST_RESTARTS = 2
-"""With room for fewer, the final phase is the better use of the budget."""
+_MIN_RESTARTS = 2
+"""If fewer restarts fit into the rest of the budget, the final phase is the better use of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """A part of the run that ends with a final phase.
+    """A part of a run that ends with a final phase.
 
-    There is one, unless a run that was over is given a larger ``n_epochs``.
+    A run has one stretch. It gets another one each time that it is extended by a larger
+    ``n_epochs`` after its end.
 
     Args:
         first_cycle: Number of its first cycle.
-        start: Epochs spent before it.
-        end: Epochs spent when it is over.
+        start: Epochs spent before its start.
+        end: Epochs spent at its end.
     """
 
     first_cycle: int
@@ -53,15 +54,15 @@ class Stretch:
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """What to train next.
+    """The segments to train next.
 
     Args:
-        role: The role of its segments.
-        cycle: The cycle.
-        parent: The segment whose checkpoint they start from; :obj:`None`: from scratch.
-        n_epochs: Epochs of each segment.
-        size: How many siblings. Of a trunk or a final phase: how many attempts, those that
-            diverged before included.
+        role: Their role.
+        cycle: Their cycle.
+        parent: The segment whose checkpoint they start from; :obj:`None`: the initial weights.
+        n_epochs: Epochs of each segment; 0 in a start-up race, whose rungs depend on ``size``.
+        size: Number of siblings. For a trunk or a final phase: number of attempts, including
+            earlier ones that diverged.
     """
 
     role: Role
@@ -72,53 +73,53 @@ class Phase:
 
 
 def next_phase(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
-    """The phase that the record calls for; :obj:`None` when the stretch is over.
+    """The next phase; :obj:`None` at the end of the stretch.
 
     Args:
         plan: The run's plan.
         stretch: The present stretch.
-        lineage: The record.
+        lineage: The history.
     """
     present = [s for s in lineage if s.cycle >= stretch.first_cycle]
     finals = [s for s in present if s.role == "final"]
     if finals:
-        return _final_again(stretch, lineage, finals)
+        return _retry_final(stretch, lineage, finals)
     restarts = sorted((s for s in present if s.role == "restart"), key=lambda s: s.cycle)
     if restarts:
         cycle = restarts[-1].cycle
-        again = _restart(plan, stretch, lineage, restarts)
-        return again or _final(stretch, lineage, cycle, lineage.best())
+        restart = _restart(plan, stretch, lineage, restarts)
+        return restart or _final(stretch, lineage, cycle, lineage.best())
     cycle = stretch.first_cycle
     head = lineage.best_before(cycle)
     if cycle == 0:
         size = plan.race_size(stretch.end)
-        # A budget that changed after the race does not reopen it.
+        # A budget that changed after the race does not extend the race.
         is_over = bool(lineage.group("trunk", 0) or lineage.group("branch", 1))
-        if size > 1 and not is_over and not _is_decided(lineage.group("startup", 0), size):
+        if size > 1 and not is_over and not _all_finished(lineage.group("startup", 0), size):
             return Phase(role="startup", cycle=0, parent=None, n_epochs=0, size=size)
         head = lineage.winner("startup", 0)
 
-    while _is_decided(lineage.group("branch", cycle + 1), plan.population_size):
+    while _all_finished(lineage.group("branch", cycle + 1), plan.population_size):
         cycle += 1
     head = _last_winner(lineage, stretch.first_cycle, cycle) or head
-    runs_up = cycle == stretch.first_cycle and plan.runup_epochs is not None
-    length = plan.runup_epochs if runs_up else plan.fixing_epochs
+    is_runup = cycle == stretch.first_cycle and plan.runup_epochs is not None
+    length = plan.runup_epochs if is_runup else plan.fixing_epochs
 
     reserve = plan.reserve(stretch.end - stretch.start)
     available = stretch.end - lineage.spent - reserve
-    another = plan.n_cycles is None or cycle - stretch.first_cycle < plan.n_cycles
-    population = plan.population_epochs if another else 0
+    is_cycle_allowed = plan.n_cycles is None or cycle - stretch.first_cycle < plan.n_cycles
+    population = plan.population_epochs if is_cycle_allowed else 0
     trunk = lineage.group("trunk", cycle)
     branches = lineage.group("branch", cycle + 1)
     if not branches and length and available > population and (not trunk or _may_retry(trunk)):
         length, size = min(length, available - population), len(trunk) + 1
         return Phase(role="trunk", cycle=cycle, parent=head, n_epochs=length, size=size)
     head = lineage.winner("trunk", cycle) or head
-    affordable = another and available >= population
+    is_affordable = is_cycle_allowed and available >= population
     restart = _restart(plan, stretch, lineage, [])
-    # Where restarts pay, they pay more than waiting for the trunk to recover.
-    patience = _STALE_CYCLES if restart is None else 1
-    if branches or (affordable and not _is_stale(lineage, stretch, cycle, patience)):
+    # If restarts are possible, they are better than waiting for the trunk to recover.
+    max_stale = _MAX_STALE_CYCLES if restart is None else 1
+    if branches or (is_affordable and not _is_stale(lineage, stretch, cycle, max_stale)):
         return Phase(
             role="branch",
             cycle=cycle + 1,
@@ -134,7 +135,7 @@ def next_phase(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
 
 
 def _last_winner(lineage: Lineage, first_cycle: int, cycle: int) -> Segment | None:
-    """Where the cycles that are over have led; :obj:`None` if none of them led anywhere."""
+    """The segment that the latest finished cycle selected; :obj:`None` if there is none."""
     for past in range(cycle, first_cycle, -1):
         winner = lineage.winner("branch", past) or lineage.winner("trunk", past - 1)
         if winner is not None:
@@ -143,19 +144,19 @@ def _last_winner(lineage: Lineage, first_cycle: int, cycle: int) -> Segment | No
 
 
 def _may_retry(attempts: dict[int, Segment]) -> bool:
-    """Whether the trunk diverged, and has not done so too often.
+    """Whether the last attempt diverged and another one is allowed.
 
-    Nor is it tried again where the learning rate is not to be changed, or as low as it gets:
-    what diverged once would do so again.
+    Without a learning rate that can be lowered, there is no retry, because it would diverge in
+    the same way.
     """
     last = attempts[max(attempts)]
-    if last.state != TrialState.FAIL or not last.is_diverged or len(attempts) > _RETRIES:
+    if last.state != TrialState.FAIL or not last.is_diverged or len(attempts) > _MAX_RETRIES:
         return False
-    return scaled(last.params, last.distributions, CALMING) != last.params
+    return scale_lr(last.params, last.distributions, DIVERGENCE_FACTOR) != last.params
 
 
-def _final_again(stretch: Stretch, lineage: Lineage, finals: list[Segment]) -> Phase | None:
-    """A final phase that diverged, with what is left of the budget."""
+def _retry_final(stretch: Stretch, lineage: Lineage, finals: list[Segment]) -> Phase | None:
+    """A retry of a diverged final phase with the rest of the budget, if it is possible."""
     last = finals[-1]
     attempts = lineage.group("final", last.cycle)
     if not _may_retry(attempts):
@@ -166,7 +167,7 @@ def _final_again(stretch: Stretch, lineage: Lineage, finals: list[Segment]) -> P
 
 
 def _final(stretch: Stretch, lineage: Lineage, cycle: int, parent: Segment | None) -> Phase | None:
-    """What is left of the budget, if anything is."""
+    """A final phase with the rest of the budget; :obj:`None` if the budget is spent."""
     remaining = stretch.end - lineage.spent
     if remaining <= 0:
         return None
@@ -176,36 +177,37 @@ def _final(stretch: Stretch, lineage: Lineage, cycle: int, parent: Segment | Non
 def _restart(
     plan: Plan, stretch: Stretch, lineage: Lineage, earlier: list[Segment]
 ) -> Phase | None:
-    """A new training, if the budget has room for one of sensible length.
+    """A restart, if the plan allows it and the budget suffices.
 
     Args:
         plan: The run's plan.
         stretch: The present stretch.
-        lineage: The record.
-        earlier: The restarts of this stretch, in their order.
+        lineage: The history.
+        earlier: The restarts of this stretch so far, in order.
     """
     best, remaining = lineage.best(), stretch.end - lineage.spent
     if not plan.restarts or plan.anneal is None or best is None or best.checkpoint is None:
         return None
-    if len(earlier) >= _STALE_CYCLES and all(s.trained == 0 for s in earlier[-_STALE_CYCLES:]):
-        return None  # They cannot even begin.
+    last = earlier[-_MAX_STALE_CYCLES:]
+    if len(last) == _MAX_STALE_CYCLES and all(s.trained == 0 for s in last):
+        return None  # They fail before their first epoch.
     age = int(best.checkpoint["best_epoch"])
-    length = max(_LEAST_RESTART, math.ceil(_RESTART_LENGTH * age))
-    if remaining < length * (1 if earlier else _LEAST_RESTARTS):
+    length = max(_MIN_RESTART_EPOCHS, math.ceil(_RESTART_LENGTH * age))
+    if remaining < length * (1 if earlier else _MIN_RESTARTS):
         return None
-    # The last one takes what would be too short for another.
+    # The last restart takes the epochs that do not suffice for another one.
     n_epochs = length if remaining - length >= length else remaining
     cycle = 1 + max(s.cycle for s in lineage)
     return Phase(role="restart", cycle=cycle, parent=None, n_epochs=n_epochs)
 
 
-def _is_decided(siblings: dict[int, Segment], size: int) -> bool:
-    """Whether each place among the siblings has its record."""
+def _all_finished(siblings: dict[int, Segment], size: int) -> bool:
+    """Whether there is a finished segment for every branch index."""
     return all(branch in siblings for branch in range(size))
 
 
-def _is_stale(lineage: Lineage, stretch: Stretch, cycle: int, patience: int) -> bool:
-    """Whether none of the last ``patience`` cycles brought a new best."""
+def _is_stale(lineage: Lineage, stretch: Stretch, cycle: int, max_stale: int) -> bool:
+    """Whether none of the last ``max_stale`` cycles brought a new best."""
     best = lineage.best()
-    oldest = cycle - patience + 1
+    oldest = cycle - max_stale + 1
     return oldest > stretch.first_cycle and (best is None or best.cycle < oldest)

@@ -10,73 +10,74 @@ from typing import Any, Literal
 from optuna_miha._history.scalars import as_int
 
 _RACE_EPOCHS = 3
-"""Epochs of the first rung of the start-up race; every later rung doubles a survivor's age."""
+"""Epochs of the first rung of the start-up race. Each later rung doubles the survivors' age."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a budget of epochs is spent.
+    """The division of a budget of epochs into phases.
 
-    Every epoch that any network trains counts: those of branches that lose, are pruned or fail
-    as much as those of the trunk. The defaults were found by equal-budget experiments on small
-    supervised tasks; see the documentation's page on the algorithm.
+    Every epoch of every network counts, including those of losing, pruned and failed branches.
+    The defaults were selected in experiments at equal budgets on small supervised tasks; see the
+    page on the algorithm in the documentation.
 
     Args:
         n_epochs:
             The whole budget, in epochs.
         population_size:
-            Branches per cycle, the control included.
+            Branches per cycle, including the control.
         branch_epochs:
-            Epochs that each branch trains. The pruner is asked once, half-way; a slope needs
-            two values by then, so that below 4 :class:`SlopePruner` cuts nothing.
+            Epochs of each branch. The pruner is called once, half-way. :class:`SlopePruner` needs
+            two values by then and therefore prunes nothing below 4.
         fixing_epochs:
-            The most epochs that the trunk trains alone in a cycle (*fixing* in MIHA). ``0``:
-            cycles follow each other directly.
+            Maximum number of epochs that the trunk trains alone in a cycle (*fixing* in MIHA).
+            ``0``: the trunk does not train alone.
         startup:
-            The most configurations that enter the start-up race; fewer do where
-            ``startup_share`` does not suffice. ``1``: no race, the initial configuration is the
-            trunk.
+            Maximum number of configurations in the start-up race. The race has fewer if
+            ``startup_share`` does not suffice for them. ``1``: there is no race, and the initial
+            configuration is the trunk.
         startup_share:
-            The most that the race may cost, as a share of ``n_epochs``.
+            Maximum cost of the race, as a share of ``n_epochs``.
         final_share:
-            Share of ``n_epochs`` kept for the final phase.
+            Share of ``n_epochs`` reserved for the final phase.
         anneal:
-            ``"cosine"``: the final phase continues the best trunk. Over its first tenth the
-            learning rate rises to three times what it was, if it is a float parameter named
-            ``lr``, since what wins over a few epochs at a constant rate has too small a one; then
-            it goes to zero along half a cosine.
-            :obj:`None`: it continues the present trunk at a constant learning rate.
+            ``"cosine"``: the final phase continues the best segment so far. Over its first tenth
+            the learning rate rises to three times its value, if it is a float parameter named
+            ``lr``, because a rate that wins over a few epochs at a constant rate is too small for
+            annealing. Then it falls to zero along half a cosine.
+            :obj:`None`: the final phase continues the present trunk at a constant learning rate.
         ema_decay:
-            Decay, per epoch, of the moving average of the weights by whose validation value
-            branches are judged: ``average = decay * average + (1 - decay) * weights``. ``0``
-            switches it off; branches are then judged by the weights themselves.
+            Decay per epoch of the moving average of the weights:
+            ``average = decay * average + (1 - decay) * weights``. Branches are judged by the
+            validation value of the average. ``0``: there is no average, and branches are judged
+            by the value of their weights.
         control:
-            Whether the first branch of every population keeps the trunk's parameters. It shows
-            whether a change was worth more than training on, and is never pruned.
+            Whether the first branch of every population keeps the parameters of the trunk. It
+            shows whether a mutation is better than continued training, and is never pruned.
         patience:
-            The trunk, training alone, ends after this many epochs without improvement.
-            :obj:`None`: never.
+            Early stopping: when the trunk trains alone, it stops after this many epochs without
+            improvement. :obj:`None`: it does not stop early.
         prune:
-            Whether the study's pruner is asked half-way through a population.
+            Whether the study's pruner is called half-way through a population.
         runup_epochs:
-            Epochs of the trunk before the first cycle; :obj:`None`: as ``fixing_epochs``.
+            Epochs of the trunk before the first cycle; :obj:`None`: ``fixing_epochs``.
         n_cycles:
-            The most cycles; :obj:`None`: as many as the budget has room for.
+            Maximum number of cycles; :obj:`None`: as many as fit into the budget.
         mutations:
-            The kinds of mutation allowed, for instance ``("lr", "optimizer")``; :obj:`None`:
-            whatever ``model_fn`` suggests. A kind is the part of a parameter's name before its
-            first dot.
+            The kinds of parameters that may mutate, such as ``("lr", "optimizer")``. A kind is
+            the part of a parameter's name before its first dot. :obj:`None`: all parameters that
+            ``model_fn`` suggests.
         restarts:
-            Whether, where the network overfits within a fraction of the budget, what is left
-            goes to new trainings from the initial weights instead of the final phase: each
-            takes one and a half times the epochs that the best had behind it, with the best
-            parameters so far, from the second one on with two changes of them, and twice their
-            learning rate, which is annealed. A trunk past its best has nothing to hand on. Not
-            without ``anneal``.
+            Whether the rest of the budget is spent on restarts from the initial weights, instead
+            of the final phase, if the network overfits early, because continuing an overfitted
+            trunk does not help. Each restart takes one and a half times as many epochs as the
+            best network had trained. It uses the best parameters so far, from the second restart
+            on with two changes. The learning rate rises to twice that of the best parameters and
+            then falls to zero. Without ``anneal`` there are no restarts.
 
     Raises:
-        TypeError: If a value is of the wrong type.
-        ValueError: If a value is out of its range, or the budget is too small for one cycle.
+        TypeError: If a value has the wrong type.
+        ValueError: If a value is out of range, or the budget is too small for one cycle.
     """
 
     n_epochs: int = 200
@@ -103,21 +104,21 @@ class Plan:
                 f"`mutations` must be a tuple of kinds, got {self.mutations!r}: write "
                 f"({self.mutations!r},)."
             )
-        if isinstance(self.mutations, list):  # As it comes back from JSON.
+        if isinstance(self.mutations, list):  # After reading the plan from JSON.
             object.__setattr__(self, "mutations", tuple(self.mutations))
-        for name, least in _LEAST.items():
+        for name, minimum in _MINIMUMS.items():
             value = as_int(getattr(self, name))
             if value is None and name in _OPTIONAL:
                 continue
             object.__setattr__(self, name, value)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"`{name}` must be an integer, got {value!r}.")
-            if value < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {value}.")
-            if value > _MOST:
-                n_bits = value.bit_length()  # Python refuses to print some.
+            if value < minimum:
+                raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
+            if value > _MAX_VALUE:
+                n_bits = value.bit_length()  # Python limits the digits of `repr`.
                 shown = value if n_bits < 100 else f"a number of {n_bits} bits"
-                raise ValueError(f"`{name}` must be at most {_MOST}, got {shown}.")
+                raise ValueError(f"`{name}` must be at most {_MAX_VALUE}, got {shown}.")
         for name in ("startup_share", "final_share", "ema_decay"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < 1:
@@ -144,18 +145,18 @@ class Plan:
     ) -> Plan:
         """MIHA as published: run-up, cycles of population and fixing, final training.
 
-        One initial configuration, a constant learning rate, no averaging, no pruning, and
-        MIHA's three kinds of mutation (optimizer, activation of a layer, batch size), as far as
-        ``model_fn`` offers them. What was an error in the published code is not repeated:
-        fitness is measured on validation data as a mean over objects.
+        There is one initial configuration, a constant learning rate, no averaging and no pruning.
+        The optimizer, the activations and the batch size mutate, as far as ``model_fn`` suggests
+        them. Errors of the published code are corrected: fitness is measured on validation data,
+        as a mean over samples.
 
         Args:
-            runup_epochs: Epochs of the initial and, again, of the final training (MIHA's ``m``).
+            runup_epochs: Epochs of the initial training, and of the final training (MIHA's ``m``).
             n_cycles: Number of cycles (``c``).
             population_size: Branches per cycle (``pop_size``).
             branch_epochs: Epochs of each branch (``n``).
-            fixing_epochs: Epochs that the chosen one trains alone afterwards (``k``).
-            control: Whether one branch stays unchanged (``check_mode``).
+            fixing_epochs: Epochs that the selected network then trains alone (``k``).
+            control: Whether one branch does not mutate (``check_mode``).
 
         Returns:
             A plan of ``2 * m + c * (pop_size * n + k)`` epochs.
@@ -184,10 +185,10 @@ class Plan:
 
     @classmethod
     def no_search(cls, n_epochs: int) -> Plan:
-        """Plain training, to compare with: the initial configuration and nothing else.
+        """Plain training with the initial configuration, as a baseline.
 
-        No race, no cycles, a constant learning rate, no averaging; the epoch that validates
-        best is returned.
+        There is no race, there are no cycles, the learning rate is constant, and weights are not
+        averaged. The result is the epoch with the best validation value.
 
         Args:
             n_epochs: Epochs to train.
@@ -206,31 +207,31 @@ class Plan:
 
     @property
     def population_epochs(self) -> int:
-        """Epochs that a population costs if nothing is pruned."""
+        """Epochs of a population without pruning."""
         return self.population_size * self.branch_epochs
 
     @property
     def branch_rungs(self) -> tuple[int, ...]:
-        """Epochs of each rung of a population; the pruner is asked between rungs."""
+        """Epochs of each rung of a population. The pruner is called between rungs."""
         first = self.branch_epochs // 2
         if not self.prune or first == 0:
             return (self.branch_epochs,)
         return (first, self.branch_epochs - first)
 
     def reserve(self, n_epochs: int) -> int:
-        """Epochs kept for the final phase out of ``n_epochs``."""
+        """Epochs reserved for the final phase if the budget is ``n_epochs``."""
         return round(self.final_share * n_epochs)
 
     def race_size(self, n_epochs: int) -> int:
-        """Configurations that a race can afford out of ``n_epochs``; 1: there is no race."""
+        """Configurations in the race if the budget is ``n_epochs``; 1: there is no race."""
         spare = n_epochs - self.reserve(n_epochs) - self.population_epochs - 1
         affordable = min(math.floor(self.startup_share * n_epochs), spare)
-        # Each configuration more costs more. Not counted down, lest a large number take forever.
+        # The cost increases with the size. Bisection is fast even if `startup` is very large.
         return 1 + bisect_right(range(2, self.startup + 1), affordable, key=race_cost)
 
     def least_n_epochs(self) -> int:
-        """The smallest ``n_epochs`` that has room for one cycle."""
-        return bisect_left(range(_MOST), True, key=self._has_room_for_a_cycle)
+        """The smallest budget that suffices for one cycle, in epochs."""
+        return bisect_left(range(_MAX_VALUE), True, key=self._has_room_for_a_cycle)
 
     def _has_room_for_a_cycle(self, n_epochs: int) -> bool:
         runup = 1 if self.fixing_epochs or self.runup_epochs else 0
@@ -244,10 +245,10 @@ class Plan:
         return values
 
 
-_MOST = 10**9
-"""Of any number in a plan. Nobody trains for so long, and floats still count to it."""
+_MAX_VALUE = 10**9
+"""Upper bound of all integers in a plan: far above any real budget, and exact as a float."""
 
-_LEAST = {
+_MINIMUMS = {
     "n_epochs": 1,
     "population_size": 1,
     "branch_epochs": 1,
@@ -261,11 +262,11 @@ _OPTIONAL = {"patience", "runup_epochs", "n_cycles"}
 
 
 def race_rungs(size: int) -> list[tuple[int, int]]:
-    """The rungs of a race between ``size`` configurations: halve until one is left.
+    """The rungs of a race between ``size`` configurations, halved until one is left.
 
     Returns:
-        Pairs of how many configurations train and for how many epochs. Eight configurations:
-        ``[(8, 3), (4, 3), (2, 6)]``, 48 epochs.
+        One pair per rung: number of configurations, and epochs of each of them. For eight
+        configurations it is ``[(8, 3), (4, 3), (2, 6)]``, 48 epochs in total.
     """
     rungs = []
     age = 0

@@ -1,6 +1,6 @@
-"""The configurations that race at the start, besides the user's own.
+"""The configurations of the start-up race besides the initial one.
 
-They are what won often on small supervised tasks; none was tuned to a particular one.
+They often won on small supervised tasks. None was tuned for a particular task.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PORTFOLIO: tuple[dict[str, Any], ...] = (
 )
 
 _USUAL_BATCH_SIZES = (16, 64)
-"""A user's batch size outside of these bounds is raced against 32."""
+"""Bounds of usual batch sizes. If the initial one is outside of them, other candidates use 32."""
 
 
 def startup_candidates(
@@ -41,22 +41,21 @@ def startup_candidates(
 ) -> list[Params]:
     """The configurations of a start-up race, the initial one first.
 
-    Entries of the portfolio are cut to what the search space offers; where several become the
-    same, the places that fall free are filled with the initial configuration after one to
-    three random mutations.
+    The entries of the portfolio are restricted to the search space. Duplicates are replaced by
+    the initial configuration after one to three random mutations.
 
     Args:
         initial: The initial configuration.
         distributions: The distributions of its parameters, by name.
-        size: How many configurations to return.
-        rng: Source of every draw.
+        size: Number of configurations to return.
+        rng: The random generator to draw from.
 
     Returns:
-        ``size`` dictionaries, pairwise different where the space has that many points.
+        ``size`` dictionaries, which are pairwise different if the search space is large enough.
     """
     candidates = [dict(initial)]
     for entry in _PORTFOLIO:
-        candidate = _overlay(initial, distributions, entry)
+        candidate = _with_entry(initial, distributions, entry)
         if candidate not in candidates:
             candidates.append(candidate)
 
@@ -74,11 +73,13 @@ def startup_candidates(
     return candidates[:size]
 
 
-def _overlay(initial: Params, distributions: Distributions, entry: dict[str, Any]) -> Params:
+def _with_entry(initial: Params, distributions: Distributions, entry: dict[str, Any]) -> Params:
+    """The initial configuration with the values of an entry that the search space contains."""
     optimizer = entry["optimizer"]
-    offered = "optimizer" in distributions and contains(distributions["optimizer"], optimizer)
-    # Its learning rate is of no use with another optimizer; Adam's is what most others take.
-    if not offered and ("optimizer" in distributions or optimizer == "sgd"):
+    is_offered = "optimizer" in distributions and contains(distributions["optimizer"], optimizer)
+    # The learning rate of the entry suits its own optimizer only. If `model_fn` suggests no
+    # optimizer, the rates of Adam and AdamW are tried, because they suit most others too.
+    if not is_offered and ("optimizer" in distributions or optimizer == "sgd"):
         return dict(initial)
     candidate = dict(initial)
     for name, distribution in distributions.items():
@@ -94,7 +95,7 @@ def _overlay(initial: Params, distributions: Distributions, entry: dict[str, Any
                 candidate[name] = fit(distribution, value)
         elif contains(distribution, value):
             candidate[name] = value
-    if offered and "momentum" in entry and "momentum" not in initial:
-        # Suggested only once the optimizer is SGD, so the initial configuration may lack it.
+    if is_offered and "momentum" in entry and "momentum" not in initial:
+        # The initial configuration has no momentum if it is suggested only for SGD.
         candidate["momentum"] = entry["momentum"]
     return candidate

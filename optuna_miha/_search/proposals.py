@@ -10,7 +10,7 @@ import optuna
 
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Role, Segment
-from optuna_miha._search.learning_rate import calming, peak, scaled
+from optuna_miha._search.learning_rate import divergence_factor, peak_factor, scale_lr
 from optuna_miha._search.mutation import Params, describe
 from optuna_miha._search.phases import Phase
 from optuna_miha._search.plan import Plan
@@ -21,7 +21,7 @@ _logger = optuna.logging.get_logger("optuna.miha")
 
 @dataclass(frozen=True)
 class Proposal:
-    """What is proposed for one sibling.
+    """The proposal for one sibling.
 
     Args:
         params: The hyperparameters.
@@ -38,11 +38,11 @@ class Proposer(Protocol):
     """Proposes hyperparameters for the siblings of a phase."""
 
     def propose(self, phase: Phase, branch: int) -> Proposal | None:
-        """The proposal for one branch index; :obj:`None` leaves it to the study's sampler."""
+        """The proposal for a branch index; :obj:`None` if the study's sampler has to propose."""
         ...
 
-    def before(self, phase: Phase) -> Params:
-        """The parameters that a mutation is described against."""
+    def reference_params(self, phase: Phase) -> Params:
+        """The parameters against which the mutations of a phase are described."""
         ...
 
 
@@ -53,7 +53,7 @@ class Proposals:
         study: The study, whose sampler proposes mutations.
         lineage: The history.
         plan: The plan.
-        context: What proposals depend on, such as the initial configuration.
+        context: The data that proposals depend on, such as the initial configuration.
     """
 
     def __init__(
@@ -78,18 +78,19 @@ class Proposals:
                 return sampler.propose_startup(self._context, branch)
             return None
         if phase.role == "restart":
-            return self._restarted(phase)
+            return self._restart_params(phase)
         params, distributions = self._context.initial_params, self._context.distributions
         if parent is not None:
-            params, distributions = self._paced(phase.role, parent), parent.distributions
+            params, distributions = self._params_for(phase.role, parent), parent.distributions
         if phase.role in ("trunk", "final"):
-            calmer = scaled(params, distributions, calming(self._lineage, parent))
-            if calmer != params:
-                whence = "the start" if parent is None else f"the end of trial {parent.number}"
+            lowered = scale_lr(params, distributions, divergence_factor(self._lineage, parent))
+            if lowered != params:
+                start = "the start" if parent is None else f"the end of trial {parent.number}"
                 _logger.warning(
-                    f"Training diverged; it goes on from {whence} with {describe(params, calmer)}."
+                    f"Training diverged. It continues from {start} with "
+                    f"{describe(params, lowered)}."
                 )
-            return calmer
+            return lowered
         if phase.role != "branch" or (self._plan.control and branch == 0):
             return params
         if isinstance(sampler, MihaSampler):
@@ -98,24 +99,24 @@ class Proposals:
             )
         return None
 
-    def before(self, phase: Phase) -> Params:
+    def reference_params(self, phase: Phase) -> Params:
         """See :class:`Proposer`."""
-        before = self._lineage.best() if phase.role == "restart" else phase.parent
-        return self._context.initial_params if before is None else before.params
+        reference = self._lineage.best() if phase.role == "restart" else phase.parent
+        return self._context.initial_params if reference is None else reference.params
 
-    def _restarted(self, phase: Phase) -> Params | None:
-        """The parameters of a new training: the best so far, and changes from the second on."""
+    def _restart_params(self, phase: Phase) -> Params | None:
+        """The best parameters so far; from the second restart on, with changes."""
         best, sampler = self._lineage.best(), self._study.sampler
         assert best is not None
-        params = self._paced(phase.role, best)
+        params = self._params_for(phase.role, best)
         if not any(s.role == "restart" for s in self._lineage):
             return params
         if isinstance(sampler, MihaSampler):
             return sampler.propose_restart(self._context, phase.cycle, params, best.distributions)
         return None
 
-    def _paced(self, role: Role, before: Segment) -> Params:
-        """The parameters of a segment, with the learning rate that suits another role."""
-        now = peak(self._plan, self._lineage, role)
-        then = peak(self._plan, self._lineage, before.role, before.number)
-        return scaled(before.params, before.distributions, now / then)
+    def _params_for(self, role: Role, segment: Segment) -> Params:
+        """The parameters of ``segment``, with the learning rate scaled for another role."""
+        new = peak_factor(self._plan, self._lineage, role)
+        old = peak_factor(self._plan, self._lineage, segment.role, segment.number)
+        return scale_lr(segment.params, segment.distributions, new / old)

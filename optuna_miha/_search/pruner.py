@@ -1,4 +1,4 @@
-"""The pruner that judges a trial by the slope of its values."""
+"""A pruner that extrapolates the values of a trial."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ Costs: TypeAlias = Mapping[int, float]
 
 
 class SlopePruner(BasePruner):
-    """Prunes a trial that would not catch up even if it went on improving as it does now.
+    """Prunes a trial that would stay worse than its best peer even if it kept improving.
 
-    The last values are continued along their least-squares line, if it improves, to the end of
-    the trial. If what it reaches there is still worse than what the best of its peers has at
-    the same step, the trial is cut. Learning curves flatten, so the line promises too much
-    rather than too little; and the best of all peers is never cut.
+    The last values of a trial are extrapolated to its end along their least-squares line, if they
+    improve, and as a constant otherwise. The trial is pruned if the extrapolated value is worse
+    than the best value of its peers at the present step. Learning curves flatten, so that a line
+    is rather too optimistic. The best of all peers is never pruned.
 
-    In a run of :func:`~optuna_miha.optimize` the peers are the siblings of a branch, a trial
-    ends with its population, and a branch without siblings is held against its parent's value.
-    In any other study the peers are all other trials that got as far as this one, and a trial
-    is taken to end where the longest of them ended.
+    In a run of :func:`~optuna_miha.optimize`, the peers of a branch are its siblings, and its end
+    is that of the population. A branch without siblings is compared with its parent's value. In
+    any other study, the peers are all other trials that reached the present step, and the end is
+    the last step of the longest of them.
 
-    A trial whose last value is NaN is pruned; other NaN values, and steps that were not
-    reported, are passed over. With fewer than two values there is no slope, and no pruning.
+    A trial whose last value is NaN is pruned. Other NaN values and missing steps are ignored.
+    With fewer than two values, a trial is not pruned.
 
     Args:
         n_warmup_steps:
-            No pruning before a trial has reported more than this many steps after its first.
+            Number of steps after the first reported one during which a trial is not pruned.
         window:
-            How many of the last values the line is fitted to; in a run the parent's value at
+            Number of last values to which the line is fitted. In a run, the parent's value at
             birth is not one of them.
         margin:
-            A trial is cut only if it stays worse by more than this share of the best peer's
+            A trial is pruned only if it would be worse by more than this share of the best peer's
             absolute value.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(self, *, n_warmup_steps: int = 0, window: int = 3, margin: float = 0.0) -> None:
@@ -59,7 +59,7 @@ class SlopePruner(BasePruner):
         self._margin = margin
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Whether ``trial`` should be pruned, given what it and its peers reported."""
+        """Whether ``trial`` should be pruned, given the reported values of it and its peers."""
         step = trial.last_step
         if step is None:
             return False
@@ -76,14 +76,14 @@ class SlopePruner(BasePruner):
     def is_hopeless(
         self, own: Costs, peers: Sequence[Costs], *, birth: int = -1, end: int | None = None
     ) -> bool:
-        """The rule itself, on costs by step: values oriented so that lower is better, no NaN.
+        """The pruning rule, for costs by step: values oriented so that lower is better, no NaN.
 
         Args:
-            own: The costs of the one to be judged, up to now.
-            peers: Those of its peers.
-            birth: The step at which it inherited its weights; what it cost there is its
-                parent's, and not a part of its slope.
-            end: The step at which it ends; :obj:`None`: where the longest of its peers ended.
+            own: The costs of the trial so far.
+            peers: The costs of its peers.
+            birth: The step at which it inherited its weights. The cost at this step is that of
+                its parent, and is not used for the slope.
+            end: Its last step; :obj:`None`: the last step of the longest of its peers.
         """
         if not own:
             return False
@@ -91,15 +91,15 @@ class SlopePruner(BasePruner):
         points = [(float(s), own[s]) for s in sorted(own) if s > birth][-self._window :]
         if len(points) < 2 or step - min(own) < self._n_warmup_steps:
             return False
-        as_far = [p for p in peers if p and min(p) <= step <= max(p)]
-        if as_far:
-            target = min(p[max(s for s in p if s <= step)] for p in as_far)
+        compared = [p for p in peers if p and min(p) <= step <= max(p)]
+        if compared:
+            target = min(p[max(s for s in p if s <= step)] for p in compared)
         elif birth in own:
             target = own[birth]
         else:
             return False
         if end is None:
-            end = max((max(p) for p in as_far), default=step)
+            end = max((max(p) for p in compared), default=step)
         slope = least_squares_slope(points)
         gain = min(slope, 0.0) * (end - step) if math.isfinite(slope) else 0.0
         expected = points[-1][1] + gain
@@ -119,9 +119,10 @@ def _peers(study: Study, trial: FrozenTrial) -> list[FrozenTrial]:
     ]
     if attributes.ROLE not in trial.user_attrs:
         return others
-    return [t for t in others if _position(t) == _position(trial)]
+    return [t for t in others if _sibling_key(t) == _sibling_key(trial)]
 
 
-def _position(trial: FrozenTrial) -> tuple[object, ...]:
+def _sibling_key(trial: FrozenTrial) -> tuple[object, ...]:
+    """The attributes that are equal for siblings."""
     keys = (attributes.ROLE, attributes.CYCLE, attributes.PARENT)
     return tuple(trial.user_attrs.get(key) for key in keys)

@@ -1,4 +1,4 @@
-"""The sampler that proposes the trunk's parameters with one change."""
+"""The sampler, which proposes mutations of the trunk's parameters."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ from optuna_miha._search.space import kind_of, kinds, value_or_initial
 
 _STARTUP_STREAM, _BRANCH_STREAM, _TRIAL_STREAM = range(3)
 
-_RESTART_CHANGES = 2
+_N_RESTART_MUTATIONS = 2
 
 
 class MihaSampler(BaseSampler):
     """Proposes mutations of the trunk.
 
-    In a run of :func:`~optuna_miha.optimize`, a branch gets the parameters of its parent with
-    one change of a kind drawn uniformly, siblings changes of different kinds, and a start-up
-    trial a configuration of the portfolio. In an ordinary ``study.optimize`` the best trial so
-    far plays the trunk, and the first trial starts from the middle of the search space, or
-    from what the ``suggest_*`` functions of this package declare as initial.
+    In a run of :func:`~optuna_miha.optimize`, a branch gets the parameters of its parent with one
+    mutation. Its kind is drawn uniformly, and siblings get different kinds. A candidate of the
+    start-up race gets a configuration of the portfolio. In an ordinary ``study.optimize``, the
+    best trial so far takes the role of the trunk. The first trial gets the initial values that
+    the ``suggest_*`` functions of this package declare, or the middle of the search space.
 
-    A proposal depends on the seed, the trial's place in the run and the finished trials alone.
-    No random state is carried from one trial to the next, so that a resumed study gets the
-    proposals that an uninterrupted one would have got.
+    A proposal depends only on the seed, the trial's position in the run and the finished trials.
+    No random state is passed from trial to trial, so that a resumed study gets the same proposals
+    as an uninterrupted one.
 
     Args:
         seed:
-            Seed of the proposals; :obj:`None` draws one. In a run it is the seed of everything,
-            initial weights included, and the study remembers it.
+            Seed of the proposals; :obj:`None`: a random seed. In a run it is the seed of the whole
+            run, including the initial weights, and is stored in the study.
         mutation:
-            Replaces the built-in change of a value: called with the trunk's value, the
-            distribution and a :class:`numpy.random.Generator`, it returns the new value, which
+            Replaces the built-in mutation of a value. It is called with the trunk's value, the
+            distribution and a :class:`numpy.random.Generator`, and returns the new value, which
             must lie within the distribution.
 
     Raises:
         TypeError: If the seed is not an integer.
-        ValueError: If it is negative, or when used in a multi-objective study.
+        ValueError: If the seed is negative, or if the study is multi-objective.
     """
 
     def __init__(self, seed: int | None = None, *, mutation: ValueMutation | None = None) -> None:
         self.seed = None if seed is None else operator.index(seed)
         if self.seed is not None and self.seed < 0:
-            raise ValueError(f"`seed` must be an integer from 0 on, got {seed}.")
-        self._own_seed = secrets.randbits(31) if self.seed is None else self.seed
+            raise ValueError(f"`seed` must be a non-negative integer, got {seed}.")
+        self._seed_outside_runs = secrets.randbits(31) if self.seed is None else self.seed
         self._mutation = mutation
         self._proposals: dict[object, Params] = {}
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Empty: a search space may depend on the values, so each is proposed when asked for."""
+        """Return an empty space, because parameters may depend on the values of others."""
         return {}
 
     def sample_relative(
@@ -86,13 +86,13 @@ class MihaSampler(BaseSampler):
 
         Args:
             study: The study.
-            trial: The trial that asks.
+            trial: The trial.
             param_name: The parameter's name.
             param_distribution: Its distribution.
 
         Returns:
-            The proposal's value; the initial value of a parameter that the trunk did not have,
-            or whose old value ``param_distribution`` no longer contains.
+            The proposed value. If the trunk does not have the parameter, or
+            ``param_distribution`` does not contain its value, the initial value.
         """
         _check_single_objective(study)
         return value_or_initial(self._proposal(study, trial), param_name, param_distribution)
@@ -104,12 +104,12 @@ class MihaSampler(BaseSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """Forget the trial's proposal."""
-        self._proposals.pop(_key(study, trial), None)
+        """Delete the trial's proposal from the cache."""
+        self._proposals.pop(_trial_key(study, trial), None)
 
     def _proposal(self, study: Study, trial: FrozenTrial) -> Params:
-        """The proposal for ``trial``, worked out once and remembered until the trial ends."""
-        key = _key(study, trial)
+        """The proposal for ``trial``, which is cached until the trial ends."""
+        key = _trial_key(study, trial)
         if key not in self._proposals:
             self._proposals[key] = self._propose(study, trial)
         return self._proposals[key]
@@ -117,7 +117,7 @@ class MihaSampler(BaseSampler):
     def _propose(self, study: Study, trial: FrozenTrial) -> Params:
         role = trial.user_attrs.get(attributes.ROLE)
         if role not in ("startup", "branch"):
-            return self._ordinary(study, trial)
+            return self._propose_outside_run(study, trial)
         context = read_search_context(study)
         branch = trial.user_attrs[attributes.BRANCH]
         if role == "startup":
@@ -128,19 +128,19 @@ class MihaSampler(BaseSampler):
             trunk = study.get_trials(deepcopy=False)[parent]
             params, distributions = trunk.params, trunk.distributions
         if attributes.ENQUEUED in trial.user_attrs:
-            return params  # The user changed something already.
+            return params  # The enqueued parameters are its mutation.
         return self.propose_branch(
             context, trial.user_attrs[attributes.CYCLE], branch, params, distributions
         )
 
     def propose_startup(self, context: SearchContext, branch: int) -> Params:
-        """The configuration of the portfolio for one place of the start-up race.
+        """The configuration of one candidate of the start-up race.
 
         Args:
-            context: What proposals depend on.
-            branch: The place, from 0 on.
+            context: The data that proposals depend on.
+            branch: The branch index of the candidate, from 0.
         """
-        allowed = context.allowed(context.distributions)
+        allowed = context.allowed_kinds(context.distributions)
         candidates = startup_candidates(
             context.initial_params,
             {k: v for k, v in context.distributions.items() if kind_of(k) in allowed},
@@ -157,21 +157,21 @@ class MihaSampler(BaseSampler):
         params: Params,
         distributions: Distributions,
     ) -> Params:
-        """The parent's parameters with one change.
+        """The parent's parameters with one mutation.
 
         Args:
-            context: What proposals depend on.
+            context: The data that proposals depend on.
             cycle: The cycle.
-            branch: The place among the siblings.
+            branch: The branch index.
             params: The parent's parameters.
             distributions: Their distributions.
         """
-        names = context.allowed(distributions)
-        if not names:
+        allowed = context.allowed_kinds(distributions)
+        if not allowed:
             return params
         seed = [context.seed, _BRANCH_STREAM, cycle]
-        # All siblings shuffle the kinds alike and take turns, so that each tries another one.
-        kind = np.random.default_rng(seed).permutation(names)[branch % len(names)]
+        # The kinds are shuffled in the same way for all siblings, which take one each in turn.
+        kind = np.random.default_rng(seed).permutation(allowed)[branch % len(allowed)]
         return mutate(
             params,
             distributions,
@@ -183,41 +183,42 @@ class MihaSampler(BaseSampler):
     def propose_restart(
         self, context: SearchContext, cycle: int, params: Params, distributions: Distributions
     ) -> Params:
-        """The best parameters so far with two changes of different kinds, for a new training.
+        """The best parameters so far with two mutations of different kinds.
 
         Args:
-            context: What proposals depend on.
-            cycle: The restart's cycle, which no other has.
+            context: The data that proposals depend on.
+            cycle: The cycle, which contains only this restart.
             params: The best parameters so far.
             distributions: Their distributions.
         """
-        for change in range(_RESTART_CHANGES):  # The kinds take turns, as among siblings.
+        for change in range(_N_RESTART_MUTATIONS):  # Of different kinds, as among siblings.
             params = self.propose_branch(context, cycle, change, params, distributions)
         return params
 
-    def _ordinary(self, study: Study, trial: FrozenTrial) -> Params:
+    def _propose_outside_run(self, study: Study, trial: FrozenTrial) -> Params:
+        """The best trial's parameters with one mutation."""
         finished = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
         trials = study.get_trials(deepcopy=False, states=finished)
         if not trials:
             return {}
-        # Until one is complete, a walk away from what failed.
-        complete = any(t.state == TrialState.COMPLETE for t in trials)
-        best = study.best_trial if complete else trials[-1]
-        names = list(kinds(best.distributions))
-        if not names:
+        # As long as no trial is complete, the last one is mutated, to leave failing parameters.
+        has_complete = any(t.state == TrialState.COMPLETE for t in trials)
+        best = study.best_trial if has_complete else trials[-1]
+        possible = list(kinds(best.distributions))
+        if not possible:
             return best.params
-        rng = np.random.default_rng([self._own_seed, _TRIAL_STREAM, trial.number])
+        rng = np.random.default_rng([self._seed_outside_runs, _TRIAL_STREAM, trial.number])
         return mutate(
             best.params,
             best.distributions,
-            names[rng.integers(len(names))],
+            possible[rng.integers(len(possible))],
             rng,
             upward_lr=False,
             value_mutation=self._mutation,
         )
 
 
-def _key(study: Study, trial: FrozenTrial) -> object:
+def _trial_key(study: Study, trial: FrozenTrial) -> object:
     return study.study_name, trial.number, trial.datetime_start
 
 
@@ -231,13 +232,13 @@ def _check_single_objective(study: Study) -> None:
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What the proposals of a run depend on, besides the parent.
+    """The data that the proposals of a run depend on, apart from the parent.
 
     Args:
         seed: The run's seed.
         initial_params: The initial configuration.
         distributions: Its distributions, by name.
-        mutations: Kinds that may change; :obj:`None`: all.
+        mutations: Kinds that may mutate; :obj:`None`: all.
     """
 
     seed: int
@@ -245,14 +246,14 @@ class SearchContext:
     distributions: Distributions
     mutations: Sequence[str] | None
 
-    def allowed(self, distributions: Distributions) -> list[str]:
-        """The kinds that may change, of those that can."""
-        every = kinds(distributions)
-        return [kind for kind in every if self.mutations is None or kind in self.mutations]
+    def allowed_kinds(self, distributions: Distributions) -> list[str]:
+        """The kinds in ``distributions`` that may mutate."""
+        possible = kinds(distributions)
+        return [kind for kind in possible if self.mutations is None or kind in self.mutations]
 
 
 def read_search_context(study: Study) -> SearchContext:
-    """Read a run from its study, which outlives the sampler."""
+    """Read the context of the run that a study contains."""
     attrs = study.user_attrs
     return SearchContext(
         seed=int(attrs[attributes.RUN_SEED]),

@@ -1,4 +1,4 @@
-"""What is known of a hyperparameter besides its distribution: initial value, kind, defaults."""
+"""Properties of a hyperparameter besides its distribution: initial value, kind, defaults."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ DEFAULT_LR: Mapping[str, float] = {
     "rmsprop": 1e-3,
     "sgd": 0.03,
 }
-"""The learning rate that stands for "one times the default" of each optimizer class. Torch's
-own defaults, but for SGD (which torch leaves at 1e-3) and NAdam (2e-3)."""
+"""The default learning rate of each optimizer class. They are torch's defaults, except for SGD
+(1e-3 in torch) and NAdam (2e-3 in torch)."""
 
 DEFAULT_MOMENTUM = 0.9
-"""Where a branch that changes to SGD starts."""
+"""Momentum of a branch whose optimizer changes to SGD."""
 
 OFFERED_OPTIMIZERS = ("adam", "adamw", "sgd", "adadelta")
-"""The optimizers of MIHA."""
+"""Default choices of the optimizer: those of MIHA."""
 
 OFFERED_ACTIVATIONS = (
     "relu",
@@ -50,14 +50,15 @@ OFFERED_ACTIVATIONS = (
     "silu",
     "tanh",
 )
-"""MIHA's nine, and four that became common since. All are free of parameters."""
+"""Default choices of an activation: MIHA's nine, and four that have become common since. None of
+them has parameters."""
 
 _declared: ContextVar[tuple[str, Any] | None] = ContextVar("declared_initial", default=None)
 
 
 @contextmanager
 def declare_initial(name: str, value: Any) -> Iterator[None]:
-    """Tell the sampler, for the suggestion made inside, where the user starts from."""
+    """Declare the user's initial value to the sampler, for a suggestion within the context."""
     token = _declared.set((name, value))
     try:
         yield
@@ -66,9 +67,10 @@ def declare_initial(name: str, value: Any) -> Iterator[None]:
 
 
 def initial_value(name: str, distribution: BaseDistribution) -> Any:
-    """The declared initial value of ``name``, else the middle of its distribution.
+    """The declared initial value of ``name``, or the middle of its distribution.
 
-    The middle is geometric for a log scale, and the first choice for a categorical.
+    The middle is the arithmetic mean of the bounds, their geometric mean on a log scale, and the
+    first choice of a categorical.
     """
     declared = _declared.get()
     if declared is not None and declared[0] == name and contains(distribution, declared[1]):
@@ -82,7 +84,7 @@ def initial_value(name: str, distribution: BaseDistribution) -> Any:
 
 
 def value_or_initial(params: Mapping[str, Any], name: str, distribution: BaseDistribution) -> Any:
-    """The value that ``params`` holds, where ``distribution`` contains it, or else the initial."""
+    """The value in ``params`` if ``distribution`` contains it, otherwise the initial value."""
     if name in params and contains(distribution, params[name]):
         return params[name]
     return initial_value(name, distribution)
@@ -104,7 +106,7 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
 
 
 def fit(distribution: FloatDistribution | IntDistribution, value: float) -> float | int:
-    """The value of ``distribution`` nearest to ``value``: clipped, and on the step's grid."""
+    """The value of ``distribution`` nearest to ``value``, within its bounds and on its grid."""
     low, high, step = distribution.low, distribution.high, distribution.step
     value = min(max(value, low), high)
     if step is not None:
@@ -113,18 +115,18 @@ def fit(distribution: FloatDistribution | IntDistribution, value: float) -> floa
 
 
 def scalable_rate(distributions: Mapping[str, BaseDistribution]) -> FloatDistribution | None:
-    """The distribution of the learning rate where it can be scaled: if it is one of floats."""
+    """The distribution of the learning rate if it is a float parameter, which can be scaled."""
     distribution = distributions.get("lr")
     return distribution if isinstance(distribution, FloatDistribution) else None
 
 
 def kind_of(name: str) -> str:
-    """The kind of mutation that a parameter belongs to: ``activation.fc1`` -> ``activation``."""
+    """The kind of a parameter: ``activation.fc1`` -> ``activation``."""
     return name.split(".", 1)[0]
 
 
 def kinds(distributions: Mapping[str, BaseDistribution]) -> dict[str, list[str]]:
-    """Parameters that can change, grouped by kind; kinds and names in alphabetical order."""
+    """Parameters with several possible values, by kind; kinds and names sorted alphabetically."""
     groups: dict[str, list[str]] = {}
     for name in sorted(distributions):
         if not distributions[name].single():
@@ -133,20 +135,20 @@ def kinds(distributions: Mapping[str, BaseDistribution]) -> dict[str, list[str]]
 
 
 def other_choices(distribution: CategoricalDistribution, value: Any) -> Sequence[Any]:
-    """The choices besides ``value``; 1 and True are different ones."""
+    """The choices other than ``value``. 1 and True are different choices."""
     return [c for c in distribution.choices if c != value or type(c) is not type(value)]
 
 
 def check_names(what: str, names: Iterable[str], known: Mapping[str, Any]) -> None:
-    """Refuse names that are not in a table.
+    """Check that names are known.
 
     Args:
-        what: What they are names of, for the message.
+        what: The object that a name denotes, for the message.
         names: The names.
-        known: The table.
+        known: A mapping with the known names as keys.
 
     Raises:
-        ValueError: If one is not in it.
+        ValueError: If a name is unknown.
     """
     unknown = [name for name in names if name not in known]
     if unknown:

@@ -255,8 +255,8 @@ def test_a_function_gets_copies_and_may_return_a_part() -> None:
 
 @pytest.mark.parametrize("crossover", [miha.UniformCrossover(prob=0.2), miha.AverageWeights()])
 def test_what_can_be_used_is_accepted(crossover: Any) -> None:
-    check_crossover(crossover, miha.Plan(), own_trainer=False)
-    check_crossover(None, miha.Plan(90, population_size=1), own_trainer=True)
+    check_crossover(crossover, miha.Plan(), custom_trainer=False)
+    check_crossover(None, miha.Plan(90, population_size=1), custom_trainer=True)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from optuna_miha import Plan
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import ROLES, Role
-from optuna_miha._search.learning_rate import peak, scaled
+from optuna_miha._search.learning_rate import peak_factor, scale_lr
 from optuna_miha._search.phases import Phase, Stretch, next_phase
 from optuna_miha._search.plan import race_rungs
 
@@ -461,14 +461,14 @@ def test_a_branch_recorded_before_an_interruption_is_not_the_parent_of_its_sibli
 
 def test_what_is_annealed_begins_at_a_raised_rate() -> None:
     lineage = Lineage(StudyDirection.MINIMIZE)
-    assert {role: peak(Plan(90), lineage, role) for role in ROLES} == {
+    assert {role: peak_factor(Plan(90), lineage, role) for role in ROLES} == {
         "startup": 1,
         "branch": 1,
         "trunk": 1,
         "restart": 2,
         "final": 3,
     }
-    assert {peak(Plan(90, anneal=None), lineage, role) for role in ROLES} == {1}
+    assert {peak_factor(Plan(90, anneal=None), lineage, role) for role in ROLES} == {1}
 
 
 @pytest.mark.parametrize("role", ["trunk", "restart"])
@@ -476,29 +476,31 @@ def test_nothing_is_raised_after_training_diverged(role: Role) -> None:
     diverged = {"scores": (1.0, math.nan), "value": None, "state": TrialState.FAIL}
     alone = segment(5, role=role, **diverged)
     lineage = Lineage(StudyDirection.MINIMIZE, [segment(4), alone])
-    assert peak(Plan(90), lineage, "final") == peak(Plan(90), lineage, "restart") == 1
-    assert peak(Plan(90), lineage, "final", 3) == 3, "It was raised, before that happened."
+    assert (
+        peak_factor(Plan(90), lineage, "final") == peak_factor(Plan(90), lineage, "restart") == 1
+    )
+    assert peak_factor(Plan(90), lineage, "final", 3) == 3, "It was raised, before that happened."
     # A change may be too much for a branch; a raised rate, for a final phase.
     for harmless in (segment(5, role="branch", **diverged), segment(5, role="final", **diverged)):
         lineage = Lineage(StudyDirection.MINIMIZE, [segment(4), harmless])
-        assert peak(Plan(90), lineage, "final") == 3
+        assert peak_factor(Plan(90), lineage, "final") == 3
 
 
 @given(lr=st.floats(1e-5, 1.0), factor=st.floats(0.01, 10.0))
 def test_a_rate_that_is_multiplied_comes_back_when_divided(lr: float, factor: float) -> None:
     rates = {"lr": FloatDistribution(1e-8, 1e2, log=True)}
-    there = scaled({"lr": lr, "width": 3}, rates, factor)
+    there = scale_lr({"lr": lr, "width": 3}, rates, factor)
     assert there == {"lr": pytest.approx(factor * lr, rel=1e-3), "width": 3}
-    assert scaled(there, rates, 1 / factor)["lr"] == pytest.approx(lr, rel=2e-3)
+    assert scale_lr(there, rates, 1 / factor)["lr"] == pytest.approx(lr, rel=2e-3)
 
 
 def test_a_multiplied_rate_stays_in_its_range() -> None:
     rates = {"lr": FloatDistribution(1e-4, 1e-2, log=True)}
-    assert scaled({"lr": 5e-3}, rates, 3) == {"lr": 1e-2}
-    assert scaled({"lr": 2e-4}, rates, 1 / 3) == {"lr": 1e-4}
+    assert scale_lr({"lr": 5e-3}, rates, 3) == {"lr": 1e-2}
+    assert scale_lr({"lr": 2e-4}, rates, 1 / 3) == {"lr": 1e-4}
 
 
 def test_a_rate_that_is_no_range_of_numbers_stays_as_it_is() -> None:
     choices = {"lr": CategoricalDistribution([0.1, 0.3])}
-    assert scaled({"lr": 0.1}, choices, 3) == {"lr": 0.1}
-    assert scaled({"width": 3}, {}, 3) == {"width": 3}
+    assert scale_lr({"lr": 0.1}, choices, 3) == {"lr": 0.1}
+    assert scale_lr({"width": 3}, {}, 3) == {"width": 3}

@@ -149,7 +149,7 @@ def test_pruned_and_failed_trials_are_not_the_trunk() -> None:
 
 def test_a_seed_is_an_integer_from_0_on() -> None:
     assert type(miha.MihaSampler(seed=np.int64(3)).seed) is int
-    with pytest.raises(ValueError, match="`seed` must be an integer from 0 on, got -1"):
+    with pytest.raises(ValueError, match="`seed` must be a non-negative integer, got -1"):
         miha.MihaSampler(seed=-1)
     with pytest.raises(TypeError, match="'float' object cannot be interpreted as an integer"):
         miha.MihaSampler(seed=0.5)  # type: ignore[arg-type]
