@@ -1,4 +1,4 @@
-"""The figure of a comparison."""
+"""The figure of a comparison of methods."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from optuna_miha.visualization._style import (
     scale,
 )
 
-Course: TypeAlias = Sequence[tuple[int, float]]
-"""Pairs of epochs spent and the best value so far."""
+Curve: TypeAlias = Sequence[tuple[int, float]]
+"""Pairs of trained epochs and the best value so far."""
 
 _COLOURS = {
     "miha": VERMILION,
@@ -39,16 +39,16 @@ _COLOURS = {
     "no-search-cosine": GREY,
 }
 _DASHED = {"miha-classic", "hyperband", "tpe-retrain", "no-search-cosine"}
-"""One of each pair of similar colours, so that they differ in grey print, too."""
+"""One of each pair of similar colours, so that both are distinguishable in greyscale."""
 
 
 def plot_comparison(comparison: Comparison) -> Any:
-    """Best validation value so far over the epochs spent.
+    """Plot the best validation value so far over the number of trained epochs.
 
-    A line is the mean over seeds of one method, its band one standard error up and down.
+    Each line is the mean of one method over seeds; its band is plus and minus one standard error.
 
     Args:
-        comparison: What :func:`~optuna_miha.compare` returned.
+        comparison: The return value of :func:`~optuna_miha.compare`.
 
     Returns:
         A plotly ``Figure``.
@@ -60,31 +60,26 @@ def plot_comparison(comparison: Comparison) -> Any:
     if not isinstance(comparison, Comparison):
         raise TypeError(
             f"`comparison` must be an optuna_miha.Comparison, got "
-            f"{type(comparison).__qualname__}: pass what `optuna_miha.compare` returned."
+            f"{type(comparison).__qualname__}: pass the return value of `optuna_miha.compare`."
         )
-    courses: dict[str, list[Course]] = {}
+    curves: dict[str, list[Curve]] = {}
     for run in comparison.runs:
-        courses.setdefault(run.method, []).append(run.curve)
+        curves.setdefault(run.method, []).append(run.curve)
     end = max((run.epochs for run in comparison.runs), default=0)
-    means = {method: _mean_course([c for c in many if c], end) for method, many in courses.items()}
-    drawn = {method: found for method, found in means.items() if found is not None}
-    values = [value for many in courses.values() for one in many for _, value in one]
+    means = {
+        method: _mean_curve([c for c in of_seeds if c], end) for method, of_seeds in curves.items()
+    }
+    drawn = {method: mean for method, mean in means.items() if mean is not None}
+    values = [value for of_seeds in curves.values() for curve in of_seeds for _, value in curve]
     is_log = is_log_scale(values)
 
     figure = blank_figure("Comparison")
     for method, (epochs, centre, error) in drawn.items():
         low, high = centre - error, centre + error
-        if is_log:  # There is nothing below zero.
+        if is_log:  # A log axis has no values below zero.
             low = np.maximum(low, min(values))
-        band: dict[str, Any] = {"mode": "lines", "line": {"width": 0, "shape": "hv"}}
-        band |= {"legendgroup": method, "showlegend": False, "hoverinfo": "skip"}
-        colour = _colour(method)
-        red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-        figure.add_scatter(x=epochs, y=high, **band)
-        figure.add_scatter(
-            x=epochs, y=low, fill="tonexty", fillcolor=f"rgba({red},{green},{blue},0.15)", **band
-        )
-    for method, (epochs, centre, _) in drawn.items():  # Above all bands.
+        _add_band(figure, method, epochs, low, high)
+    for method, (epochs, centre, _) in drawn.items():  # Lines are drawn above all bands.
         line = {
             "color": _colour(method),
             "width": 3.5 if method == REFERENCE else 2,
@@ -97,7 +92,7 @@ def plot_comparison(comparison: Comparison) -> Any:
     title = {"text": "mean ± standard error", "font": {"size": FONT}}
     figure.update_layout(legend_title=title, hovermode="x unified")
     figure.update_xaxes(
-        title_text="epochs trained, every trial and branch counted", range=[0, max(end, 1)]
+        title_text="epochs trained, including all trials and branches", range=[0, max(end, 1)]
     )
     figure.update_yaxes(title_text=f"best validation {escape(comparison.monitor)} so far")
     if drawn:
@@ -111,16 +106,32 @@ def _colour(method: str) -> str:
     return _COLOURS.get(method, BLACK)
 
 
-def _mean_course(courses: Sequence[Course], end: int) -> tuple[Any, Any, Any] | None:
-    """Epochs, mean and standard error, from where on every seed has a value."""
-    if not courses:
+def _add_band(figure: Any, method: str, epochs: Any, low: Any, high: Any) -> None:
+    band: dict[str, Any] = {"mode": "lines", "line": {"width": 0, "shape": "hv"}}
+    band |= {"legendgroup": method, "showlegend": False, "hoverinfo": "skip"}
+    colour = _colour(method)
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    figure.add_scatter(x=epochs, y=high, **band)
+    figure.add_scatter(
+        x=epochs, y=low, fill="tonexty", fillcolor=f"rgba({red},{green},{blue},0.15)", **band
+    )
+
+
+def _mean_curve(curves: Sequence[Curve], end: int) -> tuple[Any, Any, Any] | None:
+    """Epochs, mean and standard error, starting where every seed has a value.
+
+    Args:
+        curves: The curves of one method, none of them empty.
+        end: The last epoch.
+    """
+    if not curves:
         return None
-    first = max(course[0][0] for course in courses)
-    epochs = np.array(sorted({e for one in courses for e, _ in one if e >= first} | {end}))
+    first = max(curve[0][0] for curve in curves)
+    epochs = np.array(sorted({e for curve in curves for e, _ in curve if e >= first} | {end}))
     rows = []
-    for course in courses:
-        at, values = (np.array(column) for column in zip(*course, strict=True))
-        rows.append(values[np.searchsorted(at, epochs, side="right") - 1])
+    for curve in curves:
+        curve_epochs, values = (np.array(column) for column in zip(*curve, strict=True))
+        rows.append(values[np.searchsorted(curve_epochs, epochs, side="right") - 1])
     table = np.array(rows)
     error = np.zeros(len(epochs))
     if len(table) > 1:

@@ -27,33 +27,33 @@ from optuna_miha.visualization._style import (
     value_scale,
 )
 
-# From the lowest to the topmost.
-_THIN: Mapping[str, dict[str, Any]] = {
+# Both from back to front.
+_LOSER_LINES: Mapping[str, dict[str, Any]] = {
     "pruned": {"color": GREY, "width": 1, "dash": "dot"},
     "failed": {"color": VERMILION, "width": 1, "dash": "dot"},
     "start-up race, lost": {"color": PURPLE, "width": 1.2},
     "branch, lost": {"color": ORANGE, "width": 1.2},
-    "new training, lost": {"color": SKY, "width": 1.2},
+    "restart, lost": {"color": SKY, "width": 1.2},
 }
-_THICK = {
+_WINNER_COLOURS = {
     "start-up race, won": PURPLE,
     "branch, won": ORANGE,
     "trunk": BLUE,
-    "new training, won": SKY,
+    "restart, won": SKY,
     "final phase": GREEN,
 }
-_ENDS = {"pruned": "x", "failed": "triangle-down"}
-"""The mark at the end of what did not train to its end."""
+_END_SYMBOLS = {"pruned": "x", "failed": "triangle-down"}
+"""Markers at the last epoch of segments that did not train to their end."""
 
-_MANY = 150
-"""Segments above which thick lines and large marks would hide what is around them."""
+_MANY_SEGMENTS = 150
+"""Number of segments above which winners and markers are drawn smaller, to hide less."""
 
-_HOVER = "%{hovertext}<br>epoch %{x}: %{y:.5g}<extra></extra>"
+_HOVER_TEMPLATE = "%{hovertext}<br>epoch %{x}: %{y:.5g}<extra></extra>"
 
 
 @dataclass
-class _Lines:
-    """The lines of one class, joined to one with gaps."""
+class _LineGroup:
+    """Segments that are drawn alike, as one trace with gaps."""
 
     x: list[int | None] = field(default_factory=list)
     y: list[float | None] = field(default_factory=list)
@@ -63,7 +63,7 @@ class _Lines:
 
     def add(self, epochs: list[int], values: list[float], hover: str) -> None:
         self.count += 1
-        if not epochs:  # It failed before its first value.
+        if not epochs:  # The segment failed before its first value.
             return
         self.x += [*epochs, None]
         self.y += [*values, None]
@@ -72,16 +72,16 @@ class _Lines:
 
 
 def plot_lineage(study: optuna.Study, *, target_name: str | None = None) -> Any:
-    """The tree of trunk and branches over the epochs of their lineage.
+    """Plot the tree of trunk and branches over lineage epochs.
 
-    Every line is a segment of training, a trial; it starts where its parent ended. What was
-    chosen among its siblings is thick. The axis is cut above what nearly all segments stay
-    below, so that a diverged one does not flatten the others; zoom out to see it.
+    Each line is a segment of training, that is, a trial; it starts where its parent ended.
+    Segments that won against their siblings are thick. The value axis cuts off outliers, so that
+    a diverged segment does not flatten the others; zoom out to see it.
 
     Args:
-        study: A study with a run of :func:`~optuna_miha.optimize`, be it over or not.
-        target_name: What is monitored, for the axis; :obj:`None`: ``"validation loss"`` where
-            the study minimizes, or its metric name if it has one.
+        study: A study with a finished or unfinished run of :func:`~optuna_miha.optimize`.
+        target_name: Name of the monitored value, for the axis; :obj:`None`: the metric name of
+            the study, or else ``"validation loss"`` if the study minimizes.
 
     Returns:
         A plotly ``Figure``.
@@ -89,44 +89,46 @@ def plot_lineage(study: optuna.Study, *, target_name: str | None = None) -> Any:
     Raises:
         ImportError: If plotly is not installed.
         TypeError: If ``study`` is not a study.
-        ValueError: If the study holds no run.
+        ValueError: If the study contains no run.
     """
     view = read_run_view(study, target_name)
     figure = blank_figure("Lineage")
-    width, size = (3.5, 7) if len(view.lineage) <= _MANY else (2, 4)
-    looks = {**_THIN, **{k: {"color": c, "width": width} for k, c in _THICK.items()}}
-    classes = {name: _Lines() for name in looks}
+    width, size = (3.5, 7) if len(view.lineage) <= _MANY_SEGMENTS else (2, 4)
+    winner_lines = {k: {"color": c, "width": width} for k, c in _WINNER_COLOURS.items()}
+    styles = {**_LOSER_LINES, **winner_lines}
+    groups = {name: _LineGroup() for name in styles}
     values: dict[bool, list[float]] = {True: [], False: []}  # Of winners and of all others.
     for segment in view.lineage:
-        epochs, course = view.course(segment)
-        classes[_class_of(view, segment)].add(epochs, course, view.hover(segment))
-        values[view.has_won(segment)] += course
-        if segment.value is not None:  # Of the weights themselves, where these were better.
+        epochs, curve = view.curve(segment)
+        groups[_group_of(view, segment)].add(epochs, curve, view.hover(segment))
+        values[view.has_won(segment)] += curve
+        if segment.value is not None:  # Not among the scores, if those are of averaged weights.
             values[False].append(segment.value)
-    for name, lines in classes.items():
-        if not lines.count:
+    for name, group in groups.items():
+        if not group.count:
             continue
         figure.add_scatter(
-            x=lines.x,
-            y=lines.y,
-            hovertext=lines.hover,
+            x=group.x,
+            y=group.y,
+            hovertext=group.hover,
             mode="lines",
-            line=looks[name],
-            name=f"{name} ({lines.count})",
+            line=styles[name],
+            name=f"{name} ({group.count})",
             legendgroup=name,
-            showlegend=name not in _ENDS,
-            hovertemplate=_HOVER,
+            showlegend=name not in _END_SYMBOLS,
+            hovertemplate=_HOVER_TEMPLATE,
         )
-        if name in _ENDS:
+        if name in _END_SYMBOLS:
+            marker = {"symbol": _END_SYMBOLS[name], "size": size, "color": styles[name]["color"]}
             figure.add_scatter(
-                x=[lines.x[k] for k in lines.ends],
-                y=[lines.y[k] for k in lines.ends],
-                hovertext=[lines.hover[k] for k in lines.ends],
+                x=[group.x[k] for k in group.ends],
+                y=[group.y[k] for k in group.ends],
+                hovertext=[group.hover[k] for k in group.ends],
                 mode="markers",
-                marker={"symbol": _ENDS[name], "size": size, "color": looks[name]["color"]},
-                name=f"{name} ({lines.count})",
+                marker=marker,
+                name=f"{name} ({group.count})",
                 legendgroup=name,
-                hovertemplate=_HOVER,
+                hovertemplate=_HOVER_TEMPLATE,
             )
     _add_best(figure, view)
     end = max(segment.end for segment in view.lineage)
@@ -136,18 +138,19 @@ def plot_lineage(study: optuna.Study, *, target_name: str | None = None) -> Any:
     return figure
 
 
-def _class_of(view: RunView, segment: Segment) -> str:
+def _group_of(view: RunView, segment: Segment) -> str:
     if segment.state == TrialState.PRUNED:
         return "pruned"
     if segment.state == TrialState.FAIL:
         return "failed"
     if segment.role in ("trunk", "final"):
         return "trunk" if segment.role == "trunk" else "final phase"
-    name = {"startup": "start-up race", "restart": "new training"}.get(segment.role, "branch")
+    name = {"startup": "start-up race"}.get(segment.role, segment.role)
     return f"{name}, {'won' if view.has_won(segment) else 'lost'}"
 
 
 def _add_best(figure: Any, view: RunView) -> None:
+    """Mark the best epoch of the run with a star."""
     best = view.lineage.best()
     if best is None:
         return

@@ -1,4 +1,4 @@
-"""Race, cycles and final phase, marked along the axis of lineage epochs."""
+"""Bands and labels that mark the phases along the axis of lineage epochs."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Any
 from optuna_miha.visualization._run_view import RunView
 from optuna_miha.visualization._style import BAND, SMALL
 
-STRIP = 20
-"""Height of the labels above the data, in pixels."""
+STRIP_HEIGHT = 20
+"""Height of the labels above the plot area, in pixels."""
 
-_CHARACTER = 7
+_CHARACTER_WIDTH = 7
 """Width of a character, in pixels."""
 
-_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-"""Of the cycles that are numbered, where there are many."""
+_LABEL_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+"""Candidate distances between numbered cycles, if there is no room to number each."""
 
 
 def phase_spans(view: RunView) -> list[tuple[str, int, int]]:
     """Label, first and last lineage epoch of every phase of the trunk.
 
-    A cycle is a branch and what the trunk trained alone after it.
+    A cycle consists of the branch that won and the trunk segments after it.
     """
     spans: list[tuple[str, int, int]] = []
     for segment in view.trunk:
         if segment.role == "startup":
             label = "race"
         elif segment.role in ("final", "restart"):
-            label = "final" if segment.role == "final" else "new training"
+            label = segment.role
         else:
             label = f"cycle {segment.cycle}" if segment.cycle else "run-up"
         if spans and spans[-1][0] == label:
@@ -38,12 +38,12 @@ def phase_spans(view: RunView) -> list[tuple[str, int, int]]:
 
 
 def add_phases(figure: Any, view: RunView, width: float) -> None:
-    """Shade every other phase, and name each above the data where there is room.
+    """Shade every other phase, and label phases above the plot area where there is room.
 
     Args:
         figure: The figure.
         view: The run.
-        width: Of the data, in pixels.
+        width: Width of the plot area, in pixels.
     """
     spans = phase_spans(view)
     shapes = [
@@ -64,7 +64,7 @@ def add_phases(figure: Any, view: RunView, width: float) -> None:
     common = {"y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
     labels: list[dict[str, Any]] = [
         {"text": text, "x": x, "xref": "x", "xanchor": "center", "font": {"size": SMALL - 1}}
-        for text, x in _labels(spans, pixels=width / spans[-1][2])
+        for text, x in _labels(spans, epoch_width=width / spans[-1][2])
     ]
     if any(label["text"].isdigit() for label in labels):
         labels.append(
@@ -77,26 +77,26 @@ def add_phases(figure: Any, view: RunView, width: float) -> None:
     )
 
 
-def _labels(spans: list[tuple[str, int, int]], pixels: float) -> list[tuple[str, float]]:
-    """Text and middle of the phases' labels: cycles by their numbers where they are short.
+def _labels(spans: list[tuple[str, int, int]], epoch_width: float) -> list[tuple[str, float]]:
+    """Text and centre of the labels; cycles too narrow for their label show only numbers.
 
     Args:
         spans: The phases.
-        pixels: Of an epoch.
+        epoch_width: Width of an epoch, in pixels.
     """
     cycles = [(label, end - start) for label, start, end in spans if label.startswith("cycle")]
-    is_short = any(len(label) * _CHARACTER > n * pixels for label, n in cycles)
-    usual = sum(n for _, n in cycles) * pixels / max(len(cycles), 1)
-    widest = (len(str(len(cycles))) + 1.5) * _CHARACTER
-    step = next((k for k in _STEPS if k * usual >= widest), _STEPS[-1])
+    is_narrow = any(len(label) * _CHARACTER_WIDTH > n * epoch_width for label, n in cycles)
+    mean_width = sum(n for _, n in cycles) * epoch_width / max(len(cycles), 1)
+    number_width = (len(str(len(cycles))) + 1.5) * _CHARACTER_WIDTH
+    step = next((k for k in _LABEL_STEPS if k * mean_width >= number_width), _LABEL_STEPS[-1])
     labels = []
     for label, start, end in spans:
         text = label
-        if is_short and label.startswith("cycle"):
+        if is_narrow and label.startswith("cycle"):
             text = label.removeprefix("cycle ")
             if int(text) % step:
                 continue
-        elif len(label) * _CHARACTER > (end - start) * pixels:
+        elif len(label) * _CHARACTER_WIDTH > (end - start) * epoch_width:
             continue
         labels.append((text, (start + end) / 2))
     return labels

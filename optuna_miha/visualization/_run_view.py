@@ -1,4 +1,4 @@
-"""What the figures of a run are drawn from."""
+"""A read-only view of a run, from which the figures are drawn."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Segment
 from optuna_miha._search.mutation import NO_CHANGE
 from optuna_miha._study.schema import read_segments
-from optuna_miha.visualization._style import number, sentence
+from optuna_miha.visualization._style import format_mutation, number
 
-_ROLES = {
+_ROLE_NAMES = {
     "startup": "start-up race",
     "branch": "branch",
     "trunk": "trunk",
-    "restart": "new training",
+    "restart": "restart",
     "final": "final phase",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunView:
-    """A run as it stands.
+    """The current state of a run.
 
     Args:
-        lineage: Its finished segments.
+        lineage: The finished segments.
         trunk:
-            The latest one that was chosen and those that it descends from, the oldest first.
-            Where there were new trainings, which nothing grows from, that of the best network.
-        winners: Trial numbers of all that became the trunk: the fittest of their siblings, and
-            what the final phase brought back, for its value, although it had not been.
-        label: What is monitored, for an axis.
-        is_loss: Whether it is minimized.
-        final_ends: By trial number of a segment whose learning rate falls to zero: the lineage
-            epoch at which it gets there.
+            The latest winner and its ancestors, the oldest first. After restarts, which no
+            segment continues, the best segment and its ancestors.
+        winners: Trial numbers of the segments that became the trunk: the fittest siblings, and
+            the segment that the final phase continues because of its value.
+        label: Name of the monitored value, for an axis.
+        is_loss: Whether the monitored value is minimized.
+        final_ends: Lineage epochs at which the learning rate reaches zero, by the trial numbers
+            of the segments that anneal it.
     """
 
     lineage: Lineage
@@ -49,8 +49,8 @@ class RunView:
     is_loss: bool
     final_ends: Mapping[int, int]
 
-    def course(self, segment: Segment) -> tuple[list[int], list[float]]:
-        """Lineage epochs and finite values of a segment, from its parent's last value on."""
+    def curve(self, segment: Segment) -> tuple[list[int], list[float]]:
+        """Lineage epochs and finite values of a segment, starting at its parent's last value."""
         points = list(enumerate(segment.scores, start=segment.birth + 1))
         parent = self.lineage.parent(segment)
         if parent is not None and parent.scores:
@@ -59,46 +59,46 @@ class RunView:
         return [epoch for epoch, _ in points], [value for _, value in points]
 
     def has_won(self, segment: Segment) -> bool:
-        """Whether it became the trunk."""
+        """Whether a segment became the trunk."""
         return segment.number in self.winners
 
     def hover(self, segment: Segment) -> str:
-        """What is to be known of a segment."""
-        place = _ROLES[segment.role]
+        """Hover text of a segment: trial, role, outcome, change and fitness."""
+        role = _ROLE_NAMES[segment.role]
         if segment.role in ("branch", "trunk"):
-            place += f" of cycle {segment.cycle}"
+            role += f" of cycle {segment.cycle}"
         outcome = segment.state.name.lower()
         if outcome == "complete":
             outcome = "won" if self.has_won(segment) else "lost"
-        lines = [f"trial {segment.number}: {place}, {outcome}"]
+        lines = [f"trial {segment.number}: {role}, {outcome}"]
         if segment.role in ("startup", "branch", "restart"):
-            lines.append(sentence(change(segment)))
+            lines.append(format_mutation(describe_change(segment)))
         if not math.isnan(segment.fitness):
             lines.append(f"fitness {number(segment.fitness)}")
         return "<br>".join(lines)
 
 
-def change(segment: Segment) -> str:
-    """What a segment changed, in words."""
+def describe_change(segment: Segment) -> str:
+    """Describe what a segment changed in its parent's hyperparameters."""
     if segment.mutation != NO_CHANGE:
         return segment.mutation
     if segment.role == "restart":
         return "the best parameters so far"
-    return "initial configuration" if segment.role == "startup" else "no change (control)"
+    return "initial configuration" if segment.role == "startup" else "control"
 
 
 def read_run_view(study: optuna.Study, target_name: str | None = None) -> RunView:
-    """Read the run that a study holds.
+    """Read the run in a study.
 
     Args:
         study: The study.
-        target_name: What is monitored; :obj:`None`: by the study's metric name, or by its
-            direction.
+        target_name: Name of the monitored value; :obj:`None`: derived from the study's metric
+            name or its direction.
 
     Raises:
         TypeError: If ``study`` is not a study.
-        ValueError: If it holds no run, or none that has finished a segment.
-        RecordError: If an attribute is not what a run writes there.
+        ValueError: If the study contains no run, or no finished segment.
+        RecordError: If a stored attribute is invalid.
     """
     if not isinstance(study, optuna.Study):
         raise TypeError(f"`study` must be an optuna.Study, got {type(study).__qualname__}.")
@@ -110,10 +110,11 @@ def read_run_view(study: optuna.Study, target_name: str | None = None) -> RunVie
     if not winners:
         raise ValueError(
             f"The study must hold a run with a finished segment, got {study.study_name!r} with "
-            f"{len(trials)} trials and none: call `optuna_miha.optimize(study, model_fn, ...)` "
-            "first, or load the study in which it ran."
+            f"{len(trials)} trials and no finished segment: call "
+            "`optuna_miha.optimize(study, model_fn, ...)` first, or load the study in which it "
+            "ran."
         )
-    # The final phase is the last of its cycle, although it may start before the trunk's end.
+    # The final phase is the last of its cycle, even if it starts before the end of the trunk.
     head = max(winners, key=lambda s: (s.cycle, s.role == "final", s.end))
     if restarts and best is not None:
         head = best

@@ -1,4 +1,4 @@
-"""The hyperparameters over the trunk's lineage."""
+"""The hyperparameters of the trunk over lineage epochs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from optuna_miha._search.learning_rate import pace
 from optuna_miha._search.space import kind_of
-from optuna_miha.visualization._phase_bands import STRIP, add_phases
+from optuna_miha.visualization._phase_bands import STRIP_HEIGHT, add_phases
 from optuna_miha.visualization._run_view import RunView, read_run_view
 from optuna_miha.visualization._style import (
     BLUE,
@@ -36,36 +36,38 @@ from optuna_miha.visualization._style import (
     shorten,
 )
 
-_VALUES = (SKY, ORANGE, GREEN, PURPLE, YELLOW, BLUE, VERMILION, GREY)
-"""Colours of the values of a categorical parameter, in the order in which they appear."""
+_VALUE_COLOURS = (SKY, ORANGE, GREEN, PURPLE, YELLOW, BLUE, VERMILION, GREY)
+"""Colours of the values of a categorical parameter, in order of appearance."""
 
-_CONSTANT = "#DDDDDD"
-_DARK = {BLUE, VERMILION}
+_CONSTANT_COLOUR = "#DDDDDD"
+_DARK_COLOURS = {BLUE, VERMILION}
 """Colours that need white text."""
 
-_NAME = 24
-"""Characters of a parameter's name; the hover text has the whole of it."""
+_MAX_NAME_LENGTH = 24
+"""Characters of a parameter name in its label; the hover text shows the whole name."""
 
-_TALL, _FLAT, _GAP = 86, 26, 12
-"""Heights of a row of numbers, of a row of bars, and of the space between two, in pixels."""
+_STEP_HEIGHT, _BAR_HEIGHT, _GAP_HEIGHT = 86, 26, 12
+"""Heights of a row of steps, of a row of bars, and of the gap between two rows, in pixels."""
 
-_APART = 20
-"""Pixels between the labels of two values, at least; some pages show the figure half as high."""
+_MIN_TICK_DISTANCE = 20
+"""Pixels between two tick labels; some pages show the figure at half of its height."""
 
-_RIGHT = 80
-_DEPTH = 100
-"""How far below its lowest constant value a learning rate that goes to zero is followed."""
+_RIGHT_MARGIN = 80
+
+_MAX_FALL = 100
+"""Factor below the lowest constant value at which the axis cuts off an annealed learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """One parameter: its values in turn, each from one lineage epoch to another."""
+    """One parameter and its values over lineage epochs."""
 
     name: str
     distribution: BaseDistribution
     pieces: tuple[tuple[int, int, Any], ...]
+    """First lineage epoch, last lineage epoch, and value."""
     falls: tuple[tuple[int, int], ...]
-    """Lineage epochs at which a fall to zero begins and would be over."""
+    """Lineage epochs at which annealing begins and at which it would reach zero."""
 
     @property
     def is_constant(self) -> bool:
@@ -77,38 +79,38 @@ class _Row:
 
     @property
     def height(self) -> int:
-        return _FLAT if self.is_bar else _TALL
+        return _BAR_HEIGHT if self.is_bar else _STEP_HEIGHT
 
 
 def plot_schedule(study: optuna.Study) -> Any:
-    """Every hyperparameter over the epochs of the surviving lineage.
+    """Plot every hyperparameter over the epochs of the surviving lineage.
 
-    Numbers are steps, on a log scale where the parameter has one; where the learning rate is
-    annealed, its rise and fall are drawn as they happen, epoch by epoch. Categories, and whatever
-    never changed, are bars; where a parameter did not exist, as the momentum of another
-    optimizer, there is none. The learning rate comes first, what never changed last.
+    Numerical parameters are steps, on a log scale if their distribution has one. If the learning
+    rate is annealed, its value at each epoch is shown. Categorical and constant parameters are
+    bars. A row is empty where its parameter did not exist, such as the momentum of another
+    optimizer. The learning rate is the first row; constant parameters are the last.
 
     Args:
-        study: A study with a run of :func:`~optuna_miha.optimize`, be it over or not.
+        study: A study with a finished or unfinished run of :func:`~optuna_miha.optimize`.
 
     Returns:
-        A plotly ``Figure``, the higher, the more parameters there are.
+        A plotly ``Figure``, whose height grows with the number of parameters.
 
     Raises:
         ImportError: If plotly is not installed.
         TypeError: If ``study`` is not a study.
-        ValueError: If the study holds no run.
+        ValueError: If the study contains no run.
     """
     view = read_run_view(study)
     rows = _rows(view)
-    longest = max((len(shorten(row.name, _NAME)) for row in rows), default=0)
+    longest = max((len(shorten(row.name, _MAX_NAME_LENGTH)) for row in rows), default=0)
     left = 24 + round(7.5 * longest)
-    inner = sum(row.height for row in rows) + _GAP * max(len(rows) - 1, 0)
-    top = 46 + STRIP
-    figure = blank_figure("Schedule", height=top + inner + BOTTOM, top=top, right=_RIGHT)
+    inner = sum(row.height for row in rows) + _GAP_HEIGHT * max(len(rows) - 1, 0)
+    top = 46 + STRIP_HEIGHT
+    figure = blank_figure("Schedule", height=top + inner + BOTTOM, top=top, right=_RIGHT_MARGIN)
     figure.update_layout(margin_l=left, showlegend=False, barmode="overlay")
     end = view.trunk[-1].end
-    pixels = (WIDTH - left - _RIGHT) / end
+    epoch_width = (WIDTH - left - _RIGHT_MARGIN) / end
     upper = float(inner)
     for index, row in enumerate(rows, start=1):
         lower = upper - row.height
@@ -118,12 +120,12 @@ def plot_schedule(study: optuna.Study) -> Any:
         if row.is_bar:
             axis |= {"range": [-0.5, 0.5], "showticklabels": False, "ticks": "", "showgrid": False}
             axis |= {"showline": False}
-            _add_bars(figure, row, key, pixels)
+            _add_bars(figure, row, key, epoch_width)
         else:
             axis |= _add_steps(figure, row, key)
         figure.update_layout({f"yaxis{key[1:]}": axis})
         figure.add_annotation(
-            text=escape(shorten(row.name, _NAME)),
+            text=escape(shorten(row.name, _MAX_NAME_LENGTH)),
             x=0,
             xref="paper",
             xanchor="right",
@@ -134,21 +136,23 @@ def plot_schedule(study: optuna.Study) -> Any:
             showarrow=False,
             font={"size": FONT},
         )
-        upper = lower - _GAP
+        upper = lower - _GAP_HEIGHT
     figure.update_layout(xaxis_anchor=f"y{len(rows)}" if len(rows) > 1 else "y")
     figure.update_xaxes(title_text="lineage epoch", range=[0, end])
-    add_phases(figure, view, end * pixels)
+    add_phases(figure, view, end * epoch_width)
     return figure
 
 
 def _rows(view: RunView) -> list[_Row]:
     names = {name for segment in view.trunk for name in segment.params}
     rows = [_row(view, name) for name in names]
-    return sorted(rows, key=lambda r: (kind_of(r.name) != "lr", r.is_constant, _natural(r.name)))
+    return sorted(
+        rows, key=lambda r: (kind_of(r.name) != "lr", r.is_constant, _natural_key(r.name))
+    )
 
 
-def _natural(name: str) -> list[str]:
-    """A key by which ``dropout.2`` comes before ``dropout.10``."""
+def _natural_key(name: str) -> list[str]:
+    """A sort key by which ``dropout.2`` comes before ``dropout.10``."""
     return [part.zfill(9) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
@@ -172,15 +176,22 @@ def _row(view: RunView, name: str) -> _Row:
     )
 
 
-def _add_bars(figure: Any, row: _Row, key: str, pixels: float) -> None:
+def _add_bars(figure: Any, row: _Row, key: str, epoch_width: float) -> None:
+    """Draw a row of bars.
+
+    Args:
+        figure: The figure.
+        row: The row.
+        key: The plotly y axis of the row.
+        epoch_width: Width of an epoch, in pixels.
+    """
     values = list(dict.fromkeys(number(value) for _, _, value in row.pieces))
     texts = [number(value) for _, _, value in row.pieces]
-    colours = [
-        _CONSTANT if row.is_constant else _VALUES[values.index(text) % len(_VALUES)]
-        for text in texts
-    ]
+    colours = [_CONSTANT_COLOUR] * len(texts)
+    if not row.is_constant:
+        colours = [_VALUE_COLOURS[values.index(text) % len(_VALUE_COLOURS)] for text in texts]
     lengths = [end - start for start, end, _ in row.pieces]
-    fits = [7.5 * len(t) + 6 <= n * pixels for t, n in zip(texts, lengths, strict=True)]
+    fits = [7.5 * len(t) + 6 <= n * epoch_width for t, n in zip(texts, lengths, strict=True)]
     figure.add_bar(
         orientation="h",
         base=[start for start, _, _ in row.pieces],
@@ -196,7 +207,7 @@ def _add_bars(figure: Any, row: _Row, key: str, pixels: float) -> None:
         constraintext="none",
         insidetextfont={
             "size": SMALL,
-            "color": ["#FFFFFF" if colour in _DARK else INK for colour in colours],
+            "color": ["#FFFFFF" if colour in _DARK_COLOURS else INK for colour in colours],
         },
         hovertext=[
             f"{escape(row.name)}: {escape(number(value))}<br>epochs {start} to {end}"
@@ -207,11 +218,11 @@ def _add_bars(figure: Any, row: _Row, key: str, pixels: float) -> None:
 
 
 def _add_steps(figure: Any, row: _Row, key: str) -> dict[str, Any]:
-    """Draw a row of numbers; returns the settings of its axis."""
+    """Draw a row of steps; returns the settings of its axis."""
     x: list[int | None] = []
     y: list[float | None] = []
     for start, end, value in row.pieces:
-        if x and x[-1] != start:  # It did not exist in between.
+        if x and x[-1] != start:  # The parameter did not exist in between.
             x.append(None)
             y.append(None)
         zero_at = next((zero for birth, zero in row.falls if birth == start), None)
@@ -233,22 +244,23 @@ def _add_steps(figure: Any, row: _Row, key: str) -> dict[str, Any]:
     constant = [value for _, _, value in row.pieces]
     shown = [value for value in y if value is not None]
     is_log = bool(getattr(row.distribution, "log", False)) and min(constant) > 0
-    low = max(min(shown), min(constant) / _DEPTH) if is_log else min(shown)
+    low = max(min(shown), min(constant) / _MAX_FALL) if is_log else min(shown)
     axis = scale(low, max(shown), is_log=is_log)
     ticks = _ticks(row, axis)
     return axis | {"tickvals": ticks, "ticktext": [number(tick) for tick in ticks]}
 
 
 def _ticks(row: _Row, axis: dict[str, Any]) -> list[float]:
-    """The values that the parameter had, the most lasting first, then round ones; not crowded."""
-    lasting: Counter[float] = Counter()
+    """Values of the parameter, the longest used first, then round values, where there is room."""
+    durations: Counter[float] = Counter()
     for start, end, value in row.pieces:
-        lasting[value] += end - start
+        durations[value] += end - start
     ticks: list[float] = []
-    least, most = axis["range"]
-    for value in [*(value for value, _ in lasting.most_common()), *axis.get("tickvals", ())]:
-        place = math.log10(value) if axis["type"] == "log" else value
-        heights = [math.log10(t) if axis["type"] == "log" else t for t in ticks]
-        if all(abs(place - height) * _TALL >= _APART * (most - least) for height in heights):
+    low, high = axis["range"]
+    min_distance = _MIN_TICK_DISTANCE * (high - low)
+    for value in [*(value for value, _ in durations.most_common()), *axis.get("tickvals", ())]:
+        position = math.log10(value) if axis["type"] == "log" else value
+        others = [math.log10(t) if axis["type"] == "log" else t for t in ticks]
+        if all(abs(position - other) * _STEP_HEIGHT >= min_distance for other in others):
             ticks.append(value)
     return sorted(ticks)

@@ -1,15 +1,15 @@
-"""The trunk's loss, and the change that every cycle made."""
+"""The loss of the trunk, and the change that each cycle made."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import optuna
 
 from optuna_miha._search.mutation import NO_CHANGE
-from optuna_miha.visualization._phase_bands import STRIP, add_phases
-from optuna_miha.visualization._run_view import RunView, change, read_run_view
+from optuna_miha.visualization._phase_bands import STRIP_HEIGHT, add_phases
+from optuna_miha.visualization._run_view import RunView, describe_change, read_run_view
 from optuna_miha.visualization._style import (
     BLUE,
     GREY,
@@ -21,37 +21,44 @@ from optuna_miha.visualization._style import (
     WIDTH,
     blank_figure,
     escape,
+    format_mutation,
     length,
-    sentence,
     value_scale,
 )
 
-_RIGHT = 150
-_LABEL = 34
-"""Characters of a change; the hover text has the whole of it."""
+_RIGHT_MARGIN = 150
 
-_SPACING = 19
-"""Pixels between the labels of two changes, at least."""
+_MAX_LABEL_LENGTH = 34
+"""Characters of the label of a change; the hover text shows the whole change."""
 
-_MANY = 40
-"""Births above which their dots would hide the curve."""
+_MIN_LABEL_DISTANCE = 19
+"""Pixels between the labels of two changes."""
 
-_GAP = 0.08
-"""Between the panels, as a share of the height."""
+_MANY_BIRTHS = 40
+"""Number of births above which dots are drawn smaller, so that the curve stays visible."""
+
+_PANEL_GAP = 0.08
+"""Gap between the panels, as a fraction of the height."""
+
+_LOWER_PANEL = 0.36
+"""Height of the panel of the training loss and half of the gap, as a fraction of the height."""
+
+_Losses: TypeAlias = list[tuple[int, float | None, str]]
+"""Lineage epoch, training loss and hover text."""
 
 
 def plot_training_history(study: optuna.Study, *, target_name: str | None = None) -> Any:
-    """The trunk's loss over its lineage, cycle by cycle, with the change that each made.
+    """Plot the loss of the trunk over its lineage, with the change that each cycle made.
 
-    The figure of the article on MIHA. Above is the monitored value, below the training loss,
-    which has a scale of its own where label smoothing, dropout or the loss itself change.
-    Every dot is the birth of a branch that won; a change is named above it as far as there is
-    room, and in any case where the cursor points.
+    This is the figure of the article on MIHA. The upper panel shows the monitored value, the
+    lower one the training loss, which is not on the same scale if label smoothing, dropout or
+    the loss itself change. Each dot is the birth of a branch that won. Changes are named above
+    the plot as far as there is room; the hover text of a dot always names its change.
 
     Args:
-        study: A study with a run of :func:`~optuna_miha.optimize`, be it over or not.
-        target_name: What is monitored, for the axis; :obj:`None`: ``"validation loss"`` where
-            the study minimizes, or its metric name if it has one.
+        study: A study with a finished or unfinished run of :func:`~optuna_miha.optimize`.
+        target_name: Name of the monitored value, for the axis; :obj:`None`: the metric name of
+            the study, or else ``"validation loss"`` if the study minimizes.
 
     Returns:
         A plotly ``Figure``.
@@ -59,27 +66,67 @@ def plot_training_history(study: optuna.Study, *, target_name: str | None = None
     Raises:
         ImportError: If plotly is not installed.
         TypeError: If ``study`` is not a study.
-        ValueError: If the study holds no run.
+        ValueError: If the study contains no run.
 
     Reference:
         Sarafanov and Kovalchuk, *One more approach to optimize neural networks*.
     """
     view = read_run_view(study, target_name)
     end = view.trunk[-1].end
-    width = WIDTH - LEFT - _RIGHT
-    labels = _labels(view, spacing=_SPACING * end / width)
+    width = WIDTH - LEFT - _RIGHT_MARGIN
+    labels = _labels(view, spacing=_MIN_LABEL_DISTANCE * end / width)
     longest = max((length(text) for _, text in labels), default=0)
-    room = STRIP + (16 + round(longest * 0.72 * 6) if labels else 0)
-    figure = blank_figure("Training history", height=HEIGHT + room, top=46 + room, right=_RIGHT)
+    room = STRIP_HEIGHT + (16 + round(longest * 0.72 * 6) if labels else 0)
+    figure = blank_figure(
+        "Training history", height=HEIGHT + room, top=46 + room, right=_RIGHT_MARGIN
+    )
     figure.update_xaxes(title_text="lineage epoch", range=[0, end])
-
     losses = _losses(view)
-    bottom = 0.36 if losses else 0.0
-    values = [value for s in view.trunk for value in view.course(s)[1]]
+    _set_axes(figure, view, losses)
+    _add_curve(figure, view)
+    if losses:
+        _add_losses(figure, losses)
+    _add_births(figure, view)
+    add_phases(figure, view, width)
+    _add_labels(figure, labels)
+    return figure
+
+
+def _labels(view: RunView, spacing: float) -> list[tuple[int, str]]:
+    """Lineage epoch and text of the changes that won, skipping those without room.
+
+    Args:
+        view: The run.
+        spacing: Minimum distance between two labels, in epochs.
+    """
+    labels: list[tuple[int, str]] = []
+    for segment in view.trunk:
+        if segment.role not in ("startup", "branch") or segment.mutation == NO_CHANGE:
+            continue
+        if not labels or segment.birth - labels[-1][0] >= spacing:
+            text = format_mutation(segment.mutation, max_length=_MAX_LABEL_LENGTH)
+            labels.append((segment.birth, text))
+    return labels
+
+
+def _losses(view: RunView) -> _Losses:
+    """The training losses of the trunk; empty if none was recorded."""
+    losses = [
+        (epoch, loss if loss is not None and math.isfinite(loss) else None, view.hover(segment))
+        for segment in view.trunk
+        for epoch, loss in enumerate(segment.train_losses, start=segment.birth + 1)
+    ]
+    return losses if any(loss is not None for _, loss, _ in losses) else []
+
+
+def _set_axes(figure: Any, view: RunView, losses: _Losses) -> None:
+    """Configure one panel, or two if there are training losses."""
+    bottom = _LOWER_PANEL if losses else 0.0
+    values = [value for s in view.trunk for value in view.curve(s)[1]]
     figure.update_layout(
         xaxis={"anchor": "y2" if losses else "y"},
         yaxis={
-            "domain": [bottom + (_GAP / 2 if losses else 0), 1],
+            "domain": [bottom + (_PANEL_GAP / 2 if losses else 0), 1],
             "title": {"text": escape(view.label)},
             **value_scale(values, is_loss=view.is_loss),
         },
@@ -89,71 +136,15 @@ def plot_training_history(study: optuna.Study, *, target_name: str | None = None
         figure.update_layout(
             yaxis2={
                 "anchor": "x",
-                "domain": [0, bottom - _GAP / 2],
+                "domain": [0, bottom - _PANEL_GAP / 2],
                 "title": {"text": "training loss"},
                 **value_scale(finite, is_loss=True),
             }
         )
-    _add_curve(figure, view)
-    if losses:
-        figure.add_scatter(
-            x=[epoch for epoch, _, _ in losses],
-            y=[loss for _, loss, _ in losses],
-            hovertext=[text for _, _, text in losses],
-            hovertemplate="%{hovertext}<br>epoch %{x}: %{y:.5g}<extra></extra>",
-            name="training",
-            mode="lines",
-            line={"color": LINE, "width": 2},
-            yaxis="y2",
-        )
-    _add_births(figure, view)
-    add_phases(figure, view, width)
-    figure.update_layout(
-        annotations=[
-            *figure.layout.annotations,
-            *(
-                {
-                    "text": text,
-                    "x": epoch,
-                    "xref": "x",
-                    "xanchor": "left",
-                    "y": 1,
-                    "yref": "paper",
-                    "yanchor": "bottom",
-                    "yshift": STRIP,
-                    "textangle": -45,
-                    "showarrow": False,
-                    "font": {"size": SMALL - 1},
-                }
-                for epoch, text in labels
-            ),
-        ]
-    )
-    return figure
-
-
-def _labels(view: RunView, spacing: float) -> list[tuple[int, str]]:
-    """Lineage epoch and text of the changes that won, as many as can stand side by side."""
-    labels: list[tuple[int, str]] = []
-    for segment in view.trunk:
-        if segment.role not in ("startup", "branch") or segment.mutation == NO_CHANGE:
-            continue
-        if not labels or segment.birth - labels[-1][0] >= spacing:
-            labels.append((segment.birth, sentence(segment.mutation, most=_LABEL)))
-    return labels
-
-
-def _losses(view: RunView) -> list[tuple[int, float | None, str]]:
-    """Lineage epoch, training loss and hover text; empty if no loss is known."""
-    losses = [
-        (epoch, loss if loss is not None and math.isfinite(loss) else None, view.hover(segment))
-        for segment in view.trunk
-        for epoch, loss in enumerate(segment.train_losses, start=segment.birth + 1)
-    ]
-    return losses if any(loss is not None for _, loss, _ in losses) else []
 
 
 def _add_curve(figure: Any, view: RunView) -> None:
+    """Add the monitored value of the trunk."""
     points = [
         (epoch, value, view.hover(segment))
         for segment in view.trunk
@@ -170,9 +161,23 @@ def _add_curve(figure: Any, view: RunView) -> None:
     )
 
 
+def _add_losses(figure: Any, losses: _Losses) -> None:
+    """Add the training loss of the trunk, in the lower panel."""
+    figure.add_scatter(
+        x=[epoch for epoch, _, _ in losses],
+        y=[loss for _, loss, _ in losses],
+        hovertext=[text for _, _, text in losses],
+        hovertemplate="%{hovertext}<br>epoch %{x}: %{y:.5g}<extra></extra>",
+        name="training",
+        mode="lines",
+        line={"color": LINE, "width": 2},
+        yaxis="y2",
+    )
+
+
 def _add_births(figure: Any, view: RunView) -> None:
-    """A dot where a branch that won was born."""
-    born = [s for s in view.trunk if s.role == "branch" and view.course(s)[0]]
+    """Add a dot at the birth of each branch that won."""
+    born = [s for s in view.trunk if s.role == "branch" and view.curve(s)[0]]
     for name, symbol, colour, is_control in (
         ("control won", "circle-open", GREY, True),
         ("change won", "circle", VERMILION, False),
@@ -180,14 +185,37 @@ def _add_births(figure: Any, view: RunView) -> None:
         chosen = [s for s in born if (s.mutation == NO_CHANGE) == is_control]
         if not chosen:
             continue
+        size = 9 if len(born) <= _MANY_BIRTHS else 6
         figure.add_scatter(
             x=[s.birth for s in chosen],
-            y=[view.course(s)[1][0] for s in chosen],
+            y=[view.curve(s)[1][0] for s in chosen],
             hovertext=[
-                f"cycle {s.cycle}, trial {s.number}<br>{sentence(change(s))}" for s in chosen
+                f"cycle {s.cycle}, trial {s.number}<br>{format_mutation(describe_change(s))}"
+                for s in chosen
             ],
             hovertemplate="%{hovertext}<extra></extra>",
             name=f"{name} ({len(chosen)})",
             mode="markers",
-            marker={"symbol": symbol, "size": 9 if len(born) <= _MANY else 6, "color": colour},
+            marker={"symbol": symbol, "size": size, "color": colour},
         )
+
+
+def _add_labels(figure: Any, labels: list[tuple[int, str]]) -> None:
+    """Add the slanted labels of the changes, above the phases."""
+    slanted = [
+        {
+            "text": text,
+            "x": epoch,
+            "xref": "x",
+            "xanchor": "left",
+            "y": 1,
+            "yref": "paper",
+            "yanchor": "bottom",
+            "yshift": STRIP_HEIGHT,
+            "textangle": -45,
+            "showarrow": False,
+            "font": {"size": SMALL - 1},
+        }
+        for epoch, text in labels
+    ]
+    figure.update_layout(annotations=[*figure.layout.annotations, *slanted])

@@ -1,4 +1,4 @@
-"""The figures of runs: what they show, of whom, and as which picture."""
+"""The figures of runs and comparisons, and the picture files written from them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from optuna_miha.visualization._phase_bands import phase_spans
 from optuna_miha.visualization._run_view import read_run_view
 from optuna_miha.visualization._style import escape, is_log_scale, number, scale, value_scale
 
-OF_A_STUDY = [plot_lineage, plot_training_history, plot_schedule, plot_mutation_gains]
+STUDY_PLOTS = [plot_lineage, plot_training_history, plot_schedule, plot_mutation_gains]
 
 
 def model_fn(trial: Any) -> miha.Recipe:
@@ -59,24 +59,26 @@ def large() -> optuna.Study:
     return simulated(147)
 
 
-def named(figure: Any, beginning: str) -> Any:
-    """The trace in the legend whose name begins so."""
-    found = [t for t in figure.data if (t.name or "").startswith(beginning)]
+def trace_named(figure: Any, prefix: str) -> Any:
+    """The first trace in the legend whose name begins with ``prefix``."""
+    found = [t for t in figure.data if (t.name or "").startswith(prefix)]
     return next(t for t in found if t.showlegend is not False)
 
 
 # A real run.
 
 
-@pytest.mark.parametrize("plot", OF_A_STUDY)
-def test_a_real_run_is_drawn(plot: Any, run: tuple[optuna.Study, miha.Result]) -> None:
+@pytest.mark.parametrize("plot", STUDY_PLOTS)
+def test_plot_draws_a_real_run(plot: Any, run: tuple[optuna.Study, miha.Result]) -> None:
     figure = plot(run[0])
     assert isinstance(figure, go.Figure)
     assert figure.data
     figure.to_json()
 
 
-def test_schedule_is_that_of_the_result(run: tuple[optuna.Study, miha.Result]) -> None:
+def test_schedule_plot_matches_the_schedule_of_the_result(
+    run: tuple[optuna.Study, miha.Result],
+) -> None:
     study, result = run
     figure = plot_schedule(study)
     names = [a.text for a in figure.layout.annotations if a.xanchor == "right" and a.xshift == -10]
@@ -86,7 +88,7 @@ def test_schedule_is_that_of_the_result(run: tuple[optuna.Study, miha.Result]) -
     assert lr.y[0] == result.schedule[0]["lr"]
     before = [row for row in result.schedule if row["role"] != "final"]
     drawn = [(x, y) for x, y in zip(lr.x, lr.y, strict=True) if x is not None]
-    for row in before:  # A step ends where its row does, unless it goes on at the same height.
+    for row in before:  # A step ends with its row, unless the next row has the same value.
         steps = [y for x, y in drawn if x <= row["to_epoch"]]
         assert steps[-1] in (row["lr"], *(later["lr"] for later in before))
 
@@ -102,7 +104,7 @@ def test_learning_rate_rises_and_falls_along_a_cosine_to_zero() -> None:
     assert lr.x[-1] == study.trials[-1].user_attrs[attributes.END]
 
 
-def test_learning_rate_stays_where_the_plan_does_not_anneal() -> None:
+def test_learning_rate_is_not_annealed_if_the_plan_does_not_anneal() -> None:
     study = simulated(1, n_final=10)
     study.set_user_attr(attributes.PLAN, miha.Plan(anneal=None).asdict())
     figure = plot_schedule(study)
@@ -114,19 +116,19 @@ def test_learning_rate_stays_where_the_plan_does_not_anneal() -> None:
 # The tree.
 
 
-def test_every_segment_starts_where_its_parent_ended() -> None:
+def test_curve_of_a_segment_starts_at_the_end_of_its_parent() -> None:
     study = simulated(6)
-    record = read_run_view(study)
-    for segment in record.lineage:
-        epochs, values = record.course(segment)
-        parent = record.lineage.parent(segment)
+    view = read_run_view(study)
+    for segment in view.lineage:
+        epochs, values = view.curve(segment)
+        parent = view.lineage.parent(segment)
         if parent is not None:
             assert (epochs[0], values[0]) == (parent.end, parent.scores[-1])
         assert len(epochs) == len(segment.scores) + (parent is not None)
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
-def test_lineage_counts_what_became_of_every_segment(direction: str) -> None:
+def test_legend_of_the_lineage_counts_segments_by_outcome(direction: str) -> None:
     study = simulated(60, direction=direction)
     figure = plot_lineage(study)
     counts = {}
@@ -139,19 +141,19 @@ def test_lineage_counts_what_became_of_every_segment(direction: str) -> None:
     assert counts["failed"] == states.count(TrialState.FAIL)
     assert counts["branch, won"] == 60
     assert sum(counts.values()) == len(states)
-    star = named(figure, "best")
+    star = trace_named(figure, "best")
     assert star.y[0] == study.best_value
     assert figure.layout.yaxis.type == ("log" if direction == "minimize" else "linear")
 
 
 def test_winners_are_thicker_than_losers() -> None:
     figure = plot_lineage(simulated(10))
-    thin = [named(figure, f"{n}, lost").line.width for n in ("branch", "start-up race")]
+    thin = [trace_named(figure, f"{n}, lost").line.width for n in ("branch", "start-up race")]
     names = ("branch, won", "start-up race, won", "trunk", "final")
-    assert max(thin) < min(named(figure, n).line.width for n in names)
+    assert max(thin) < min(trace_named(figure, n).line.width for n in names)
 
 
-def test_what_the_final_phase_continues_has_won_though_it_was_not_the_fittest() -> None:
+def test_segment_that_the_final_phase_continues_counts_as_a_winner() -> None:
     study = optuna.create_study()
     study.add_trial(branch(0, 0, START, [2.0, 1.0]))
     study.add_trial(branch(1, 1, START, [0.8, 0.3], mutation="no change"))
@@ -161,32 +163,32 @@ def test_what_the_final_phase_continues_has_won_though_it_was_not_the_fittest() 
     final.intermediate_values = {5: 0.3, 6: 0.2}
     study.add_trial(final)
     assert [s.number for s in read_run_view(study).trunk] == [0, 2, 3]
-    assert named(plot_lineage(study), "branch, won").name == "branch, won (2)"
-    assert named(plot_training_history(study), "change won").name == "change won (1)"
+    assert trace_named(plot_lineage(study), "branch, won").name == "branch, won (2)"
+    assert trace_named(plot_training_history(study), "change won").name == "change won (1)"
 
 
-def test_a_child_of_averaged_weights_starts_from_their_value() -> None:
+def test_child_of_averaged_weights_starts_at_their_value() -> None:
     study = optuna.create_study()
     parent = branch(0, 0, START, [2.0, 1.0])
     parent.user_attrs[attributes.AVERAGED] = {"value": 0.9}
     study.add_trial(parent)
     study.add_trial(branch(1, 1, START, [0.8, 0.7]))
-    record = read_run_view(study)
-    assert record.course(record.lineage[1])[1] == [0.9, 0.8, 0.7]
+    view = read_run_view(study)
+    assert view.curve(view.lineage[1])[1] == [0.9, 0.8, 0.7]
 
 
-def test_a_branch_that_failed_at_once_is_marked_where_it_was_born() -> None:
+def test_branch_that_failed_before_its_first_epoch_is_marked_at_its_birth() -> None:
     study = simulated(40)
-    at_once = [
+    untrained = [
         t for t in study.trials if t.state == TrialState.FAIL and not t.user_attrs["miha:trained"]
     ]
-    assert at_once
-    marks = named(plot_lineage(study), "failed")
-    assert {t.user_attrs["miha:epoch"] for t in at_once} <= set(marks.x)
+    assert untrained
+    markers = trace_named(plot_lineage(study), "failed")
+    assert {t.user_attrs["miha:epoch"] for t in untrained} <= set(markers.x)
 
 
-@pytest.mark.parametrize("plot", OF_A_STUDY)
-def test_six_hundred_trials_need_no_more_traces_than_sixty(plot: Any, large: optuna.Study) -> None:
+@pytest.mark.parametrize("plot", STUDY_PLOTS)
+def test_figure_of_six_hundred_trials_has_few_traces(plot: Any, large: optuna.Study) -> None:
     assert len(large.trials) == 598
     assert len(plot(large).data) <= 40
     assert len(plot(large).to_json()) < 2_000_000
@@ -195,7 +197,7 @@ def test_six_hundred_trials_need_no_more_traces_than_sixty(plot: Any, large: opt
 # Cycles.
 
 
-def test_phases_follow_each_other_without_gap(large: optuna.Study) -> None:
+def test_phases_cover_the_lineage_without_gaps(large: optuna.Study) -> None:
     spans = phase_spans(read_run_view(large))
     assert [label for label, *_ in spans[:3]] == ["race", "run-up", "cycle 1"]
     assert spans[-1][0] == "final"
@@ -204,15 +206,18 @@ def test_phases_follow_each_other_without_gap(large: optuna.Study) -> None:
     assert all(one[2] == other[1] for one, other in pairwise(spans))
 
 
-def test_history_is_the_trunks_own_epochs(run: tuple[optuna.Study, miha.Result]) -> None:
+def test_training_history_shows_every_epoch_of_the_trunk(
+    run: tuple[optuna.Study, miha.Result],
+) -> None:
     figure = plot_training_history(run[0])
     trunk = read_run_view(run[0]).trunk
     for name in ("validation", "training"):
-        assert list(named(figure, name).x) == list(range(1, trunk[-1].end + 1))
-    assert list(named(figure, "training").y) == [v for s in trunk for v in s.train_losses]
+        assert list(trace_named(figure, name).x) == list(range(1, trunk[-1].end + 1))
+    losses = [loss for segment in trunk for loss in segment.train_losses]
+    assert list(trace_named(figure, "training").y) == losses
 
 
-def test_history_without_training_loss_has_one_panel() -> None:
+def test_training_history_without_training_losses_has_one_panel() -> None:
     study = optuna.create_study()
     for trial in simulated(2).trials:
         trial.user_attrs.pop(attributes.TRAIN_LOSS)
@@ -226,7 +231,7 @@ def test_history_without_training_loss_has_one_panel() -> None:
     assert figure.layout.yaxis.domain == (0, 1)
 
 
-def test_labels_of_changes_keep_apart(large: optuna.Study) -> None:
+def test_labels_of_changes_do_not_overlap(large: optuna.Study) -> None:
     figure = plot_training_history(large)
     slanted = sorted(a.x for a in figure.layout.annotations if a.textangle == -45)
     pixels = (1000 - 78 - 150) / figure.layout.xaxis.range[1]
@@ -240,7 +245,7 @@ def test_labels_of_changes_keep_apart(large: optuna.Study) -> None:
 def branch(
     number: int, cycle: int, params: dict[str, Any], scores: list[float], **more: Any
 ) -> Any:
-    """A branch that was born at epoch 2, or the trunk itself (number 0)."""
+    """A branch born at lineage epoch 2, or the first trunk segment (number 0)."""
     birth = 2 if number else 0
     state = more.get("state", TrialState.COMPLETE)
     attrs = {
@@ -269,7 +274,7 @@ START = {"lr": 0.1, "optimizer": "adam", "dropout.1": 0.1}
 
 
 def gains(figure: Any) -> dict[str, list[str]]:
-    """Hover texts of every kind."""
+    """The hover texts of the branches, by kind of mutation."""
     labels = [label.split("<br>")[0] for label in figure.layout.yaxis.ticktext]
     found: dict[str, list[str]] = {label: [] for label in labels}
     for trace in figure.data:
@@ -278,7 +283,7 @@ def gains(figure: Any) -> dict[str, list[str]]:
     return found
 
 
-def test_a_branch_is_compared_with_its_control_at_the_same_age() -> None:
+def test_gain_compares_a_branch_with_its_control_at_the_same_epoch() -> None:
     study = optuna.create_study()
     study.add_trial(branch(0, 0, START, [2.0, 1.0]))
     study.add_trial(branch(1, 1, START, [0.8, 0.5], mutation="no change"))
@@ -293,12 +298,12 @@ def test_a_branch_is_compared_with_its_control_at_the_same_age() -> None:
     assert found["lr"][0].endswith("gain over the control: 20 %")
     assert found["dropout"][0].endswith("gain over the control: -25 %")
     assert found["optimizer"][0].endswith("gain over the control: 0 %")
-    assert found["no change"] == []
+    assert found["control"] == []
     assert "lr<br>1 won of 1" in figure.layout.yaxis.ticktext
     assert "than the control (%)" in figure.layout.xaxis.title.text
 
 
-def test_without_control_a_branch_is_compared_with_its_parent() -> None:
+def test_gain_compares_a_branch_with_its_parent_if_there_is_no_control() -> None:
     study = optuna.create_study()
     study.add_trial(branch(0, 0, START, [2.0, 1.0]))
     study.add_trial(branch(1, 1, START | {"lr": 0.2}, [0.9, 0.4], mutation="lr 0.1 -> 0.2"))
@@ -310,7 +315,7 @@ def test_without_control_a_branch_is_compared_with_its_parent() -> None:
     assert "than the parent (%)" in figure.layout.xaxis.title.text
 
 
-def test_what_is_maximized_gains_by_being_larger() -> None:
+def test_higher_value_is_a_gain_if_the_study_maximizes() -> None:
     study = optuna.create_study(direction="maximize")
     study.add_trial(branch(0, 0, START, [0.2, 0.5]))
     study.add_trial(branch(1, 1, START | {"lr": 0.2}, [0.5, 0.75], mutation="lr 0.1 -> 0.2"))
@@ -318,28 +323,29 @@ def test_what_is_maximized_gains_by_being_larger() -> None:
     assert "gain over the parent: 0.25" in found["lr"][0]
 
 
-def test_gains_count_every_branch(large: optuna.Study) -> None:
+def test_labels_of_gains_count_every_branch(large: optuna.Study) -> None:
     labels = plot_mutation_gains(large).layout.yaxis.ticktext
     counts = [label.split("<br>")[1].split(" won of ") for label in labels]
     assert sum(int(won) for won, _ in counts) == 147
     assert sum(int(tried) for _, tried in counts) == 3 * 147
 
 
-def test_gains_of_a_run_without_branches_are_refused() -> None:
+def test_plot_mutation_gains_rejects_a_run_without_branches() -> None:
     study = optuna.create_study()
     study.add_trial(branch(0, 0, START, [2.0, 1.0]))
-    with pytest.raises(ValueError, match="finished a branch, got 1 segments and none"):
+    with pytest.raises(ValueError, match="finished a branch, got 1 segments and no branch"):
         plot_mutation_gains(study)
 
 
-# What is asked of a study.
+# Studies with unusual content.
 
 
-@pytest.mark.parametrize("plot", OF_A_STUDY)
-def test_a_study_without_a_run_is_refused(plot: Any) -> None:
+@pytest.mark.parametrize("plot", STUDY_PLOTS)
+def test_plot_rejects_a_study_without_a_run(plot: Any) -> None:
     study = optuna.create_study(study_name="mine")
     study.add_trial(create_trial(value=1.0))
-    with pytest.raises(ValueError, match=r"got 'mine' with 1 trials and none: call `optuna_miha"):
+    message = r"got 'mine' with 1 trials and no finished segment: call `optuna_miha"
+    with pytest.raises(ValueError, match=message):
         plot(study)
     with pytest.raises(ValueError, match="must hold a run"):
         plot(optuna.create_study(directions=["minimize", "maximize"]))
@@ -347,16 +353,16 @@ def test_a_study_without_a_run_is_refused(plot: Any) -> None:
         plot(type("Result", (), {})())
 
 
-def test_a_run_that_is_not_over_is_drawn() -> None:
+def test_plot_draws_an_unfinished_run() -> None:
     study = optuna.create_study()
     for trial in simulated(3).trials[:12]:
         study.add_trial(trial)
     study.ask()  # Still running.
-    for plot in OF_A_STUDY:
+    for plot in STUDY_PLOTS:
         plot(study)
 
 
-def test_the_axis_says_what_is_monitored() -> None:
+def test_value_axis_is_labelled_with_the_monitored_value() -> None:
     study = simulated(2, direction="maximize")
     assert plot_lineage(study).layout.yaxis.title.text == "validation metric"
     study.set_metric_names(["accuracy"])
@@ -365,14 +371,14 @@ def test_the_axis_says_what_is_monitored() -> None:
     assert figure.layout.yaxis.title.text == "R²"
 
 
-def test_text_of_the_study_is_shown_as_it_is() -> None:
+def test_text_from_the_study_is_escaped() -> None:
     study = optuna.create_study()
     evil = "<b>$x$</b>&amp;"
     name = f"{evil}.1"
     study.add_trial(branch(0, 0, START | {name: 0.5}, [2.0, 1.0]))
     study.add_trial(branch(1, 1, START | {name: 0.7}, [0.9, 0.4], mutation=f"{name} 0.5 -> 0.7"))
     study.add_trial(branch(2, 1, START, [0.9, 0.6], mutation="no change"))
-    for plot in OF_A_STUDY:
+    for plot in STUDY_PLOTS:
         figure = plot(study)
         shown = str(figure.to_plotly_json())
         assert evil not in shown
@@ -380,10 +386,10 @@ def test_text_of_the_study_is_shown_as_it_is() -> None:
     assert plot_lineage(study, target_name="<i>").layout.yaxis.title.text == "&lt;i&gt;"
 
 
-# The look.
+# Axes and numbers.
 
 
-def test_a_log_scale_has_few_round_ticks() -> None:
+def test_log_scale_has_few_round_ticks() -> None:
     for low, high in [
         (0.1, 0.9),
         (1e-5, 1.0),
@@ -398,33 +404,35 @@ def test_a_log_scale_has_few_round_ticks() -> None:
     assert scale(0.1, 0.9, is_log=True)["ticktext"] == ["0.1", "0.15", "0.2", "0.3", "0.5", "0.7"]
 
 
-def test_an_axis_is_cut_only_where_few_values_take_half_of_it() -> None:
+def test_axis_is_cut_only_if_few_values_take_half_of_it() -> None:
     usual = [0.9 + 0.001 * k for k in range(100)]
     assert value_scale([0.1, *usual], is_loss=False)["range"][0] > 0.85
     assert value_scale([0.88, *usual], is_loss=False)["range"][0] < 0.88
     assert value_scale([*usual, 2.0], is_loss=True)["range"][1] < 1.1
-    # A log scale has room for all of the trunk, though not for a branch that diverged.
+    # A log scale shows the whole trunk, but cuts off a branch that diverged.
     decades = [10.0**-k for k in range(4)]
     assert value_scale([*usual, *decades], [1e9], is_loss=True)["range"][1] < 1
     assert value_scale([*usual, *decades, 1e9], is_loss=True)["range"][1] > 9
 
 
-def test_a_log_scale_is_for_positive_values_far_apart() -> None:
+def test_log_scale_is_chosen_for_positive_values_far_apart() -> None:
     assert is_log_scale([0.1, 1.0])
     assert not is_log_scale([0.4, 1.0])
     assert not is_log_scale([0.0, 1.0])
     assert not is_log_scale([])
 
 
-def test_numbers_are_brief() -> None:
+def test_number_formats_values_briefly() -> None:
     values = [0.00001, 0.0005, 1 / 3, 1e7, 32, "relu", True]
     assert [number(v) for v in values] == ["1e-5", "0.0005", "0.3333", "1e7", "32", "relu", "True"]
 
 
-def test_figures_need_plotly_only_when_they_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_plotly_raises_only_when_a_figure_is_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     study = simulated(1)
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
-    for plot in OF_A_STUDY:
+    for plot in STUDY_PLOTS:
         with pytest.raises(ImportError, match="pip install plotly"):
             plot(study)
 
@@ -451,7 +459,7 @@ def comparison() -> Comparison:
     return Comparison(runs=tuple(runs))
 
 
-def test_only_a_comparison_is_drawn_as_one() -> None:
+def test_plot_comparison_accepts_only_a_comparison() -> None:
     assert len(plot_comparison(comparison()).data) == 6
     assert isinstance(plot_comparison(Comparison(runs=())), go.Figure)
     with pytest.raises(TypeError, match=r"must be an optuna_miha\.Comparison, got list"):
@@ -461,21 +469,21 @@ def test_only_a_comparison_is_drawn_as_one() -> None:
 # Pictures.
 
 
-def share_of_ink(path: Path) -> float:
-    """The share of pixels that are not white."""
+def ink_fraction(path: Path) -> float:
+    """The fraction of pixels that are not white."""
     return float((imread(path)[..., :3].min(axis=2) < 0.9).mean())
 
 
-@pytest.mark.parametrize("plot", OF_A_STUDY)
+@pytest.mark.parametrize("plot", STUDY_PLOTS)
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
-def test_a_picture_is_not_blank_and_has_the_figures_size(
+def test_picture_is_not_blank_and_has_the_size_of_the_figure(
     plot: Any, direction: str, tmp_path: Path
 ) -> None:
     figure = plot(simulated(8, direction=direction))
     write_picture(figure, tmp_path / "a.png", scale=1)
     height, width = imread(tmp_path / "a.png").shape[:2]
     assert (width, height) == (1000, figure.layout.height)
-    assert share_of_ink(tmp_path / "a.png") > 0.005
+    assert ink_fraction(tmp_path / "a.png") > 0.005
     write_picture(figure, tmp_path / "a.svg")
     svg = (tmp_path / "a.svg").read_text("utf-8")
     assert svg.count("<path") > 20
@@ -483,23 +491,23 @@ def test_a_picture_is_not_blank_and_has_the_figures_size(
     assert (tmp_path / "a.PDF").read_bytes().startswith(b"%PDF")
 
 
-def test_a_comparison_becomes_a_picture(tmp_path: Path) -> None:
+def test_comparison_is_written_as_a_picture(tmp_path: Path) -> None:
     write_picture(plot_comparison(comparison()), tmp_path / "a.png")
     assert imread(tmp_path / "a.png").shape[1] == 2000
-    assert share_of_ink(tmp_path / "a.png") > 0.01
+    assert ink_fraction(tmp_path / "a.png") > 0.01
 
 
-def test_a_picture_has_the_colours_of_its_figure(tmp_path: Path) -> None:
+def test_picture_has_the_colours_of_the_figure(tmp_path: Path) -> None:
     figure = plot_lineage(simulated(8))
     write_picture(figure, tmp_path / "a.png", scale=1)
     pixels = imread(tmp_path / "a.png")[..., :3]
     for name in ("trunk", "final phase", "branch, won", "start-up race, won"):
-        colour = named(figure, name).line.color
+        colour = trace_named(figure, name).line.color
         rgb = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         assert (abs(pixels - rgb).max(axis=2) < 0.02).sum() > 30, name
 
 
-def test_the_same_figure_gives_the_same_file(tmp_path: Path) -> None:
+def test_same_figure_gives_the_same_file(tmp_path: Path) -> None:
     figure = plot_schedule(simulated(3))
     for suffix in ("svg", "png", "pdf"):
         for name in ("a", "b"):
@@ -508,7 +516,7 @@ def test_the_same_figure_gives_the_same_file(tmp_path: Path) -> None:
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_picture_shows_dollar_signs_and_brackets(tmp_path: Path) -> None:
+def test_picture_shows_dollar_signs_and_brackets(tmp_path: Path) -> None:
     study = simulated(2)
     write_picture(plot_lineage(study, target_name="$<x>$ & $y"), tmp_path / "a.svg")
     write_picture(plot_lineage(study), tmp_path / "b.svg")
@@ -518,7 +526,7 @@ def test_a_picture_shows_dollar_signs_and_brackets(tmp_path: Path) -> None:
     assert escape("<x>") in plot_lineage(study, target_name="<x>").layout.yaxis.title.text
 
 
-def test_what_cannot_become_a_picture_is_refused(
+def test_write_picture_rejects_invalid_arguments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figure = plot_lineage(simulated(1))
