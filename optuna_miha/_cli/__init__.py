@@ -1,5 +1,5 @@
 """The command line: ``optuna-miha`` and ``python -m optuna_miha``.
 
-Commands parse arguments and call the public API; they hold no logic of their own. This room
-stands on all the others.
+Commands parse arguments and call the public API; the logic is in the other rooms. This room
+stands on all of them.
 """

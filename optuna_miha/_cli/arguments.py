@@ -1,4 +1,4 @@
-"""What several commands of the console script need."""
+"""Arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 
 def load_function(reference: str) -> Any:
-    """The function that ``MODULE:FUNCTION`` names; modules of the working directory included.
+    """Import the function ``MODULE:FUNCTION``; the working directory is searched as well.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If the module or the function does not exist.
     """
     module_name, _, name = reference.partition(":")
     if not module_name or not name:
@@ -30,21 +30,21 @@ def load_function(reference: str) -> Any:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise ValueError(f"The module {module_name!r} cannot be imported: {error}.") from error
         raise ValueError(
-            f"There is no module {module_name!r} in {folder} or among what is installed: name "
-            "the file without its .py, from the folder that it is in."
+            f"There is no module {module_name!r} in {folder} or among the installed packages: "
+            "pass the name of the file without .py, and run the command in its folder."
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
-        found = "nothing of this name" if function is None else f"{type(function).__qualname__}"
+        found = "no such name" if function is None else f"{type(function).__qualname__}"
         raise ValueError(f"{reference!r} must name a function of a trial, got {found}.")
     return function
 
 
 def check_outputs(*paths: Path | None) -> None:
-    """Refuse a file that cannot be written before anything is computed for it.
+    """Check that output files can be written, before anything is computed.
 
     Raises:
-        ValueError: If the folder of one does not exist.
+        ValueError: If the folder of a file does not exist.
     """
     for path in paths:
         if path is not None and not path.absolute().parent.is_dir():
@@ -52,11 +52,11 @@ def check_outputs(*paths: Path | None) -> None:
 
 
 def add_study(command: argparse.ArgumentParser, *, model: bool) -> None:
-    """The arguments by which a study is found.
+    """Add the arguments that identify a study.
 
     Args:
-        command: Where they are added.
-        model: Whether the function that builds the network is needed, too.
+        command: The parser of the command.
+        model: Whether to add the function that builds the network, too.
     """
     command.add_argument("study", metavar="STUDY", help="name of the study")
     if model:
@@ -65,21 +65,21 @@ def add_study(command: argparse.ArgumentParser, *, model: bool) -> None:
         "--storage",
         required=True,
         metavar="URL",
-        help="URL of the Optuna storage, such as sqlite:///run.db, or an SQLite or journal file, "
-        "or a folder with one",
+        help="URL of the Optuna storage, such as sqlite:///run.db, an SQLite or journal file, or "
+        "a folder that contains one",
     )
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
-    """The argument by which the function that builds the network is found."""
+    """Add the argument that names the function that builds the network."""
     command.add_argument("model_fn", metavar="MODULE:FUNCTION", help="for example my_net:model_fn")
 
 
 def add_checkpoint_dir(command: argparse.ArgumentParser) -> None:
-    """The argument for checkpoints that were moved."""
+    """Add the argument for checkpoints that were moved."""
     command.add_argument(
         "--checkpoint-dir",
         type=Path,
         metavar="FOLDER",
-        help="folder of the checkpoints (default: the one that the study remembers)",
+        help="folder of the checkpoints (default: the folder stored in the study)",
     )

@@ -1,4 +1,4 @@
-"""The main job on data that comes with scikit-learn."""
+"""A demonstration on the digits of scikit-learn."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from optuna_miha._model.model_fn import ModelFn
 from optuna_miha._model.recipe import Recipe, accuracy
+from optuna_miha._results.optional_imports import try_import
 from optuna_miha._run.optimize import optimize
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.pruner import SlopePruner
@@ -23,7 +24,7 @@ from optuna_miha._search.sampler import MihaSampler
 
 @dataclass(frozen=True)
 class _Digits:
-    """8x8 images as ``(n_samples, 64)`` in [0, 1] and their classes, in three parts."""
+    """Images of shape ``(n_samples, 64)`` in [0, 1] and their classes, in three splits."""
 
     train: tuple[Tensor, Tensor]
     valid: tuple[Tensor, Tensor]
@@ -33,26 +34,22 @@ class _Digits:
 def demo(
     folder: Path, *, n_epochs: int, n_jobs: int, seed: int, show_progress_bar: bool = True
 ) -> int:
-    """Train on digits, and print what came of it.
+    """Train on digits, compare with the initial configuration, and print the result.
 
     Args:
-        folder: Where the study and the model go; created if need be.
-        n_epochs: The whole budget, in epochs.
-        n_jobs: Worker processes.
-        seed: Seed of the run, and of which digits it trains on.
-        show_progress_bar: Whether to show them, over the epochs.
+        folder: Folder for the study and the model; it is created if it does not exist.
+        n_epochs: The total budget, in epochs.
+        n_jobs: Number of worker processes.
+        seed: Seed of the run and of the data split.
+        show_progress_bar: Whether to show progress bars.
 
     Returns:
         The exit code.
+
+    Raises:
+        ImportError: If scikit-learn is not installed.
     """
-    try:
-        digits = _load_digits(seed)
-    except ImportError:
-        print(
-            "The demo needs scikit-learn: pip install 'optuna-miha[demo]'.",
-            file=sys.stderr,
-        )
-        return 1
+    digits = _load_digits(seed)
     folder.mkdir(parents=True, exist_ok=True)
     storage = f"sqlite:///{folder}/digits.db"
     model_fn = _make_model_fn(digits)
@@ -86,39 +83,41 @@ def demo(
     )
     ours, theirs = (_test_accuracy(r.model, digits) for r in (result, baseline))
     print(f"\n{result.describe()}\n")
-    print(f"test accuracy          {ours:.4f}  ({result.n_epochs_trained} epochs in all)")
-    print(f"initial configuration  {theirs:.4f}  (as many epochs, the best by validation)\n")
+    print(f"test accuracy          {ours:.4f}  ({result.n_epochs_trained} epochs in total)")
+    print(f"initial configuration  {theirs:.4f}  (same number of epochs, best by validation)\n")
     print(f"study     {folder / 'digits.db'}")
     print(f"model     {model_file}")
     print(f"schedule  {schedule_file}\n")
     command, report = _command("optuna-miha"), folder / "report.html"
-    print(f"look at it       {command} dashboard {storage}")
-    print(f"on one page      {command} report digits --storage {storage} -o {report}")
-    again = f"demo --folder {folder} --seed {seed} --n-epochs {2 * n_epochs}"
-    print(f"resume or go on  {command} {again}")
+    print(f"dashboard  {command} dashboard {storage}")
+    print(f"report     {command} report digits --storage {storage} -o {report}")
+    arguments = f"demo --folder {folder} --seed {seed} --n-epochs {2 * n_epochs}"
+    print(f"continue   {command} {arguments}")
     return 0
 
 
 def _command(name: str) -> str:
-    """The name of a console script, with its folder where the shell would not find it."""
+    """The name of a console script, with its folder if it is not on the search path."""
     if shutil.which(name) is not None:
         return name
     return os.path.relpath(Path(sys.executable).with_name(name))
 
 
 def _load_digits(seed: int) -> _Digits:
-    from sklearn.datasets import load_digits
+    extra = "'optuna-miha[demo]'"
+    with try_import("scikit-learn", needed_by="The demo", install=extra):
+        from sklearn.datasets import load_digits
 
     images, classes = load_digits(return_X_y=True)
     x = torch.as_tensor(images / 16, dtype=torch.float32)
     y = torch.as_tensor(classes)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    parts = [(x[part], y[part]) for part in torch.split(order, [1000, 397, 400])]
-    return _Digits(*parts)
+    splits = [(x[split], y[split]) for split in torch.split(order, [1000, 397, 400])]
+    return _Digits(*splits)
 
 
 def _make_model_fn(digits: _Digits) -> ModelFn:
-    """Nothing but the network and its data: the default search space applies."""
+    """Make a ``model_fn`` that suggests nothing, so that the default search space applies."""
 
     def model_fn(trial: Any) -> Recipe:
         model = nn.Sequential(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import optuna
 
 from optuna_miha._cli import study_commands, training_commands
-from optuna_miha._study.retry import named_storage_errors
+from optuna_miha._study.retry import convert_storage_errors
 from optuna_miha.exceptions import MihaError, StorageError
 
 
@@ -17,11 +17,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the console script.
 
     Args:
-        argv: Arguments; :obj:`None`: those of the process.
+        argv: The arguments; :obj:`None`: those of the process.
 
     Returns:
-        The exit code: 0 on success, 1 if something that the command needs is missing or a database
-        fails, 2 for a wrong argument, 130 if it was interrupted.
+        The exit code: 0 on success, 1 if a package is missing or a file or database fails, 2 for
+        an invalid argument, 130 after an interruption.
     """
     args = _parser().parse_args(argv)
     verbosity = optuna.logging.get_verbosity()
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level = optuna.logging.WARNING if args.quiet else optuna.logging.DEBUG
         optuna.logging.set_verbosity(level)
     try:
-        with named_storage_errors():
+        with convert_storage_errors():
             code: int = args.run(args)
         return code
     except KeyboardInterrupt:
@@ -47,22 +47,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="optuna-miha",
-        description="Train one PyTorch network and find its hyperparameters on the way.",
+        description="Train one PyTorch network while tuning its hyperparameters.",
         epilog=(
             "optuna-miha COMMAND --help shows the arguments of a command, and an example. "
-            "Exit codes: 0 if all went well, 1 if something is not installed, or cannot be "
-            "read or written, 2 for a wrong argument, 130 after Ctrl-C."
+            "Exit codes: 0 on success, 1 if a package is missing or a file or database cannot be "
+            "read or written, 2 for an invalid argument, 130 after Ctrl-C."
         ),
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     training_commands.add_commands(commands)
     study_commands.add_commands(commands)
     for command in commands.choices.values():
-        loudness = command.add_mutually_exclusive_group()
-        loudness.add_argument(
-            "-q", "--quiet", action="store_true", help="no progress bar, and warnings alone"
+        verbosity = command.add_mutually_exclusive_group()
+        verbosity.add_argument(
+            "-q", "--quiet", action="store_true", help="hide the progress bar; log only warnings"
         )
-        loudness.add_argument(
-            "-v", "--verbose", action="store_true", help="all that Optuna's log has to tell"
+        verbosity.add_argument(
+            "-v", "--verbose", action="store_true", help="log debug messages as well"
         )
     return parser

@@ -1,4 +1,4 @@
-"""The commands for a study that is there: ``report``, ``dashboard``, ``export``, ``clean``."""
+"""The commands for existing studies: ``report``, ``dashboard``, ``export``, ``clean``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any, get_args
 import torch
 
 from optuna_miha._cli.arguments import add_checkpoint_dir, add_study, check_outputs, load_function
+from optuna_miha._cli.storages import find_storage, load_study
 from optuna_miha._compare.runner import find_comparison
-from optuna_miha._report.dashboard_server import find_storage, load_study, serve
+from optuna_miha._report.dashboard_server import serve
 from optuna_miha._report.page import write_report
 from optuna_miha._run.load import load_result
 from optuna_miha._study.cleaning import clean
@@ -40,7 +41,7 @@ def _dashboard(args: argparse.Namespace) -> int:
     storage = find_storage(args.storage)
 
     def announce(address: str) -> None:
-        print(f"{address}  (Ctrl-C ends it)", flush=True)
+        print(f"{address}  (press Ctrl-C to stop)", flush=True)
 
     serve(storage, port=args.port, announce=announce)
     return 0
@@ -48,7 +49,7 @@ def _dashboard(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     check_outputs(args.output)
-    example = tuple(_example(text) for text in args.example)
+    example = tuple(_example_input(text) for text in args.example)
     study = load_study(args.study, find_storage(args.storage))
     result = load_result(
         study, load_function(args.model_fn), checkpoint_dir=args.checkpoint_dir, device="cpu"
@@ -66,28 +67,28 @@ def _clean(args: argparse.Namespace) -> int:
         for name in sorted(files.unneeded):
             print(name)
     freed = "would be freed" if args.dry_run else "freed"
-    print(f"{_amount(files.unneeded)} {freed}, {_amount(files.needed)} needed")
+    print(f"{_summary(files.unneeded)} {freed}, {_summary(files.needed)} needed")
     return 0
 
 
-def _amount(files: dict[str, int]) -> str:
-    """How many files of which size, such as ``3 files (1.5 MB)``."""
+def _summary(files: dict[str, int]) -> str:
+    """Number and total size of files, such as ``3 files (1.5 MB)``."""
     plural = "" if len(files) == 1 else "s"
     return f"{len(files)} file{plural} ({sum(files.values()) / 1e6:.1f} MB)"
 
 
-def _example(text: str) -> torch.Tensor:
-    """Two objects of zeros of a shape such as ``1,28,28`` or ``128:int64``.
+def _example_input(text: str) -> torch.Tensor:
+    """A batch of two samples of zeros, for a shape such as ``1,28,28`` or ``128:int64``.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If ``text`` is not a shape.
     """
     shape, _, name = text.partition(":")
     dtype = getattr(torch, name or "float32", None)
     sizes = [part.strip() for part in shape.split(",") if part.strip()]
     if not isinstance(dtype, torch.dtype) or not all(size.isdecimal() for size in sizes):
         raise ValueError(
-            f"An example must be the shape of one object, such as 1,28,28 or 128:int64, got "
+            f"An example must be the shape of one sample, such as 1,28,28 or 128:int64, got "
             f"{text!r}."
         )
     return torch.zeros(2, *map(int, sizes), dtype=dtype)
@@ -96,10 +97,10 @@ def _example(text: str) -> torch.Tensor:
 def _add_report(commands: Any) -> None:
     command = commands.add_parser(
         "report",
-        help="write a run as one HTML page",
+        help="write a report of a run as one HTML page",
         description=(
-            "Writes summary, figures, cycles, versions and seed of a run as one HTML file that "
-            "needs nothing else. If the study is one of `compare`, its comparison is included."
+            "Writes summary, figures, cycles, versions and seed of a run as one self-contained "
+            "HTML file. If the study belongs to a comparison, the comparison is included."
         ),
         epilog="example: optuna-miha report digits --storage sqlite:///digits.db -o digits.html",
     )
@@ -115,7 +116,7 @@ def _add_report(commands: Any) -> None:
     command.add_argument(
         "--interactive",
         action="store_true",
-        help="figures that can be zoomed, in a file of some 5 MB, instead of pictures",
+        help="zoomable figures instead of pictures; the file has about 5 MB",
     )
     command.set_defaults(run=_report)
 
@@ -125,18 +126,18 @@ def _add_dashboard(commands: Any) -> None:
         "dashboard",
         help="serve optuna-dashboard for a storage, with the files of its runs",
         description=(
-            "Serves optuna-dashboard to this machine, and prints its address. Unlike the command "
-            "optuna-dashboard, it finds the files of every run in the storage by itself."
+            "Serves optuna-dashboard on this machine, and prints its address. Unlike the command "
+            "optuna-dashboard, it finds the files of all runs in the storage automatically."
         ),
         epilog="example: optuna-miha dashboard sqlite:///digits.db --port 8081",
     )
     command.add_argument(
         "storage",
         metavar="STORAGE",
-        help="URL of an Optuna storage, an SQLite or journal file, or a folder with one",
+        help="URL of an Optuna storage, an SQLite or journal file, or a folder that contains one",
     )
     command.add_argument(
-        "--port", type=int, default=8080, help="0: any that is free (default: 8080)"
+        "--port", type=int, default=8080, help="0 selects any free port (default: 8080)"
     )
     command.set_defaults(run=_dashboard)
 
@@ -144,11 +145,11 @@ def _add_dashboard(commands: Any) -> None:
 def _add_export(commands: Any) -> None:
     command = commands.add_parser(
         "export",
-        help="write the best network of a run as a program that runs without its code",
+        help="export the best network of a run, so that it runs without its source code",
         description=(
-            "Writes the best network of a run so far by torch.export. "
-            "torch.export.load(FILE).module() runs it, for batches of any length. If FILE ends in "
-            ".onnx, an ONNX file is written."
+            "Exports the best network of a run so far with torch.export. "
+            "torch.export.load(FILE).module() loads it; it accepts batches of any length. If FILE "
+            "ends in .onnx, an ONNX file is written."
         ),
         epilog=(
             "example: optuna-miha export digits my_net:model_fn --storage sqlite:///digits.db "
@@ -161,8 +162,8 @@ def _add_export(commands: Any) -> None:
         nargs="+",
         required=True,
         metavar="SHAPE",
-        help="shape of one object, such as 1,28,28, or 128:int64 where it is not of floats; one "
-        "for each input of the network",
+        help="shape of one sample, such as 1,28,28, or 128:int64 if its dtype is not float32; one "
+        "shape for each input of the network",
     )
     command.add_argument(
         "-o",
@@ -179,12 +180,12 @@ def _add_export(commands: Any) -> None:
 def _add_clean(commands: Any) -> None:
     command = commands.add_parser(
         "clean",
-        help="remove the checkpoints of a run that nothing needs",
+        help="remove the checkpoints of a run that are no longer needed",
         description=(
-            "Removes what a run that was killed left behind, and checkpoints beyond those to be "
-            "kept, and says how much that freed. What a run that is not over goes on from stays, "
-            "and so does the best network. Refused while the study is run. Checkpoints in a "
-            "bucket are not looked at."
+            "Removes the files that a killed run left behind, and checkpoints that need not be "
+            "kept, and prints how much space was freed. The best network and the checkpoints from "
+            "which an unfinished run resumes are never removed. The command fails while the study "
+            "is running. Checkpoints in a bucket are ignored."
         ),
         epilog="example: optuna-miha clean digits --storage sqlite:///digits.db --keep final",
     )
@@ -192,11 +193,11 @@ def _add_clean(commands: Any) -> None:
     command.add_argument(
         "--keep",
         choices=get_args(Keep),
-        help="what stays, as in optimize: of the best segment alone, also of those that it "
-        "descends from, or of all (default: as the run was last told)",
+        help="checkpoints to keep, as in optimize: that of the best segment, also those of its "
+        "ancestors, or all (default: as in the last call of optimize)",
     )
     command.add_argument(
-        "--dry-run", action="store_true", help="name the files instead of removing them"
+        "--dry-run", action="store_true", help="list the files instead of removing them"
     )
     add_checkpoint_dir(command)
     command.set_defaults(run=_clean)

@@ -14,11 +14,11 @@ from optuna_miha._cli.arguments import (
     load_function,
 )
 from optuna_miha._cli.demo import demo
+from optuna_miha._cli.storages import find_storage, load_study, open_storage
 from optuna_miha._compare.compare import METHODS, compare
-from optuna_miha._report.dashboard_server import find_storage, load_study, open_storage
 from optuna_miha._run.optimize import optimize
 from optuna_miha._study.schema import check_run
-from optuna_miha._study.setup import settings_of
+from optuna_miha._study.setup import stored_settings
 from optuna_miha.visualization import plot_comparison
 from optuna_miha.visualization._style import import_plotly
 
@@ -42,7 +42,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     if args.plot is not None:
-        import_plotly()  # Before anything is trained.
+        import_plotly()  # Fails before anything is trained, if plotly is missing.
     check_outputs(args.plot, args.csv, args.json)
     comparison = compare(
         load_function(args.model_fn),
@@ -68,7 +68,7 @@ def _compare(args: argparse.Namespace) -> int:
 def _resume(args: argparse.Namespace) -> int:
     study = load_study(args.study, find_storage(args.storage))
     check_run(study)
-    keep, engine = settings_of(study)
+    keep, engine = stored_settings(study)
     result = optimize(
         study,
         load_function(args.model_fn),
@@ -91,10 +91,10 @@ def _add_demo(commands: Any) -> None:
         "demo",
         help="train a small network on scikit-learn's digits",
         description=(
-            "Trains a 64-128-64-10 network on scikit-learn's digits, with every segment of "
-            "training a trial in a SQLite file, and compares it on test data with the initial "
-            "configuration at the same number of epochs. Run again, it resumes; with a larger "
-            "--n-epochs it goes on."
+            "Trains a 64-128-64-10 network on scikit-learn's digits, and compares it on test data "
+            "with the initial configuration trained for the same number of epochs. Every segment "
+            "of training is a trial in an SQLite file. A second call resumes the run, or "
+            "continues it with a larger --n-epochs."
         ),
         epilog="example: optuna-miha demo --n-epochs 400 --folder digits",
     )
@@ -102,7 +102,7 @@ def _add_demo(commands: Any) -> None:
         "--n-epochs",
         type=int,
         default=200,
-        help="the whole budget, in epochs (default: %(default)s)",
+        help="the total budget, in epochs (default: %(default)s)",
     )
     command.add_argument(
         "--n-jobs", type=int, default=1, help="worker processes (default: %(default)s)"
@@ -117,7 +117,7 @@ def _add_demo(commands: Any) -> None:
         "--folder",
         type=Path,
         default=Path("miha-demo"),
-        help="where study and model go (default: %(default)s)",
+        help="folder for study and model (default: %(default)s)",
     )
     command.set_defaults(run=_demo)
 
@@ -127,9 +127,9 @@ def _add_compare(commands: Any) -> None:
         "compare",
         help="train one model by several methods, each for the same number of epochs",
         description=(
-            "Trains what FUNCTION(trial) of MODULE returns, an optuna_miha.Recipe, by several "
-            "methods and seeds, each for the same number of epochs, every one a study in one "
-            "storage. Prints a table. Run again, it trains only what is missing."
+            "Trains the optuna_miha.Recipe that FUNCTION(trial) of MODULE returns, by several "
+            "methods and seeds, each for the same number of epochs, and prints a table. Every run "
+            "is a study in the storage. A second call trains only missing runs."
         ),
         epilog=(
             "example: optuna-miha compare my_net:model_fn --n-epochs 200 --seeds 5 --methods "
@@ -145,10 +145,10 @@ def _add_compare(commands: Any) -> None:
         nargs="+",
         choices=METHODS,
         metavar="METHOD",
-        help=f"some of {', '.join(METHODS)} (default: all)",
+        help=f"one or more of {', '.join(METHODS)} (default: all)",
     )
     command.add_argument(
-        "--seeds", type=int, default=5, help="how many seeds, from 0 on (default: 5)"
+        "--seeds", type=int, default=5, help="number of seeds, starting at 0 (default: 5)"
     )
     command.add_argument(
         "--storage",
@@ -156,10 +156,10 @@ def _add_compare(commands: Any) -> None:
         help="URL of an Optuna storage (default: sqlite:///compare.db)",
     )
     command.add_argument(
-        "--name", default="compare", help="beginning of the studies' names (default: compare)"
+        "--name", default="compare", help="prefix of the study names (default: compare)"
     )
     command.add_argument(
-        "--direction", choices=("minimize", "maximize"), help="for a metric of your own"
+        "--direction", choices=("minimize", "maximize"), help="needed for a custom metric"
     )
     command.add_argument("--device", help="where to train, for example cpu or cuda:0")
     command.add_argument("--plot", type=Path, metavar="FILE", help="write the figure as HTML")
@@ -171,11 +171,12 @@ def _add_compare(commands: Any) -> None:
 def _add_resume(commands: Any) -> None:
     command = commands.add_parser(
         "resume",
-        help="take up a run that was interrupted, or go on with a larger budget",
+        help="resume an interrupted run, or continue a run with a larger budget",
         description=(
-            "Trains what is missing of a run: what FUNCTION(trial) of MODULE returns must be "
-            "what it was. What to keep and how to compute are as before. Sampler and pruner are "
-            "those of this package; a run with others is resumed from Python."
+            "Resumes an interrupted run, or continues one with a larger budget. FUNCTION(trial) "
+            "of MODULE must return the same recipe as before. Kept checkpoints, precision, memory "
+            "format and threads are as in the last call. The sampler and pruner are those of this "
+            "package; resume a run with others from Python."
         ),
         epilog=(
             "example: optuna-miha resume digits my_net:model_fn --storage sqlite:///digits.db "
@@ -186,7 +187,7 @@ def _add_resume(commands: Any) -> None:
     command.add_argument(
         "--n-epochs",
         type=int,
-        help="the whole budget, what was trained before included (default: as before)",
+        help="the total budget, including epochs trained before (default: as before)",
     )
     command.add_argument(
         "--n-jobs", type=int, default=1, help="worker processes (default: %(default)s)"

@@ -1,4 +1,4 @@
-"""Pages for people: the HTML report, and what optuna-dashboard shows of a run.
+"""The HTML report, and what optuna-dashboard shows of a run.
 
-Nothing here imports torch at the top level. This room stands on ``visualization``.
+No module here imports torch at the top level. This room stands on ``visualization``.
 """

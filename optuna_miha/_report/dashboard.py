@@ -1,6 +1,6 @@
-"""What optuna-dashboard shows of a run beside its trials: figures, a note, and files.
+"""Figures, a note and files of a run in optuna-dashboard.
 
-It is there if optuna-dashboard is installed. Nothing in here may end a run.
+They are added if optuna-dashboard is installed. No error in this module may end a run.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from optuna_miha.visualization._style import number
 _logger = optuna.logging.get_logger("optuna.miha")
 
 HEADING = "## Run of optuna_miha"
-"""From here on the study's note is ours; what a person wrote above it stays."""
+"""The part of the study's note below this heading is generated; text above it is kept."""
 
 _FIGURES = {"miha-lineage": plot_lineage, "miha-schedule": plot_schedule}
-"""By the names under which the dashboard keeps them."""
+"""Plot functions by the id of their figure in the dashboard."""
 
-_HEIGHT = 440
+_FIGURE_HEIGHT = 440
 
-_SECONDS = 5.0
-"""Nobody looks more often than that."""
+_MIN_INTERVAL = 5.0
+"""Minimum number of seconds between two refreshes."""
 
-_SHARE = 20
-"""Times as long as a refresh takes must pass before it: it costs the run 5 % at most."""
+_INTERVAL_FACTOR = 20
+"""Minimum ratio of the interval to the duration of a refresh, which limits its cost to 5 %."""
 
-_FIRST_SECONDS = 2.0
-"""What the first refresh takes, about: it imports optuna-dashboard, and scikit-learn with it."""
+_FIRST_DURATION = 2.0
+"""Estimated seconds of the first refresh, which imports optuna-dashboard and scikit-learn."""
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+.!|~$&-])")
+_MARKDOWN_CHARACTERS = re.compile(r"([\\`*_{}\[\]<>()#+.!|~$&-])")
 
 
 class Dashboard:
-    """Keeps the page of one study up to date.
+    """Keeps the page of a study in optuna-dashboard up to date.
 
-    Does nothing for a study in memory, which no other process can look at, and nothing without
-    optuna-dashboard.
+    It does nothing for a study in memory, which no other process can show, and nothing if
+    optuna-dashboard is not installed.
 
     Args:
         study: The study.
@@ -60,44 +60,44 @@ class Dashboard:
 
     def __init__(self, study: optuna.Study) -> None:
         self._study = study
-        self._is_on = not is_in_memory(study) and _is_installed()
-        self._last = time.monotonic()
-        self._seconds = _FIRST_SECONDS
+        self._is_enabled = not is_in_memory(study) and _is_installed()
+        self._last_refresh = time.monotonic()
+        self._duration = _FIRST_DURATION
         self._has_warned = False
 
     def refresh(self) -> None:
-        """Draw figures and write the note anew, unless that was done a moment ago."""
-        pause = max(_SECONDS, _SHARE * self._seconds)
-        if self._is_on and time.monotonic() - self._last >= pause:
+        """Update the figures and the note, unless the last refresh was too recent."""
+        interval = max(_MIN_INTERVAL, _INTERVAL_FACTOR * self._duration)
+        if self._is_enabled and time.monotonic() - self._last_refresh >= interval:
             self._refresh()
 
     def finish(self, result: Result, artifact_store: Any, *, model: bool = True) -> None:
-        """Do so for the last time, and register the model and its schedule as artifacts.
+        """Refresh for the last time, and register the model and its schedule as artifacts.
 
-        Only what stays for good is registered, because the dashboard cannot delete a study
-        with a registered file that is gone. A run that goes on with a larger budget adds the
-        files of its new result, and leaves the former ones.
+        Only permanent files are registered, because the dashboard cannot delete a study that has
+        a registered but missing file. A run that continues with a larger budget adds the files of
+        its new result and keeps the previous ones.
 
         Args:
-            result: What the run found.
-            artifact_store: Where its checkpoints lie.
-            model: Whether the model is registered too; its checkpoint takes up room already.
+            result: The result of the run.
+            artifact_store: The store that contains the checkpoints of the run.
+            model: Whether to register the model, too.
         """
-        if self._is_on:
+        if self._is_enabled:
             self._refresh()
             register = partial(_register, self._study, result, artifact_store, model)
             self._attempt("The files", register)
 
     def _refresh(self) -> None:
         start = time.monotonic()
-        for name, draw in _FIGURES.items():
-            self._attempt(f"The figure {name}", partial(_show, self._study, name, draw))
-        self._attempt("The note", partial(_annotate, self._study))
-        self._last = time.monotonic()
-        self._seconds = self._last - start
+        for name, plot in _FIGURES.items():
+            self._attempt(f"The figure {name}", partial(_save_figure, self._study, name, plot))
+        self._attempt("The note", partial(_save_note, self._study))
+        self._last_refresh = time.monotonic()
+        self._duration = self._last_refresh - start
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
-        """Do something whose failure is no reason to stop training; warn once."""
+        """Call ``action``; if it fails, warn the first time instead of raising."""
         try:
             action()
         except Exception as error:
@@ -111,14 +111,14 @@ def _is_installed() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in names)
 
 
-def _show(study: optuna.Study, name: str, draw: Callable[[optuna.Study], Any]) -> None:
+def _save_figure(study: optuna.Study, name: str, plot: Callable[[optuna.Study], Any]) -> None:
     module = importlib.import_module("optuna_dashboard")
-    figure = draw(study)
-    # A card of the dashboard is 450 pixels high, cuts what is below, and may be narrow.
+    figure = plot(study)
+    # A card of the dashboard crops figures higher than 450 pixels, and may be narrow.
     figure.update_yaxes(tickfont_size=10)
     figure.update_traces(insidetextfont_size=9, selector={"type": "bar"})
     figure.update_layout(
-        height=_HEIGHT,
+        height=_FIGURE_HEIGHT,
         margin_r=45,
         margin_b=40,
         legend={"orientation": "h", "x": 0, "y": -0.25, "font_size": 10},
@@ -126,40 +126,39 @@ def _show(study: optuna.Study, name: str, draw: Callable[[optuna.Study], Any]) -
     module.save_plotly_graph_object(study, figure, graph_object_id=name)
 
 
-def _annotate(study: optuna.Study) -> None:
+def _save_note(study: optuna.Study) -> None:
     module = importlib.import_module("optuna_dashboard")
-    theirs, _, _ = module.get_note(study).partition(HEADING)
-    lineage = read_lineage(study)
-    module.save_note(study, theirs + note(lineage))
+    user_text, _, _ = module.get_note(study).partition(HEADING)
+    module.save_note(study, user_text + note(read_lineage(study)))
 
 
 def note(lineage: Lineage) -> str:
-    """The run in Markdown.
+    """Describe a run in Markdown.
 
     Args:
-        lineage: Its record; at least one segment is complete.
+        lineage: The history of the run; at least one segment must be complete.
     """
     best = lineage.best()
     assert best is not None
     lines = [HEADING, ""]
     for line in sentences(lineage, best):
-        lines += [_plain(line), ""]
+        lines += [_escape(line), ""]
     cycles = cycles_of(lineage)
     if cycles:
         lines += ["| cycle | best change | value | trial |", "|---|---|---|---|"]
     for cycle in cycles:
         trial = "" if cycle.winner is None else str(cycle.winner.number)
-        cells = (str(cycle.number), _plain(cycle.change), _plain(cycle.course), trial)
+        cells = (str(cycle.number), _escape(cycle.change), _escape(cycle.course), trial)
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| parameter of the best network | value |", "|---|---|"]
-    lines += [f"| {_plain(name)} | {_plain(number(v))} |" for name, v in best.params.items()]
-    lines += ["", "*This part is written anew as the run goes on; write above its heading.*"]
+    lines += [f"| {_escape(name)} | {_escape(number(v))} |" for name, v in best.params.items()]
+    lines += ["", "*This part is generated and will be overwritten; write above its heading.*"]
     return "\n".join(lines)
 
 
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, in one line."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.replace("->", "→").split()))
+def _escape(text: str) -> str:
+    """Escape text for Markdown, and join its lines."""
+    return _MARKDOWN_CHARACTERS.sub(r"\\\1", " ".join(text.replace("->", "→").split()))
 
 
 def _register(study: optuna.Study, result: Result, artifact_store: Any, model: bool) -> None:

@@ -1,4 +1,4 @@
-"""A run on one page of HTML that needs nothing else."""
+"""The report of a run: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._report.page_style import PAGE
 from optuna_miha._results.comparison import Comparison
+from optuna_miha._results.optional_imports import try_import
 from optuna_miha._results.summary import Cycle, cycles_of, sentences
 from optuna_miha.visualization import (
     plot_comparison,
@@ -31,10 +32,10 @@ from optuna_miha.visualization._run_view import read_run_view
 from optuna_miha.visualization._style import number
 
 _FIGURES = {
-    "Lineage": (plot_lineage, "Every segment of training, each from where its parent ended."),
-    "History": (plot_training_history, "The trunk alone, and the change that each cycle made."),
-    "Schedule": (plot_schedule, "The hyperparameters of the best network while it trained."),
-    "Gains": (plot_mutation_gains, "Every branch against the control of its population."),
+    "Lineage": (plot_lineage, "All segments of training; each starts where its parent ended."),
+    "History": (plot_training_history, "The trunk, with the change that each cycle made."),
+    "Schedule": (plot_schedule, "The hyperparameters of the best network during its training."),
+    "Gains": (plot_mutation_gains, "Each branch compared with the control of its population."),
 }
 
 
@@ -45,30 +46,30 @@ def write_report(
     comparison: Comparison | None = None,
     interactive: bool = False,
 ) -> None:
-    """Write a run as one self-contained HTML file, for screens of any width and for paper.
+    """Write a report of a run as one self-contained HTML file, for screens and for print.
 
     Args:
-        study: A study with a run of :func:`~optuna_miha.optimize`, be it over or not.
+        study: A study with a finished or unfinished run of :func:`~optuna_miha.optimize`.
         path: Where to write.
-        comparison: What it is compared with, if anything.
+        comparison: A comparison to include in the report.
         interactive:
-            Whether figures can be zoomed and name what the cursor points at. The file then
-            contains plotly's JavaScript, some 5 MB. By default they are pictures.
+            Whether figures support zooming and hover text. The file then contains plotly's
+            JavaScript, about 5 MB. By default, figures are pictures.
 
     Raises:
-        ImportError: If plotly, or matplotlib for pictures, is not installed.
+        ImportError: If plotly is not installed, or matplotlib for pictures.
         TypeError: If ``study`` is not a study.
-        ValueError: If the study holds no run, or none that has finished a segment.
+        ValueError: If the study contains no run, or no finished segment.
     """
-    record = read_run_view(study)
-    lineage = record.lineage
-    show = _interactive if interactive else _picture
-    parts = [_summary(study, lineage), _figures(study, lineage, show)]
-    parts += [_cycles(lineage), _comparison(comparison, show), _conditions(study, lineage)]
+    lineage = read_run_view(study).lineage
+    render = _render_interactive if interactive else _render_picture
+    parts = [_summary(study, lineage), _figures(study, lineage, render)]
+    parts += [_cycles(lineage), _comparison(comparison, render), _conditions(study, lineage)]
     title = html.escape(study.study_name)
     script = ""
     if interactive:
-        plotly = importlib.import_module("plotly.offline")
+        with try_import("plotly", needed_by="An interactive report"):
+            plotly = importlib.import_module("plotly.offline")
         script = f"<script>{plotly.get_plotlyjs()}</script>"
     page = PAGE.format(title=title, script=script, body="\n".join(p for p in parts if p))
     Path(path).write_text(page, encoding="utf-8")
@@ -81,16 +82,16 @@ def _summary(study: optuna.Study, lineage: Lineage) -> str:
     text = "".join(f"<p>{_text(line)}</p>" for line in sentences(lineage, best))
     initial = study.user_attrs.get(attributes.INITIAL, {})
     rows = [(name, initial.get(name, ""), value) for name, value in best.params.items()]
-    table = _table(("parameter", "at the start", "of the best network"), rows)
+    table = _table(("parameter", "initial value", "value of the best network"), rows)
     return _section("Summary", text + table)
 
 
-def _figures(study: optuna.Study, lineage: Lineage, show: Any) -> str:
+def _figures(study: optuna.Study, lineage: Lineage, render: Any) -> str:
     sections = []
-    for title, (draw, caption) in _FIGURES.items():
+    for title, (plot, caption) in _FIGURES.items():
         if title == "Gains" and not cycles_of(lineage):
-            continue  # Nothing was mutated.
-        sections.append(_section(title, show(draw(study), caption)))
+            continue  # The run has no branches.
+        sections.append(_section(title, render(plot(study), caption)))
     return "\n".join(sections)
 
 
@@ -111,38 +112,39 @@ def _cycles(lineage: Lineage) -> str:
 
 
 def _branches(cycle: Cycle) -> str:
-    """How many there were, and what became of them: ``"3, 1 pruned"``."""
+    """The number of branches and their outcomes: ``"3, 1 pruned"``."""
     counts = ((cycle.n_pruned, "pruned"), (cycle.n_failed, "failed"))
-    return ", ".join([str(cycle.n_branches), *(f"{n} {what}" for n, what in counts if n)])
+    return ", ".join([str(cycle.n_branches), *(f"{n} {outcome}" for n, outcome in counts if n)])
 
 
-def _comparison(comparison: Comparison | None, show: Any) -> str:
+def _comparison(comparison: Comparison | None, render: Any) -> str:
     if comparison is None:
         return ""
     caption = "Mean over seeds of the best value so far, with its standard error."
-    figure = show(plot_comparison(comparison), caption)
+    figure = render(plot_comparison(comparison), caption)
     return _section("Comparison", f"{figure}<pre>{html.escape(comparison.describe())}</pre>")
 
 
 def _conditions(study: optuna.Study, lineage: Lineage) -> str:
-    """What it takes to do it again, and what went wrong."""
+    """Versions, seed and plan, which are needed to reproduce the run, and its failed trials."""
     attrs = study.user_attrs
     rows: list[tuple[Any, ...]] = [("seed", attrs.get(attributes.RUN_SEED, ""))]
-    computed = attrs.get(attributes.VERSIONS, {})
-    rows += list(_pairs({k: v for k, v in computed.items() if v is not None}))
+    versions = attrs.get(attributes.VERSIONS, {})
+    rows += list(_pairs({k: v for k, v in versions.items() if v is not None}))
     rows += [("epochs trained", lineage.spent), ("direction", study.direction.name.lower())]
     plan = {k: v for k, v in attrs.get(attributes.PLAN, {}).items() if v is not None}
     rows += list(_pairs(plan, prefix="plan: "))
-    text = _table(("what", "value"), rows)
+    text = _table(("setting", "value"), rows)
     failed = [s.number for s in lineage if s.state == TrialState.FAIL]
     if failed:
-        errors = study.get_trials(deepcopy=False)
-        lines = [(n, errors[n].user_attrs.get(attributes.ERROR, "")) for n in failed]
-        text += "<h3>Trials that failed</h3>" + _table(("trial", "error"), lines)
+        trials = study.get_trials(deepcopy=False)
+        errors = [(n, trials[n].user_attrs.get(attributes.ERROR, "")) for n in failed]
+        text += "<h3>Failed trials</h3>" + _table(("trial", "error"), errors)
     return _section("Versions, seed and plan", text)
 
 
 def _pairs(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Rows of a table, with spaces in place of underscores in their names."""
     return ((f"{prefix}{name}".replace("_", " "), value) for name, value in values.items())
 
 
@@ -166,14 +168,15 @@ def _text(text: str) -> str:
 
 
 def _untitled(figure: Any) -> Any:
-    """The figure without its title, which is that of the section."""
-    room = 34
-    height, top = figure.layout.height - room, figure.layout.margin.t - room
+    """Remove the title of a figure, which repeats that of the section."""
+    title_height = 34
+    height = figure.layout.height - title_height
+    top = figure.layout.margin.t - title_height
     return figure.update_layout(title_text="", height=height, margin_t=top)
 
 
-def _picture(figure: Any, caption: str) -> str:
-    """The figure as SVG in an address of its own, where nothing in it meets the page."""
+def _render_picture(figure: Any, caption: str) -> str:
+    """Render a figure as SVG in a data URL, which isolates it from the page."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "figure.svg")
         write_picture(_untitled(figure), file)
@@ -185,7 +188,7 @@ def _picture(figure: Any, caption: str) -> str:
     )
 
 
-def _interactive(figure: Any, caption: str) -> str:
+def _render_interactive(figure: Any, caption: str) -> str:
     content = _untitled(figure).to_html(
         full_html=False,
         include_plotlyjs=False,

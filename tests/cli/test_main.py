@@ -1,4 +1,4 @@
-"""The console script, as a person runs it."""
+"""The console script and its commands."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def first_demo(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """A short demo; its folder is the last of its arguments but two."""
+    """A short demo; its folder is the third argument from the end."""
     return demo(tmp_path_factory.mktemp("demo") / "demo", "--n-epochs", "24")
 
 
-def test_demo_trains_reports_and_goes_on(
+def test_demo_trains_prints_the_result_and_can_be_continued(
     first_demo: subprocess.CompletedProcess[str],
 ) -> None:
     first, folder = first_demo, Path(first_demo.args[-3])
@@ -39,7 +39,7 @@ def test_demo_trains_reports_and_goes_on(
     assert len(accuracies) == 2
     assert all(accuracy > 0.8 for accuracy in accuracies)
     assert "cycle 1: " in first.stdout
-    assert "24/24" in first.stderr  # The progress bar, at its end.
+    assert "24/24" in first.stderr  # The progress bar.
     assert f"optuna-miha dashboard sqlite:///{folder}/digits.db" in first.stdout
     study = optuna.load_study(study_name="digits", storage=f"sqlite:///{folder}/digits.db")
     assert f"trial {study.best_trial.number} " in first.stdout
@@ -47,14 +47,14 @@ def test_demo_trains_reports_and_goes_on(
     assert saved["value"] == study.best_value
     assert (folder / "schedule.csv").read_text().startswith("from_epoch,to_epoch")
 
-    resume = re.search(r"go on +\S*optuna-miha demo (.*)", first.stdout)
+    resume = re.search(r"continue +\S*optuna-miha demo (.*)", first.stdout)
     assert resume is not None
     second = demo(folder, *resume[1].split())
     assert second.returncode == 0, second.stderr
     assert "48 epochs trained in all" in second.stdout
 
 
-def test_a_budget_that_is_too_small_is_an_error_not_a_traceback(
+def test_too_small_budget_prints_an_error_without_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["demo", "--n-epochs", "5", "--folder", str(tmp_path)]) == 2
@@ -68,7 +68,7 @@ NET = "from helpers.problems import classifier\n"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a short run."""
+    """A folder that contains a short run."""
     folder = tmp_path_factory.mktemp("run")
     study = new_study(f"sqlite:///{folder}/run.db")
     miha.optimize(study, classifier, plan=miha.Plan.no_search(3), show_progress_bar=False)
@@ -77,7 +77,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: a copy of it, with the network ``net:classifier``."""
+    """A working directory with a copy of that run, and the network ``net:classifier``."""
     shutil.copy(trained / "run.db", tmp_path)
     (tmp_path / "net.py").write_text(NET)
     monkeypatch.chdir(tmp_path)
@@ -85,16 +85,14 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_report_is_written_for_a_study_of_a_folder(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_accepts_a_folder_as_storage(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "tiny", "--storage", ".", "-o", "out.html"]) == 0
     assert capsys.readouterr().out == "out.html\n"
     assert "tiny" in (run / "out.html").read_text()
 
 
 @pytest.mark.parametrize("storage", ["sqlite:///run.db", "run.db", "sqlite+pysqlite:///run.db"])
-def test_run_is_resumed_by_the_name_of_its_model(
+def test_resume_continues_a_run_by_the_name_of_its_model(
     run: Path, storage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     resume = ["resume", "tiny", "net:classifier", "--storage", storage]
@@ -104,7 +102,7 @@ def test_run_is_resumed_by_the_name_of_its_model(
     assert "5 epochs trained in all" in capsys.readouterr().out
 
 
-def test_run_is_resumed_with_what_it_was_told_to_keep_and_how_to_compute(
+def test_resume_uses_the_stored_settings_of_the_run(
     run: Path, log: pytest.LogCaptureFixture
 ) -> None:
     study = new_study("sqlite:///other.db")
@@ -119,7 +117,7 @@ def test_run_is_resumed_with_what_it_was_told_to_keep_and_how_to_compute(
     assert new_study("sqlite:///other.db").user_attrs["miha:keep"] == "all"
 
 
-def test_exported_model_runs_on_batches_of_any_length(run: Path) -> None:
+def test_exported_model_accepts_batches_of_any_length(run: Path) -> None:
     export = ["export", "tiny", "net:classifier", "--storage", "sqlite:///run.db"]
     assert main([*export, "--example", "4", "-o", "net.pt2"]) == 0
     model = torch.export.load("net.pt2").module()
@@ -134,7 +132,7 @@ STORAGE = ["--storage", "sqlite:///run.db"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["report", "other", *STORAGE], "one of the storage's, 'tiny', 'empty', got 'other'"),
+        (["report", "other", *STORAGE], "those in the storage ('tiny', 'empty'), got 'other'"),
         (["report", "tiny", "--storage", "sqlite:///none.db"], "none.db"),
         (["report", "tiny", "--storage", "none.db"], "a URL, a file or a folder"),
         (["report", "tiny", "--storage", "bogus://me:secret@x"], "begins with 'bogus'"),
@@ -144,7 +142,7 @@ STORAGE = ["--storage", "sqlite:///run.db"]
         (["report", "tiny", *STORAGE, "-o", "none/out.html"], "folder of none/out.html"),
         (["report", "empty", *STORAGE], "must hold a run"),
         (["resume", "empty", "net:classifier", *STORAGE], "must hold a run"),
-        (["resume", "tiny", "net:other", *STORAGE], "nothing of this name"),
+        (["resume", "tiny", "net:other", *STORAGE], "got no such name"),
         (["resume", "tiny", "other:net", *STORAGE], "no module 'other'"),
         (["resume", "tiny", "net", *STORAGE], "MODULE:FUNCTION"),
         (["export", "tiny", "net:classifier", *STORAGE, "--example", "4:floating"], "1,28,28"),
@@ -154,13 +152,13 @@ STORAGE = ["--storage", "sqlite:///run.db"]
         (["dashboard", "run.db", "--port", "70000"], "--port"),
     ],
 )
-def test_mistakes_are_named_on_stderr_and_exit_with_2(
+def test_invalid_arguments_are_explained_on_stderr_and_exit_with_2(
     run: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     optuna.create_study(study_name="empty", storage="sqlite:///run.db")
     try:
         code = main(arguments)
-    except SystemExit as error:  # What argparse itself refuses.
+    except SystemExit as error:  # Raised by argparse.
         code = int(str(error.code))
         message = "--example"
     captured = capsys.readouterr()
@@ -171,7 +169,7 @@ def test_mistakes_are_named_on_stderr_and_exit_with_2(
     assert not (run / "none.db").exists()
 
 
-def test_folder_with_two_storages_is_refused(
+def test_folder_with_two_storages_is_rejected(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     optuna.create_study(storage="sqlite:///second.db")
@@ -179,7 +177,7 @@ def test_folder_with_two_storages_is_refused(
     assert "run.db, second.db" in capsys.readouterr().err
 
 
-def test_what_is_not_installed_exits_with_1(
+def test_missing_package_exits_with_1(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna_dashboard", None)
@@ -190,7 +188,7 @@ def test_what_is_not_installed_exits_with_1(
     assert "matplotlib" in capsys.readouterr().err
 
 
-def test_journal_file_is_a_storage(tmp_path: Path) -> None:
+def test_report_accepts_a_journal_file_as_storage(tmp_path: Path) -> None:
     backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "run.log"))
     study = new_study(optuna.storages.JournalStorage(backend))
     miha.optimize(study, classifier, plan=miha.Plan.no_search(3), show_progress_bar=False)
@@ -199,7 +197,7 @@ def test_journal_file_is_a_storage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_every_command_has_an_example(
+def test_help_of_each_command_has_an_example(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -209,13 +207,15 @@ def test_help_of_every_command_has_an_example(
 
 
 @pytest.mark.parametrize("arguments", [[], ["unknown"], ["demo", "--n-epochs", "many"]])
-def test_wrong_arguments_exit_with_2(arguments: list[str]) -> None:
+def test_arguments_rejected_by_argparse_exit_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
 
 
-def test_quiet_command_says_its_result_alone(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_quiet_command_prints_only_its_result(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = optuna.logging.get_verbosity()
     resume = ["resume", "tiny", "net:classifier", "--storage", "run.db", "--n-epochs", "5"]
     assert main([*resume, "--quiet"]) == 0
@@ -225,7 +225,7 @@ def test_quiet_command_says_its_result_alone(run: Path, capfd: pytest.CaptureFix
     assert optuna.logging.get_verbosity() == before
 
 
-def test_bar_writes_a_line_now_and_then_where_no_terminal_reads_it(
+def test_progress_bar_writes_separate_lines_if_stderr_is_not_a_terminal(
     first_demo: subprocess.CompletedProcess[str],
 ) -> None:
     lines = [line for line in first_demo.stderr.splitlines() if "epoch/s" in line]

@@ -1,4 +1,4 @@
-"""What optuna-dashboard makes of a run: served by the real thing, asked over the loopback."""
+"""The page of a run in optuna-dashboard, tested against a real server."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 import optuna_miha as miha
+from optuna_miha._cli.storages import find_storage
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._report import dashboard
 from optuna_miha._report.dashboard import HEADING, Dashboard
-from optuna_miha._report.dashboard_server import RunArtifacts, find_storage
+from optuna_miha._report.run_artifacts import RunArtifacts
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed.")
@@ -48,7 +49,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it, moved as a whole, that a test may change."""
+    """A copy of that folder, which a test may change."""
     folder = Path(shutil.copytree(trained, tmp_path / "copy"))
     load(folder).set_user_attr("miha:checkpoint_dir", str(folder / "run-checkpoints" / "tiny"))
     return folder
@@ -72,7 +73,7 @@ def free_port() -> int:
 
 @contextmanager
 def serving(*command: str, port: int) -> Iterator[str]:
-    """A server in a process of its own; yields its address once it answers."""
+    """Start a server in a separate process; yields its address once it answers."""
     address = f"http://127.0.0.1:{port}"
     with subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -80,7 +81,7 @@ def serving(*command: str, port: int) -> Iterator[str]:
         try:
             for _ in range(300):
                 try:
-                    ask(f"{address}/api/meta")
+                    request(f"{address}/api/meta")
                     break
                 except urllib.error.URLError:
                     assert server.poll() is None, server.stdout.read()  # type: ignore[union-attr]
@@ -91,7 +92,7 @@ def serving(*command: str, port: int) -> Iterator[str]:
 
 
 @contextmanager
-def our_server(folder: Path) -> Iterator[str]:
+def miha_server(folder: Path) -> Iterator[str]:
     port = free_port()
     with serving(
         "-m", "optuna_miha", "dashboard", str(folder), "--port", str(port), port=port
@@ -100,8 +101,8 @@ def our_server(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def their_server(folder: Path) -> Iterator[str]:
-    """``optuna-dashboard``, as a person starts it who has only the file."""
+def plain_server(folder: Path) -> Iterator[str]:
+    """The command ``optuna-dashboard``, started for the database alone."""
     port = free_port()
     code = "from optuna_dashboard._cli import main; main()"
     arguments = [f"sqlite:///{folder}/run.db", "--port", str(port), "--host", "127.0.0.1"]
@@ -109,25 +110,25 @@ def their_server(folder: Path) -> Iterator[str]:
         yield address
 
 
-def ask(url: str, method: str = "GET", body: Any = None) -> bytes:
+def request(url: str, method: str = "GET", body: Any = None) -> bytes:
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    request.method = method
-    with urllib.request.urlopen(request, timeout=30) as response:
+    prepared = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    prepared.method = method
+    with urllib.request.urlopen(prepared, timeout=30) as response:
         content: bytes = response.read()
     return content
 
 
-def page_of(address: str) -> dict[str, Any]:
-    [study] = json.loads(ask(f"{address}/api/studies"))["study_summaries"]
-    detail: dict[str, Any] = json.loads(ask(f"{address}/api/studies/{study['study_id']}"))
+def get_page(address: str) -> dict[str, Any]:
+    [study] = json.loads(request(f"{address}/api/studies"))["study_summaries"]
+    detail: dict[str, Any] = json.loads(request(f"{address}/api/studies/{study['study_id']}"))
     return {**detail, "id": study["study_id"]}
 
 
 def test_study_page_has_figures_note_and_files_and_is_deleted_with_them(run: Path) -> None:
-    with our_server(run) as address:
-        assert b"<title>Optuna Dashboard</title>" in ask(f"{address}/dashboard/")
-        page = page_of(address)
+    with miha_server(run) as address:
+        assert b"<title>Optuna Dashboard</title>" in request(f"{address}/dashboard/")
+        page = get_page(address)
         figures = {f["id"]: json.loads(f["graph_object"]) for f in page["plotly_graph_objects"]}
         assert figures.keys() == {"miha-lineage", "miha-schedule"}
         assert all(figure["data"] for figure in figures.values())
@@ -135,7 +136,7 @@ def test_study_page_has_figures_note_and_files_and_is_deleted_with_them(run: Pat
         assert f"trial {load(run).best_trial.number} " in page["note"]["body"]
 
         files = {meta["filename"]: meta["artifact_id"] for meta in page["artifacts"]}
-        contents = {n: ask(f"{address}/artifacts/{page['id']}/{i}") for n, i in files.items()}
+        contents = {n: request(f"{address}/artifacts/{page['id']}/{i}") for n, i in files.items()}
         model = contents["model-90-epochs.pt"]
         saved = torch.load(io.BytesIO(model), weights_only=True)
         assert saved["value"] == load(run).best_value
@@ -144,35 +145,35 @@ def test_study_page_has_figures_note_and_files_and_is_deleted_with_them(run: Pat
 
         paths = [run / "run-checkpoints" / "tiny" / artifact_id for artifact_id in files.values()]
         assert all(path.is_file() for path in paths)
-        ask(f"{address}/api/studies/{page['id']}", "DELETE", {})
-        assert json.loads(ask(f"{address}/api/studies"))["study_summaries"] == []
+        request(f"{address}/api/studies/{page['id']}", "DELETE", {})
+        assert json.loads(request(f"{address}/api/studies"))["study_summaries"] == []
         assert not any(path.exists() for path in paths)
 
 
-def test_study_can_be_deleted_where_its_files_are_gone(run: Path) -> None:
+def test_study_without_its_files_can_be_deleted(run: Path) -> None:
     shutil.rmtree(run / "run-checkpoints")
-    with our_server(run) as address:
-        ask(f"{address}/api/studies/{page_of(address)['id']}", "DELETE", {})
-        assert json.loads(ask(f"{address}/api/studies"))["study_summaries"] == []
+    with miha_server(run) as address:
+        request(f"{address}/api/studies/{get_page(address)['id']}", "DELETE", {})
+        assert json.loads(request(f"{address}/api/studies"))["study_summaries"] == []
 
 
-def test_plain_optuna_dashboard_shows_the_same_and_deletes_the_study(run: Path) -> None:
-    with their_server(run) as address:
-        page = page_of(address)
+def test_plain_optuna_dashboard_shows_the_same_page_and_deletes_the_study(run: Path) -> None:
+    with plain_server(run) as address:
+        page = get_page(address)
         assert len(page["plotly_graph_objects"]) == 2
         assert HEADING in page["note"]["body"]
         assert len(page["artifacts"]) == 2
-        ask(f"{address}/api/studies/{page['id']}", "DELETE", {})
-        assert json.loads(ask(f"{address}/api/studies"))["study_summaries"] == []
+        request(f"{address}/api/studies/{page['id']}", "DELETE", {})
+        assert json.loads(request(f"{address}/api/studies"))["study_summaries"] == []
 
 
 @needs_chromium
-def test_browser_draws_the_figures_and_its_console_has_no_error(run: Path) -> None:
+def test_browser_draws_the_figures_without_console_errors(run: Path) -> None:
     assert CHROMIUM is not None
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     console = ["--enable-logging=stderr", "--v=0"]
-    with our_server(run) as address:
-        url = f"{address}/dashboard/studies/{page_of(address)['id']}"
+    with miha_server(run) as address:
+        url = f"{address}/dashboard/studies/{get_page(address)['id']}"
         done = subprocess.run(
             [CHROMIUM, *flags, *console, "--virtual-time-budget=8000", "--dump-dom", url],
             capture_output=True,
@@ -182,11 +183,11 @@ def test_browser_draws_the_figures_and_its_console_has_no_error(run: Path) -> No
         )
     titles = re.findall(r'class="gtitle"[^>]*>(?:<[^>]*>)*([^<]+)', done.stdout)
     assert {"Lineage", "Schedule"} <= set(titles)
-    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert not [line for line in said if "rror" in line], said
+    messages = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert not [line for line in messages if "rror" in line], messages
 
 
-def test_run_that_goes_on_adds_files_and_leaves_the_former_ones(run: Path) -> None:
+def test_larger_budget_adds_files_and_keeps_the_previous_ones(run: Path) -> None:
     study = load(run)
     miha.optimize(study, classifier, n_epochs=90, show_progress_bar=False)
     assert len(get_all_artifact_meta(study)) == 2
@@ -198,7 +199,7 @@ def test_run_that_goes_on_adds_files_and_leaves_the_former_ones(run: Path) -> No
         assert read(artifacts, meta.artifact_id)
 
 
-def test_files_are_registered_only_when_the_run_is_over(tmp_path: Path) -> None:
+def test_files_are_registered_only_at_the_end_of_the_run(tmp_path: Path) -> None:
     study = new_study(f"sqlite:///{tmp_path}/run.db")
     stop = [lambda study, trial: study.stop() if trial.number > 5 else None]
     miha.optimize(study, classifier, plan=TINY, callbacks=stop, show_progress_bar=False)
@@ -207,7 +208,7 @@ def test_files_are_registered_only_when_the_run_is_over(tmp_path: Path) -> None:
     assert len(get_all_artifact_meta(study)) == 2
 
 
-def test_files_go_where_the_checkpoints_are(tmp_path: Path) -> None:
+def test_files_are_stored_beside_the_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "bucket").mkdir()
     store = FileSystemArtifactStore(tmp_path / "bucket")
     study = new_study(f"sqlite:///{tmp_path}/run.db")
@@ -217,10 +218,10 @@ def test_files_go_where_the_checkpoints_are(tmp_path: Path) -> None:
         assert read(store, meta.artifact_id)
 
 
-def test_what_a_person_wrote_above_the_note_stays(run: Path) -> None:
+def test_user_text_above_the_heading_of_the_note_is_kept(run: Path) -> None:
     study = load(run)
-    ours = optuna_dashboard.get_note(study)
-    optuna_dashboard.save_note(study, f"My *own* words.\n\n{ours}")
+    generated = optuna_dashboard.get_note(study)
+    optuna_dashboard.save_note(study, f"My *own* words.\n\n{generated}")
     miha.optimize(study, classifier, n_epochs=100, show_progress_bar=False)
     body = optuna_dashboard.get_note(study)
     assert body.startswith(f"My *own* words.\n\n{HEADING}")
@@ -228,7 +229,7 @@ def test_what_a_person_wrote_above_the_note_stays(run: Path) -> None:
     assert "100 epochs trained" in body
 
 
-def test_note_takes_no_word_of_the_study_for_markdown() -> None:
+def test_note_escapes_markdown_from_the_study() -> None:
     study = simulated(2)
     lineage = Lineage.from_trials(study.direction, study.get_trials())
     best = lineage.best()
@@ -238,14 +239,16 @@ def test_note_takes_no_word_of_the_study_for_markdown() -> None:
     assert r"| \<b\>\|\*a\* | \[x\]\(http://example\.org\) \# big |" in text
 
 
-def test_study_in_memory_is_left_alone() -> None:
+def test_study_in_memory_gets_no_note_and_no_files() -> None:
     study = new_study()
     miha.optimize(study, classifier, plan=miha.Plan.no_search(3), show_progress_bar=False)
     assert optuna_dashboard.get_note(study) == ""
     assert get_all_artifact_meta(study) == []
 
 
-def test_short_cycles_are_not_shown_one_by_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refresh_is_skipped_shortly_after_the_last_one(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = load(run)
     dashboard = Dashboard(study)
     optuna_dashboard.save_note(study, "")
@@ -257,7 +260,7 @@ def test_short_cycles_are_not_shown_one_by_one(run: Path, monkeypatch: pytest.Mo
     assert optuna_dashboard.get_note(study) != ""
 
 
-def test_what_fails_is_warned_of_once_and_ends_nothing(
+def test_failing_dashboard_is_logged_once_and_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*_: Any, **__: Any) -> None:
@@ -276,11 +279,11 @@ def test_what_fails_is_warned_of_once_and_ends_nothing(
     assert "the disk is full" in warnings[0]
 
 
-def test_run_needs_no_dashboard(tmp_path: Path) -> None:
+def test_run_works_without_optuna_dashboard(tmp_path: Path) -> None:
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-sys.modules["optuna_dashboard"] = None  # As if it were not installed.
+sys.modules["optuna_dashboard"] = None  # Pretend that it is not installed.
 from helpers.problems import classifier, new_study
 import optuna_miha as miha
 study = new_study("sqlite:///{tmp_path}/run.db")

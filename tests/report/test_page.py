@@ -1,4 +1,4 @@
-"""The report is one file that needs nothing else and trusts no word of the study."""
+"""The report is one self-contained file that escapes all text from the study."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from optuna_miha._results.comparison import Comparison, Run
 
 EVIL = "<script>alert('&')</script>"
 
-LOADING = {"src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"}
+URL_ATTRIBUTES = {"src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"}
 
 
 class Page(HTMLParser):
-    """Tags, text and addresses of a page."""
+    """Tags, text, event handlers and loaded URLs of a page."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
         self.tags: list[str] = []
-        self.addresses: list[str] = []
+        self.urls: list[str] = []
         self.handlers: list[str] = []
         self.text = ""
         self.feed(source)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.addresses += [value or "" for name, value in attrs if name in LOADING]
+        self.urls += [value or "" for name, value in attrs if name in URL_ATTRIBUTES]
         self.handlers += [name for name, _ in attrs if name.startswith("on")]
 
     def handle_data(self, data: str) -> None:
@@ -50,7 +50,7 @@ def report(study: optuna.Study, folder: Path, **settings: Any) -> str:
     return (folder / "report.html").read_text("utf-8")
 
 
-def test_report_of_a_run_has_everything_and_refers_to_nothing(tmp_path: Path) -> None:
+def test_report_is_complete_and_loads_nothing(tmp_path: Path) -> None:
     study = simulated(4)
     study.set_user_attr(attributes.RUN_SEED, 1234)
     study.set_user_attr(attributes.VERSIONS, {"torch": "9.8.7"})
@@ -61,22 +61,22 @@ def test_report_of_a_run_has_everything_and_refers_to_nothing(tmp_path: Path) ->
     for word in (study.study_name, "1234", "9.8.7", f"trial {study.best_trial.number} "):
         assert word in page.text
     assert page.tags.count("img") == 4
-    assert all(address.startswith("data:image/svg+xml;base64,") for address in page.addresses)
+    assert all(url.startswith("data:image/svg+xml;base64,") for url in page.urls)
     assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
     assert not re.search(r"https?:|url\(|@import|//\w", re.sub(r"base64,[^\"]*", "", source))
     assert len(source) < 2_000_000
 
 
 def test_pictures_in_a_report_load_nothing(tmp_path: Path) -> None:
-    for address in Page(report(simulated(2), tmp_path)).addresses:
-        picture = base64.b64decode(address.partition("base64,")[2]).decode()
+    for url in Page(report(simulated(2), tmp_path)).urls:
+        picture = base64.b64decode(url.partition("base64,")[2]).decode()
         links = re.findall(r'(?:href|src)="([^"]*)"', picture)
         assert all(link.startswith("#") for link in links)
         assert "<script" not in picture
 
 
 @pytest.mark.parametrize("interactive", [False, True])
-def test_no_word_of_a_study_is_taken_for_html(tmp_path: Path, interactive: bool) -> None:
+def test_text_from_the_study_is_escaped(tmp_path: Path, interactive: bool) -> None:
     source = simulated(2)
     study = optuna.create_study(study_name=f"study {EVIL}")
     for key, value in source.user_attrs.items():
@@ -84,13 +84,13 @@ def test_no_word_of_a_study_is_taken_for_html(tmp_path: Path, interactive: bool)
     study.set_user_attr(attributes.VERSIONS, {EVIL: EVIL})
     study.set_user_attr(EVIL, EVIL)
     for trial in source.trials:
-        dropout = trial.params["lr"]
+        lr = trial.params["lr"]
         distribution = trial.distributions["lr"]
         study.add_trial(
             optuna.trial.create_trial(
                 state=trial.state,
                 value=trial.value,
-                params={**trial.params, EVIL: dropout},
+                params={**trial.params, EVIL: lr},
                 distributions={**trial.distributions, EVIL: distribution},
                 intermediate_values=trial.intermediate_values,
                 user_attrs={**trial.user_attrs, attributes.MUTATION: EVIL, EVIL: EVIL}
@@ -104,13 +104,13 @@ def test_no_word_of_a_study_is_taken_for_html(tmp_path: Path, interactive: bool)
     assert page.handlers == []
     if not interactive:
         assert "script" not in page.tags
-        for address in page.addresses:
-            assert b"<script" not in base64.b64decode(address.partition("base64,")[2])
+        for url in page.urls:
+            assert b"<script" not in base64.b64decode(url.partition("base64,")[2])
 
 
-def test_interactive_report_holds_plotly_once_and_loads_nothing(tmp_path: Path) -> None:
+def test_interactive_report_contains_plotly_once_and_loads_nothing(tmp_path: Path) -> None:
     page = Page(report(simulated(3), tmp_path, interactive=True))
-    assert page.addresses == []
+    assert page.urls == []
     assert page.tags.count("script") == 1 + 4
     assert "img" not in page.tags
 
@@ -124,22 +124,22 @@ def test_run_without_branches_has_a_report(tmp_path: Path) -> None:
     assert "Cycles" not in page.text
 
 
-def test_trials_that_failed_are_named_with_their_error(tmp_path: Path) -> None:
+def test_failed_trials_are_listed_with_their_errors(tmp_path: Path) -> None:
     study = simulated(30, seed=1)
     failed = [trial.number for trial in study.trials if trial.state.name == "FAIL"]
     assert failed
     text = Page(report(study, tmp_path)).text
-    assert "Trials that failed" in text
+    assert "Failed trials" in text
     assert "RuntimeError: it was to fail" in text
 
 
-def test_study_without_a_run_is_refused(tmp_path: Path) -> None:
+def test_write_report_rejects_a_study_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must hold a run"):
         write_report(optuna.create_study(), tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
 
-def test_comparison_is_part_of_the_report(tmp_path: Path) -> None:
+def test_report_includes_the_comparison(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"n_epochs": 9, "epochs": 9, "seconds": 1.0, "trial_epochs": None}
     runs = [
         Run(method=m, seed=0, value=v, test=None, curve=((1, 1.0), (9, v)), **settings)
@@ -151,7 +151,7 @@ def test_comparison_is_part_of_the_report(tmp_path: Path) -> None:
     assert "0.75" in page.text
 
 
-def test_comparison_is_found_by_any_of_its_runs() -> None:
+def test_find_comparison_accepts_any_run_of_the_comparison() -> None:
     storage = optuna.storages.InMemoryStorage()
     found = miha.compare(
         classifier,
