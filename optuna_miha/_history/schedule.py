@@ -1,4 +1,4 @@
-"""The hyperparameters over the epochs of one network's training."""
+"""The hyperparameters of a network over the epochs of its training."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from optuna_miha._history.text_table import text_table
 
 ANNEAL_TO = "anneal_to"
 PLACE = ("from_epoch", "to_epoch", "role", ANNEAL_TO)
-"""What a row holds besides hyperparameters."""
+"""The entries of a row that are not hyperparameters."""
 
 
 class Schedule(Sequence[dict[str, Any]]):
-    """The hyperparameters over the epochs of the returned model's own lineage.
+    """The hyperparameters of the returned model over the epochs of its lineage.
 
-    A sequence of rows, so that ``pandas.DataFrame(schedule)`` works; ``print(schedule)`` shows
-    them as a table. Each row is a dictionary of ``from_epoch`` and ``to_epoch`` (the row holds
-    after the first and up to the last), ``role``, and every hyperparameter. In a row that has
-    ``anneal_to``, the learning rate is annealed until that epoch: over the first tenth it rises
-    from a third of ``lr`` to ``lr``, then it falls to zero along half a cosine; where ``lr`` is
-    no float parameter, it only falls. In the last row that epoch lies behind ``to_epoch`` where
-    the best weights came before the end.
+    A schedule is a sequence of rows, so that ``pandas.DataFrame(schedule)`` works.
+    ``print(schedule)`` shows it as a table. Each row is a dictionary with ``from_epoch``,
+    ``to_epoch``, ``role`` and every hyperparameter. It applies to the epochs ``from_epoch + 1``
+    to ``to_epoch``.
+
+    In a row with ``anneal_to``, the learning rate is annealed until that epoch: over the first
+    tenth it rises from a third of ``lr`` to ``lr``, then it falls to zero along half a cosine. If
+    ``lr`` is not a float parameter, it only falls. In the last row, ``anneal_to`` is larger than
+    ``to_epoch`` if the best weights were reached before the end of the annealing.
 
     Args:
-        rows: The rows, in the order of their epochs.
+        rows: The rows in the order of their epochs.
 
     Raises:
-        ValueError: If there is no row, or the epochs are not integers that follow each other
-            without a gap from 0 on.
+        ValueError: If there are no rows, or if the epochs of the rows are not integers that start
+            at 0 and continue without a gap.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -47,12 +49,12 @@ class Schedule(Sequence[dict[str, Any]]):
 
     @classmethod
     def from_json(cls, path: str | PathLike[str]) -> Schedule:
-        """Read what :meth:`to_json` wrote."""
+        """Read a file written by :meth:`to_json`."""
         return cls(json.loads(Path(path).read_text(encoding="utf-8")))
 
     @classmethod
     def from_csv(cls, path: str | PathLike[str]) -> Schedule:
-        """Read what :meth:`to_csv` wrote, with every value of the type that it had."""
+        """Read a file written by :meth:`to_csv`. The types of all values are restored."""
         with open(path, newline="", encoding="utf-8") as file:
             return cls(
                 [{k: _value(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
@@ -82,26 +84,26 @@ class Schedule(Sequence[dict[str, Any]]):
         return f"Schedule({self._rows!r})"
 
     def __str__(self) -> str:
-        """A table of what changes, and below it what stays as it is."""
+        """A table of the parameters that change, followed by those that stay constant."""
         names = list(dict.fromkeys(name for row in self for name in params_of(row)))
-        moving = [n for n in names if any(row.get(n) != self[0].get(n) for row in self)]
-        lines = [["epochs", "role", *moving]]
+        changing = [n for n in names if any(row.get(n) != self[0].get(n) for row in self)]
+        lines = [["epochs", "role", *changing]]
         lines += [
             [f"{row['from_epoch']}-{row['to_epoch']}", str(row.get("role", "")), *texts]
-            for row, texts in zip(self, _columns(self._rows, moving), strict=True)
+            for row, texts in zip(self, _texts_of_rows(self._rows, changing), strict=True)
         ]
         table = text_table(lines, align="right")
-        still = [f"{n} {_text(self[0][n])}" for n in names if n not in moving]
-        if still:
-            table.append(f"throughout: {', '.join(still)}")
-        falls = [row for row in self if ANNEAL_TO in row]
-        if falls:
-            spans = " and ".join(f"{row['from_epoch']}-{row[ANNEAL_TO]}" for row in falls)
+        constant = [f"{n} {_text(self[0][n])}" for n in names if n not in changing]
+        if constant:
+            table.append(f"throughout: {', '.join(constant)}")
+        annealed = [row for row in self if ANNEAL_TO in row]
+        if annealed:
+            spans = " and ".join(f"{row['from_epoch']}-{row[ANNEAL_TO]}" for row in annealed)
             table.append(f"lr rises to its value, then falls to zero: over epochs {spans}")
         return "\n".join(table)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
-        """Write the rows as CSV; a parameter that a row lacks is left empty."""
+        """Write the rows as CSV. The cells of missing parameters are empty."""
         names = list(dict.fromkeys(name for row in self for name in row))
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names)
@@ -119,12 +121,12 @@ def params_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_epochs(number: int, row: Mapping[str, Any], end: int) -> None:
-    """Refuse a row that does not follow on epoch ``end``."""
+    """Check that a row has valid epochs and begins at epoch ``end``."""
     epochs = [row.get("from_epoch"), row.get("to_epoch"), row.get(ANNEAL_TO, row.get("to_epoch"))]
     first, last, annealed = epochs
     if any(not isinstance(e, int) or isinstance(e, bool) for e in epochs):
         raise ValueError(
-            f"`from_epoch`, `to_epoch` and, where it is, `{ANNEAL_TO}` must be integers, got "
+            f"`from_epoch`, `to_epoch` and, if present, `{ANNEAL_TO}` must be integers, got "
             f"{first!r}, {last!r} and {annealed!r} in row {number}."
         )
     assert isinstance(first, int) and isinstance(last, int) and isinstance(annealed, int)
@@ -136,21 +138,22 @@ def _check_epochs(number: int, row: Mapping[str, Any], end: int) -> None:
 
 
 def _cell(value: Any) -> str:
-    """The text of a value, a string in quotes where it could be taken for anything else."""
+    """The text of a value; a string that could be read as another type is quoted."""
     if isinstance(value, str):
         return value if value and _value(value) is value else repr(value)
     return repr(value)
 
 
 def _value(text: str) -> Any:
+    """The value of a cell."""
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):
         return text
 
 
-def _columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[list[str]]:
-    """The texts of some parameters, one list for each row."""
+def _texts_of_rows(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[list[str]]:
+    """The values of some parameters as texts, one list per row."""
     return [[_text(row[name]) if name in row else "" for name in names] for row in rows]
 
 

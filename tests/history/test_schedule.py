@@ -1,4 +1,4 @@
-"""The table of hyperparameters over epochs: what it accepts, shows, writes and reads."""
+"""Schedules: validation, printing, writing and reading."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_schedule_is_a_sequence_of_its_rows() -> None:
     assert schedule == Schedule(ROWS) != Schedule(ROWS[:1])
 
 
-def test_a_schedule_does_not_follow_changes_of_what_it_was_made_of() -> None:
+def test_a_schedule_copies_its_rows() -> None:
     rows = [dict(row) for row in ROWS]
     schedule = Schedule(rows)
     rows[0]["lr"] = 1.0
@@ -42,7 +42,7 @@ def test_a_schedule_does_not_follow_changes_of_what_it_was_made_of() -> None:
 
 
 @pytest.mark.parametrize("name", ["json", "csv"])
-def test_what_is_written_is_read_back(name: str, tmp_path: Path) -> None:
+def test_a_schedule_is_equal_after_writing_and_reading(name: str, tmp_path: Path) -> None:
     path = tmp_path / "schedule"
     schedule = Schedule(ROWS)
     getattr(schedule, f"to_{name}")(path)
@@ -63,7 +63,7 @@ _VALUES = st.one_of(
 
 @given(values=st.lists(_VALUES, min_size=1, max_size=4))
 @pytest.mark.parametrize("name", ["json", "csv"])
-def test_values_keep_their_type_in_a_file(
+def test_values_keep_their_types_in_a_file(
     name: str, values: list[Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / f"schedule-{name}"
@@ -88,12 +88,12 @@ def test_values_keep_their_type_in_a_file(
         ([ROWS[0] | {"anneal_to": 8}, ROWS[1]], "Row 1 must begin at epoch 8"),
     ],
 )
-def test_epochs_with_a_gap_are_refused(rows: list[dict[str, Any]], message: str) -> None:
+def test_invalid_epochs_are_rejected(rows: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Schedule(rows)
 
 
-def test_a_printed_schedule_is_a_table_of_what_changes() -> None:
+def test_a_printed_schedule_is_a_table_of_changing_parameters() -> None:
     assert str(Schedule(ROWS)).splitlines() == [
         "epochs     role     lr  momentum",
         "   0-6  startup  0.001          ",
@@ -103,6 +103,6 @@ def test_a_printed_schedule_is_a_table_of_what_changes() -> None:
     ]
 
 
-def test_a_printed_schedule_of_one_row_says_all() -> None:
+def test_a_printed_schedule_of_one_row_lists_all_parameters() -> None:
     text = str(Schedule([{"from_epoch": 0, "to_epoch": 2, "lr": 0.1, "batch_size": 8}]))
     assert text.endswith("throughout: lr 0.1, batch_size 8")
