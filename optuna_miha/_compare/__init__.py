@@ -1,4 +1,4 @@
-"""The same ``model_fn`` under this package and under plain Optuna, at an equal number of epochs.
+"""The same ``model_fn`` under this package and under plain Optuna, for the same number of epochs.
 
-Nothing here is used by a run. This room stands on ``_run``.
+Runs of :func:`optimize` use nothing from here. This room stands on ``_run``.
 """

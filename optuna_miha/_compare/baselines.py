@@ -1,9 +1,9 @@
-"""How plain Optuna, and no search at all, spend the same budget of epochs.
+"""Baselines: plain Optuna, or no search, with the same budget of epochs.
 
-A trial is written to the study once it is over, with all its values and the weights of its best
-epoch: an interrupted run goes on from the trials that it holds, and the interrupted one is trained
-again from its beginning. Every trial depends on the seed and the trials before it alone, so that
-a resumed run is the uninterrupted one.
+A trial is written to the study when it is finished, with all its values and the weights of its
+best epoch. A resumed run continues after the stored trials, and trains an interrupted trial again
+from the beginning. Every trial depends only on the seed and the previous trials, so that a resumed
+run gives the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -48,41 +48,42 @@ def _hyperband(trial_epochs: int) -> BasePruner:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """A way to spend a budget without inheriting weights.
+    """A method that spends a budget without inheriting weights.
 
     Args:
-        searched: Share of the budget for trials that search. What is left trains the best
-            configuration that they found, or else the initial one, from scratch.
-        anneal: Whether the learning rate of that last training falls to zero.
-        sampler: Proposes configurations, given a seed.
-        pruner: Cuts trials, given their full number of epochs.
+        search_fraction: Fraction of the budget for the search. The rest trains the best
+            configuration of the search, or else the initial one, from scratch.
+        anneal: Whether the learning rate of that final training is annealed to zero.
+        sampler: Creates the sampler, given a seed.
+        pruner: Creates the pruner, given the number of epochs of a full trial.
     """
 
-    searched: float
+    search_fraction: float
     anneal: bool = False
     sampler: Callable[[int], BaseSampler] = RandomSampler
     pruner: Callable[[int], BasePruner] = _no_pruner
 
 
 def _tpe(seed: int) -> BaseSampler:
-    # By default its first ten trials are random: all of them, on a budget of this size.
+    # The default of ten random trials would cover all trials of a budget of this size.
     return TPESampler(seed=seed, n_startup_trials=5)
 
 
 BASELINES: Mapping[str, Baseline] = {
-    "tpe-median": Baseline(searched=1, sampler=_tpe, pruner=_median),
-    "hyperband": Baseline(searched=1, sampler=_tpe, pruner=_hyperband),
-    "random": Baseline(searched=1),
-    "tpe-retrain": Baseline(searched=0.5, anneal=True, sampler=_tpe, pruner=_median),
-    "no-search": Baseline(searched=0),
-    "no-search-cosine": Baseline(searched=0, anneal=True),
+    "tpe-median": Baseline(search_fraction=1, sampler=_tpe, pruner=_median),
+    "hyperband": Baseline(search_fraction=1, sampler=_tpe, pruner=_hyperband),
+    "random": Baseline(search_fraction=1),
+    "tpe-retrain": Baseline(search_fraction=0.5, anneal=True, sampler=_tpe, pruner=_median),
+    "no-search": Baseline(search_fraction=0),
+    "no-search-cosine": Baseline(search_fraction=0, anneal=True),
 }
 
 
 def trial_epochs_of(n_epochs: int) -> int:
     """Epochs of a full trial of a search: ``round(sqrt(2 * n_epochs))``.
 
-    Trials get longer and more numerous in proportion: half as many full ones as each has epochs.
+    The length and the number of trials grow in proportion: the number of full trials is half of
+    the number of epochs of each.
     """
     return round(math.sqrt(2 * n_epochs))
 
@@ -92,10 +93,10 @@ class _Step:
     """The trial to train next.
 
     Args:
-        n_epochs: Its epochs, unless it is pruned.
-        params: Its configuration; :obj:`None`: up to the sampler.
+        n_epochs: Epochs of the trial, unless it is pruned.
+        params: Its configuration; :obj:`None`: proposed by the sampler.
         search: Whether it may be pruned.
-        anneal: Whether its learning rate falls to zero.
+        anneal: Whether its learning rate is annealed to zero.
     """
 
     n_epochs: int
@@ -105,15 +106,15 @@ class _Step:
 
 
 class BaselineRun:
-    """One run of a baseline, in a study of its own.
+    """One run of a baseline, in a separate study.
 
     Args:
-        study: Where its trials are kept.
-        baseline: How it spends the budget.
-        context: Seed, validation loss, direction and device, as of a run of ``optimize``.
-        initial_params: The first configuration of a search, and the only one without.
-        n_epochs: The budget.
-        store: Where the best weights are kept.
+        study: The study in which the trials are stored.
+        baseline: The baseline.
+        context: Seed, validation loss, direction and device, as for a run of ``optimize``.
+        initial_params: The first configuration of a search, or the only one without a search.
+        n_epochs: The budget, in epochs.
+        store: The store of the best weights.
     """
 
     def __init__(
@@ -134,11 +135,11 @@ class BaselineRun:
         self._trial_epochs = trial_epochs_of(n_epochs)
         self._store = store
         self._trials = trials_of(study)
-        self._mirror = self._mirrored()
+        self._mirror = self._create_mirror()
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """The trials that are over."""
+        """The finished trials."""
         return self._trials
 
     def train(self, on_epoch: Callable[[], None]) -> None:
@@ -151,12 +152,12 @@ class BaselineRun:
             self._train_trial(step, on_epoch)
 
     def best(self) -> FrozenTrial | None:
-        """The trial with the best epoch, pruned ones included; the earliest where they tie."""
-        able = [trial for trial in self._trials if trial.user_attrs[BEST] is not None]
-        return min(able, key=self._cost, default=None)
+        """The trial with the best epoch, including pruned trials; the earliest in case of ties."""
+        candidates = [trial for trial in self._trials if trial.user_attrs[BEST] is not None]
+        return min(candidates, key=self._cost, default=None)
 
     def best_weights(self) -> dict[str, Any] | None:
-        """The weights of that epoch."""
+        """The weights of the best epoch."""
         best = self.best()
         if best is None:
             return None
@@ -166,25 +167,25 @@ class BaselineRun:
     def _cost(self, trial: FrozenTrial) -> float:
         return self._context.sign * float(trial.user_attrs[BEST]["value"])
 
-    def _mirrored(self) -> optuna.Study:
-        """The same study in memory, where the present trial may begin, and vanish, unseen."""
+    def _create_mirror(self) -> optuna.Study:
+        """Copy the study to memory, so that unfinished trials never appear in the storage."""
         with warnings_only():
             mirror = optuna.create_study(
-                study_name=self._study.study_name,  # By which Hyperband forms its brackets.
+                study_name=self._study.study_name,  # Hyperband assigns brackets by this name.
                 direction=self._study.direction,
                 sampler=RandomSampler(),  # Replaced before every trial.
                 pruner=self._baseline.pruner(self._trial_epochs),
             )
         mirror.add_trials(self._trials)
-        # Hyperband knows its brackets only after the first question, and its sampler would see
-        # the trials of all of them until then.
+        # Hyperband creates its brackets in the first call. Without them, the sampler would use
+        # the trials of all brackets.
         mirror.pruner.prune(mirror, create_trial(state=TrialState.RUNNING))
         return mirror
 
     def _next_step(self) -> _Step | None:
-        """A pure function of the trials so far; :obj:`None` when the budget is spent."""
+        """The next trial, given the trials so far; :obj:`None` if the budget is spent."""
         spent = sum(len(trial.intermediate_values) for trial in self._trials)
-        to_search = math.floor(self._baseline.searched * self._n_epochs) - spent
+        to_search = math.floor(self._baseline.search_fraction * self._n_epochs) - spent
         if to_search > 0:
             params = None if self._trials else self._initial_params
             n_epochs = min(self._trial_epochs, to_search)
@@ -198,7 +199,7 @@ class BaselineRun:
 
     def _train_trial(self, step: _Step, on_epoch: Callable[[], None]) -> None:
         number = len(self._trials)
-        # No random state passes from trial to trial, where an interruption would lose it.
+        # Each trial has its own random stream, so that an interruption loses no random state.
         stream = np.random.SeedSequence([self._context.seed, number])
         self._mirror.sampler = self._baseline.sampler(int(stream.generate_state(1)[0]))
         if step.params is not None:
@@ -206,11 +207,11 @@ class BaselineRun:
         trial = self._mirror.ask()
         best, is_pruned = self._train_network(trial, step, on_epoch)
 
-        before = self.best()
-        found = None if best is None else {"value": best["value"], "epoch": best["epoch"]}
-        trial.set_user_attr(BEST, found)
+        previous = self.best()
+        best_epoch = None if best is None else {"value": best["value"], "epoch": best["epoch"]}
+        trial.set_user_attr(BEST, best_epoch)
         is_better = best is not None and (
-            before is None or self._context.sign * best["value"] < self._cost(before)
+            previous is None or self._context.sign * best["value"] < self._cost(previous)
         )
         if is_better:
             reference = self._store.save({"weights": best["weights"]}, f"trial-{number:05d}")
@@ -223,13 +224,13 @@ class BaselineRun:
             frozen = self._mirror.tell(trial, best["value"])
         self._study.add_trial(frozen)
         self._trials.append(frozen)
-        if is_better and before is not None:
-            self._store.remove(before.user_attrs[CHECKPOINT])
+        if is_better and previous is not None:
+            self._store.remove(previous.user_attrs[CHECKPOINT])
 
     def _train_network(
         self, trial: optuna.Trial, step: _Step, on_epoch: Callable[[], None]
     ) -> tuple[Any, bool]:
-        """Train one trial; returns its best epoch, if one was finite, and whether it was cut."""
+        """Train one trial; returns its best epoch, if any is finite, and whether it was pruned."""
         context = self._context
         recipe = context.on_device(build_recipe(context.model_fn, trial, context.seed))
         assert recipe.optimizer is not None
@@ -249,12 +250,12 @@ class BaselineRun:
                 ):
                     weights = copy_tensors(recipe.model.state_dict())
                     best = {"value": value, "epoch": epoch, "weights": weights}
-                # A diverged trial is cut; training that has no successor goes on regardless.
+                # A diverged trial of the search is pruned; the final training always continues.
                 if step.search and (not math.isfinite(value) or trial.should_prune()):
                     return best, True
         return best, False
 
 
 def trials_of(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials of a baseline's run, without those that somebody else added."""
+    """The trials of a baseline's run, without trials that were added by other means."""
     return [trial for trial in study.get_trials() if BEST in trial.user_attrs]

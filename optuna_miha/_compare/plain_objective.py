@@ -1,4 +1,4 @@
-"""The same ``model_fn`` under plain Optuna."""
+"""Training the same ``model_fn`` with plain Optuna."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ from optuna_miha._training.trainer import move, train
 def plain_objective(
     model_fn: ModelFn, *, n_epochs: int, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Callable[[optuna.Trial], float]:
-    """Make an ordinary objective of ``model_fn``: train from scratch, report every epoch.
+    """Create an Optuna objective that trains ``model_fn`` from scratch and reports every epoch.
 
-    The global random generators are seeded for each trial. With ``study.optimize(n_jobs=...)``
-    above 1, whose trials are threads of one process, trials disturb each other's random numbers
-    and are not reproducible.
+    The global random number generators are seeded for each trial. With ``n_jobs`` above 1,
+    ``study.optimize`` runs trials in threads of one process, which share these generators, so
+    that trials are not reproducible.
 
     Args:
         model_fn: As for :func:`optimize`.
-        n_epochs: Epochs of every trial that is not pruned.
+        n_epochs: Epochs of each trial, unless it is pruned.
         seed: Seed of the initial weights and of the order of the data.
         device: Where to train.
 
     Returns:
-        An objective for ``study.optimize``: the best monitored value of the trial's epochs. It
-        validates with the trial's own ``loss_fn``, since a plain trial has no initial
-        configuration to compare with; give the recipe a ``valid_loss_fn`` where the loss is
-        among what is suggested.
+        An objective for ``study.optimize``, whose value is the best monitored value of an epoch.
+        It validates with the ``loss_fn`` of the trial, since a plain trial has no initial
+        configuration. If the loss itself is suggested, set ``valid_loss_fn`` in the recipe.
 
     Raises:
         ValueError: If ``n_epochs`` is not positive.

@@ -1,4 +1,4 @@
-"""One run of one method: what is trained, what it selected, and its record in the study."""
+"""Training one method with one seed, and storing the outcome in its study."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from optuna_miha._search.plan import Plan
 from optuna_miha._search.pruner import SlopePruner
 from optuna_miha._search.sampler import MihaSampler
 from optuna_miha._study.schema import read_lineage
-from optuna_miha._study.setup import open_store, upcoming_phase, resolve_initial
+from optuna_miha._study.setup import open_store, resolve_initial, upcoming_phase
 from optuna_miha._training.compute import intra_op_threads
 from optuna_miha._training.job import Context
 from optuna_miha._training.trainer import evaluate
@@ -35,12 +35,12 @@ from optuna_miha.exceptions import MihaError
 # Attributes of a study.
 SETTINGS = "compare:settings"
 RUN = "compare:run"
-SECONDS = "compare:seconds"  # Of all attempts so far.
+SECONDS = "compare:seconds"  # Total of all attempts so far.
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Selected:
-    """What a method chose by validation."""
+    """The weights that a method selected by validation, and how it found them."""
 
     value: float
     params: dict[str, Any]
@@ -50,19 +50,19 @@ class _Selected:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contest:
-    """What all runs have in common.
+class Runner:
+    """Trains the runs of a comparison.
 
     Args:
         model_fn: The user's function.
-        n_epochs: The budget of a run.
-        plans: The plans of those methods that are runs of ``optimize``.
-        storage: Where the studies are kept.
-        name: Beginning of the studies' names.
+        n_epochs: The budget of each run, in epochs.
+        plans: The plans of the methods that call ``optimize``.
+        storage: The storage of the studies.
+        name: Prefix of the study names.
         direction: ``"minimize"`` or ``"maximize"``.
         device: Where to train.
-        monitor: What decides on validation data.
-        is_tested: Whether there are test data.
+        monitor: Name of the monitored value.
+        has_test_data: Whether the selected weights are evaluated on test data.
     """
 
     model_fn: ModelFn
@@ -73,14 +73,14 @@ class Contest:
     direction: str
     device: torch.device
     monitor: str
-    is_tested: bool
+    has_test_data: bool
 
     def study_name(self, method: str, seed: int) -> str:
-        """The name of a run's study."""
+        """The name of the study of a run."""
         return f"{self.name}-{method}-{seed}"
 
     def context(self, initial: Initial, seed: int) -> Context:
-        """What all segments and trials of a run have in common."""
+        """The context that all segments and trials of a run share."""
         return Context.of(
             initial.recipe,
             self.model_fn,
@@ -90,41 +90,63 @@ class Contest:
         )
 
     def check(self, tasks: Sequence[tuple[str, int]], initial: Initial) -> bool:
-        """Refuse studies that are not what is compared; returns whether all runs are over."""
+        """Check that existing studies match this comparison.
+
+        Args:
+            tasks: Method and seed of each run.
+            initial: The initial configuration.
+
+        Returns:
+            Whether all runs are finished.
+
+        Raises:
+            ValueError: If a study contains something else, or has another budget or direction.
+            SearchSpaceChangedError: If a study has another search space.
+        """
         known = set(optuna.get_all_study_names(self.storage))
-        are_over = []
+        are_finished = []
         for method, seed in tasks:
             name = self.study_name(method, seed)
             if name not in known:
-                are_over.append(False)
+                are_finished.append(False)
                 continue
             study = optuna.load_study(study_name=name, storage=self.storage)
             settings = study.user_attrs.get(SETTINGS)
             if settings is None and (study.user_attrs or study.get_trials(deepcopy=False)):
                 raise ValueError(
-                    f"The study {name!r} must be one of `compare`, but it holds something else: "
-                    "pass another `name`."
+                    f"The study {name!r} must be one that `compare` created, but it contains "
+                    "something else: pass another `name`."
                 )
             if settings is not None and settings["n_epochs"] != self.n_epochs:
                 raise ValueError(
-                    f"All runs must have one budget, got n_epochs={self.n_epochs}, but the study "
-                    f"{name!r} was run with {settings['n_epochs']}: pass that, or another `name`."
+                    f"All runs must have the same budget, got n_epochs={self.n_epochs}, but the "
+                    f"study {name!r} was run with {settings['n_epochs']}: pass that budget, or "
+                    "another `name`."
                 )
             if study.direction.name.lower() != self.direction:
                 raise ValueError(
-                    f"The study {name!r} must {self.direction} what is monitored, but was made "
-                    f"to {study.direction.name.lower()}: pass another `name`."
+                    f"The study {name!r} must {self.direction} the monitored value, but it was "
+                    f"created to {study.direction.name.lower()}: pass another `name`."
                 )
             resolve_initial(study, initial)
-            are_over.append(self._record(study) is not None)
-        return all(are_over)
+            are_finished.append(self._finished_run(study) is not None)
+        return all(are_finished)
 
-    def see_through(self, method: str, seed: int, bar: Any) -> Run:
-        """Do what is missing of a run, and return its record."""
+    def run(self, method: str, seed: int, bar: Any) -> Run:
+        """Train a run, or resume it.
+
+        Args:
+            method: The method.
+            seed: The seed.
+            bar: A progress bar, updated by the number of trained epochs.
+
+        Returns:
+            The outcome; that of a finished run is read from its study.
+        """
         study = self._open(method, seed)
-        record = self._record(study)
-        if record is not None:
-            return record
+        finished = self._finished_run(study)
+        if finished is not None:
+            return finished
         initial = build_initial(self.model_fn, seed)
         context = self.context(initial, seed)
         earlier = study.user_attrs.get(SECONDS, 0.0)
@@ -136,8 +158,8 @@ class Contest:
                 selected = self._run_miha(study, method, bar)
         finally:
             seconds = earlier + time.perf_counter() - started
-            if RUN not in study.user_attrs:  # A record without test figures keeps its time.
-                with suppress(Exception):  # No reason to hide what happened.
+            if RUN not in study.user_attrs:  # A run that is only evaluated keeps its time.
+                with suppress(Exception):  # An error in training must not be hidden.
                     study.set_user_attr(SECONDS, seconds)
         run = Run(
             method=method,
@@ -146,19 +168,19 @@ class Contest:
             epochs=selected.epochs,
             seconds=study.user_attrs.get(SECONDS, seconds),
             value=selected.value,
-            test=_tested(context, selected) if self.is_tested else None,
+            test=_test_metrics(context, selected) if self.has_test_data else None,
             curve=tuple(_improvements(selected.curve, context.sign)),
             trial_epochs=trial_epochs_of(self.n_epochs) if _searches(method) else None,
         )
         study.set_user_attr(RUN, run.asdict())
         return run
 
-    def _record(self, study: optuna.Study) -> Run | None:
-        """The record of a run that is over, and tested if there are test data now."""
-        record = study.user_attrs.get(RUN)
-        if record is None or (self.is_tested and record["test"] is None):
+    def _finished_run(self, study: optuna.Study) -> Run | None:
+        """The outcome of a finished run; :obj:`None` if training or testing is incomplete."""
+        stored = study.user_attrs.get(RUN)
+        if stored is None or (self.has_test_data and stored["test"] is None):
             return None
-        return Run.from_dict(record)
+        return Run.from_dict(stored)
 
     def _open(self, method: str, seed: int) -> optuna.Study:
         study = optuna.create_study(
@@ -166,7 +188,7 @@ class Contest:
             study_name=self.study_name(method, seed),
             direction=StudyDirection[self.direction.upper()],
             load_if_exists=True,
-            sampler=MihaSampler(seed=seed),  # Baselines propose in a study of their own.
+            sampler=MihaSampler(seed=seed),  # Baselines use a separate study for proposals.
             pruner=SlopePruner(),
         )
         if SETTINGS not in study.user_attrs:
@@ -195,14 +217,17 @@ class Contest:
             )
         except MihaError:
             lineage = read_lineage(study)
-            if lineage.best() is not None or upcoming_phase(study, plan, None, lineage) is not None:
+            if (
+                lineage.best() is not None
+                or upcoming_phase(study, plan, None, lineage) is not None
+            ):
                 raise
-            # It is over, and whatever it trained diverged.
+            # The run is finished, and every segment diverged.
             return _Selected(
                 value=math.nan, params={}, weights=None, epochs=lineage.spent, curve=[]
             )
         curve, spent = [], 0
-        # Not in the order of trials, which another attempt may have begun.
+        # Trial numbers do not reflect this order if the run was resumed.
         for segment in sorted(result.segments, key=lambda s: s.position):
             if segment.value is not None:
                 scores = [*enumerate(segment.scores, start=1), (segment.trained, segment.value)]
@@ -245,11 +270,15 @@ class Contest:
 
 
 def find_comparison(study: optuna.Study, storage: BaseStorage) -> Comparison | None:
-    """The comparison that a study is a run of; :obj:`None` if it is not, or no run is over.
+    """Load the comparison that a study belongs to.
 
     Args:
         study: The study.
-        storage: Where it and the other runs are.
+        storage: The storage of the study and the other runs.
+
+    Returns:
+        All finished runs of the comparison; :obj:`None` if the study does not belong to one, or
+        no run is finished.
     """
     settings = study.user_attrs.get(SETTINGS)
     if settings is None:
@@ -257,14 +286,14 @@ def find_comparison(study: optuna.Study, storage: BaseStorage) -> Comparison | N
     name = study.study_name.removesuffix(f"-{settings['method']}-{settings['seed']}")
     runs = []
     for summary in optuna.get_all_study_summaries(storage, include_best_trial=False):
-        theirs, record = summary.user_attrs.get(SETTINGS), summary.user_attrs.get(RUN)
-        if theirs is None or record is None:
+        other, stored = summary.user_attrs.get(SETTINGS), summary.user_attrs.get(RUN)
+        if other is None or stored is None:
             continue
-        if summary.study_name == f"{name}-{theirs['method']}-{theirs['seed']}":
-            runs.append(Run.from_dict(record))
+        if summary.study_name == f"{name}-{other['method']}-{other['seed']}":
+            runs.append(Run.from_dict(stored))
     if not runs:
         return None
-    order = {run.method: place for place, run in reversed(list(enumerate(runs)))}
+    order = {run.method: index for index, run in reversed(list(enumerate(runs)))}
     return Comparison(
         runs=tuple(sorted(runs, key=lambda run: (order[run.method], run.seed))),
         monitor=settings.get("monitor", "loss"),
@@ -273,12 +302,12 @@ def find_comparison(study: optuna.Study, storage: BaseStorage) -> Comparison | N
 
 
 def _searches(method: str) -> bool:
-    """Whether a method trains trials from scratch to compare them."""
-    return method in BASELINES and BASELINES[method].searched > 0
+    """Whether a method trains several trials from scratch."""
+    return method in BASELINES and BASELINES[method].search_fraction > 0
 
 
-def _tested(context: Context, selected: _Selected) -> dict[str, float] | None:
-    """The figures of the selected weights on the test data, which nothing has seen before."""
+def _test_metrics(context: Context, selected: _Selected) -> dict[str, float] | None:
+    """Evaluate the selected weights on the test data, which are used nowhere else."""
     if selected.weights is None:
         return None
     trial = FixedTrial(selected.params)
@@ -286,15 +315,15 @@ def _tested(context: Context, selected: _Selected) -> dict[str, float] | None:
     if recipe.test_data is None:
         return None
     recipe.model.load_state_dict(selected.weights)
-    tested = replace(recipe, valid_data=recipe.test_data, test_data=None)
+    test_recipe = replace(recipe, valid_data=recipe.test_data, test_data=None)
     with intra_op_threads(context.engine.n_threads):
-        return evaluate(tested, tested.model, context.engine)
+        return evaluate(test_recipe, test_recipe.model, context.engine)
 
 
 def _improvements(curve: Iterable[tuple[int, float]], sign: int) -> Iterator[tuple[int, float]]:
-    """The points that are better than all before."""
-    least = math.inf
+    """The points of a curve that are better than all before them."""
+    lowest = math.inf
     for epoch, value in curve:
-        if sign * value < least and math.isfinite(value):
-            least = sign * value
+        if sign * value < lowest and math.isfinite(value):
+            lowest = sign * value
             yield epoch, value

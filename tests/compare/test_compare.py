@@ -1,4 +1,4 @@
-"""Several methods at an equal number of epochs: budgets, resuming, selection, tables."""
+"""The comparison of several methods: budgets, resuming, selection and tables."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from optuna_miha.visualization import plot_comparison
 N_EPOCHS = 26
 TRIAL_EPOCHS = 7
 STEPS = 4
-"""Steps of an epoch: 60 objects in batches of 16."""
+"""Steps of an epoch: 60 samples in batches of 16."""
 
 BASELINES = [method for method in METHODS if not method.startswith("miha")]
 
 
 class Net:
-    """A ``model_fn`` that counts the steps of its networks, and can be interrupted in one.
+    """A ``model_fn`` that counts training steps, and can raise an interrupt in one of them.
 
     Args:
-        fatal: The step that is interrupted, once.
+        fatal: The step that raises ``KeyboardInterrupt``.
         test: The test data.
-        changes: Other values for the recipe.
+        changes: Other arguments of the recipe.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ def run(net: Any, *methods: str, storage: Any = None, **settings: Any) -> Compar
     return compare(net, methods=methods or None, storage=storage, **settings)
 
 
-def timeless(comparison: Comparison) -> list[Run]:
+def without_seconds(comparison: Comparison) -> list[Run]:
     return [replace(one, seconds=0.0) for one in comparison.runs]
 
 
@@ -95,11 +95,11 @@ def history(study: optuna.Study) -> list[Any]:
     return [(t.params, t.intermediate_values, t.value, t.state) for t in study.trials]
 
 
-# What every method does.
+# All methods.
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_spends_exactly_the_budget_and_returns_its_best_epoch(method: str) -> None:
+def test_method_spends_exactly_the_budget_and_returns_its_best_epoch(method: str) -> None:
     storage, valid = InMemoryStorage(), blobs(30, seed=1)
     net = Net(test=valid)
     (one,) = run(net, method, storage=storage).runs
@@ -112,7 +112,7 @@ def test_a_method_spends_exactly_the_budget_and_returns_its_best_epoch(method: s
         assert one.value == min(values)
     else:
         assert one.value == study.best_value
-    # With test data that are the validation data: the weights are those of the best epoch.
+    # The test data are the validation data, so this holds only for the weights of the best epoch.
     assert one.test == {"loss": one.value}
     assert one.curve[-1][1] == one.value
     epochs, best_values = zip(*one.curve, strict=True)
@@ -125,33 +125,35 @@ def test_a_method_spends_exactly_the_budget_and_returns_its_best_epoch(method: s
     assert Run.from_dict(json.loads(json.dumps(study.user_attrs["compare:run"]))) == one
 
 
-def test_runs_depend_on_the_seed_alone() -> None:
+def test_runs_depend_only_on_the_seed() -> None:
     first = run(Net(), seeds=[3])
     torch.rand(7)
-    assert timeless(run(Net(), seeds=[3])) == timeless(first)
+    assert without_seconds(run(Net(), seeds=[3])) == without_seconds(first)
     other = run(Net(), "miha", "no-search", seeds=[4])
     assert {one.value for one in other.runs}.isdisjoint(one.value for one in first.runs)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(method: str, tmp_path: Path) -> None:
+def test_interrupted_run_gives_the_same_result_as_an_uninterrupted_one(
+    method: str, tmp_path: Path
+) -> None:
     url = f"sqlite:///{tmp_path}/compare.db"
-    for share in (0.2, 0.5):
+    for fraction in (0.2, 0.5):
         with pytest.raises(KeyboardInterrupt):
-            run(Net(fatal=int(share * STEPS * N_EPOCHS)), method, storage=url)
+            run(Net(fatal=int(fraction * STEPS * N_EPOCHS)), method, storage=url)
     resumed = run(Net(), method, storage=url)
     memory = InMemoryStorage()
     whole = run(Net(), method, storage=memory)
-    assert timeless(resumed) == timeless(whole)
+    assert without_seconds(resumed) == without_seconds(whole)
     if method in BASELINES:
         study = study_of(url, method)
         assert history(study) == history(study_of(memory, method))
-        # Of all checkpoints the best one's is left.
+        # Only the checkpoint of the best trial remains.
         (checkpoint,) = Path(study.user_attrs["miha:checkpoint_dir"]).iterdir()
         assert checkpoint.is_file()
 
 
-def test_what_is_over_is_not_trained_again() -> None:
+def test_finished_runs_are_not_trained_again() -> None:
     storage = InMemoryStorage()
     fewer = run(Net(), "miha", "hyperband", storage=storage)
     net = Net()
@@ -168,7 +170,7 @@ def test_what_is_over_is_not_trained_again() -> None:
     assert more.runs[2] == fewer.runs[0]
 
 
-def test_test_data_decide_nothing() -> None:
+def test_test_data_do_not_influence_training_or_selection() -> None:
     x, y = blobs(30, seed=2)
     storages = InMemoryStorage(), InMemoryStorage()
     one, other = (
@@ -176,8 +178,10 @@ def test_test_data_decide_nothing() -> None:
         for storage, targets in zip(storages, (y, y.roll(1)), strict=True)
     )
     none = run(Net())
-    without = [replace(r, test=None) for r in timeless(one)]
-    assert without == [replace(r, test=None) for r in timeless(other)] == timeless(none)
+    without = [replace(r, test=None) for r in without_seconds(one)]
+    assert (
+        without == [replace(r, test=None) for r in without_seconds(other)] == without_seconds(none)
+    )
     for method in METHODS:
         first, second = (study_of(storage, method) for storage in storages)
         assert history(first) == history(second)
@@ -188,7 +192,7 @@ def test_test_data_decide_nothing() -> None:
     )
 
 
-def test_test_data_that_come_later_are_evaluated_without_training() -> None:
+def test_test_data_added_later_are_evaluated_without_training() -> None:
     storage, valid = InMemoryStorage(), blobs(30, seed=1)
     before = run(Net(), "miha", "tpe-median", storage=storage)
     net = Net(test=valid)
@@ -198,7 +202,7 @@ def test_test_data_that_come_later_are_evaluated_without_training() -> None:
     assert [replace(r, test=None) for r in after.runs] == list(before.runs)
 
 
-def test_accuracy_is_maximized_by_every_method() -> None:
+def test_every_method_maximizes_accuracy() -> None:
     valid = blobs(30, seed=1)
     comparison = run(Net(test=valid, monitor="accuracy"))
     assert comparison.direction == "maximize"
@@ -209,7 +213,7 @@ def test_accuracy_is_maximized_by_every_method() -> None:
         assert values == sorted(set(values))
 
 
-def test_a_metric_of_the_users_own_needs_a_direction() -> None:
+def test_custom_metric_needs_a_direction() -> None:
     net = Net(metrics={"mine": lambda outputs, targets: outputs.mean()}, monitor="mine")
     with pytest.raises(ValueError, match=r"`direction` must be given .* got None .*'mine'"):
         run(net, "no-search")
@@ -220,11 +224,11 @@ def test_a_metric_of_the_users_own_needs_a_direction() -> None:
     assert least.value < most.value
 
 
-# What the baselines do.
+# Baselines.
 
 
 @pytest.mark.parametrize("method", ["tpe-median", "hyperband", "random", "tpe-retrain"])
-def test_a_search_starts_from_the_initial_configuration(method: str) -> None:
+def test_search_starts_with_the_initial_configuration(method: str) -> None:
     storage = InMemoryStorage()
     run(Net(), method, storage=storage)
     first, second, *_ = study_of(storage, method).trials
@@ -250,7 +254,7 @@ def test_methods_without_search_train_one_network() -> None:
     assert cosine.rates[::STEPS] == pytest.approx(expected)
 
 
-def test_retraining_takes_the_best_configuration_of_half_the_budget() -> None:
+def test_tpe_retrain_retrains_the_best_configuration_with_half_of_the_budget() -> None:
     storage, net = InMemoryStorage(), Net()
     run(net, "tpe-retrain", storage=storage)
     *search, last = study_of(storage, "tpe-retrain").trials
@@ -262,13 +266,13 @@ def test_retraining_takes_the_best_configuration_of_half_the_budget() -> None:
 
 
 @pytest.mark.parametrize("n_epochs", [1, 2, 5])
-def test_baselines_manage_with_next_to_nothing(n_epochs: int) -> None:
+def test_baselines_work_with_tiny_budgets(n_epochs: int) -> None:
     for one in run(Net(), *BASELINES, n_epochs=n_epochs).runs:
         assert one.epochs == n_epochs
         assert math.isfinite(one.value)
 
 
-def test_hopeless_and_diverged_trials_are_cut_and_the_search_goes_on() -> None:
+def test_hopeless_and_diverged_trials_are_pruned_and_the_search_continues() -> None:
     class Diverging(Net):
         def __call__(self, trial: Any) -> miha.Recipe:
             recipe = super().__call__(trial)
@@ -285,14 +289,14 @@ def test_hopeless_and_diverged_trials_are_cut_and_the_search_goes_on() -> None:
         lengths = {s: [len(t.intermediate_values) for t in trials if t.state == s] for s in STATES}
         assert set(lengths[TrialState.COMPLETE][:-1]) == {14}
         assert 1 in lengths[TrialState.PRUNED]
-    cut = [n for t in trials if (n := len(t.intermediate_values)) > 1 and t.state == STATES[1]]
-    assert cut, "Hyperband cut nothing but what diverged."
+    pruned = [n for t in trials if (n := len(t.intermediate_values)) > 1 and t.state == STATES[1]]
+    assert pruned, "Hyperband pruned only trials that diverged."
 
 
 STATES = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def test_a_method_that_diverges_from_beginning_to_end_leaves_blanks() -> None:
+def test_method_that_always_diverges_has_no_value_and_no_curve() -> None:
     def step(model: nn.Module, batch: Any, loss_fn: Any) -> Tensor:
         loss: Tensor = loss_fn(model(batch[0]), batch[1])
         return math.nan * loss if model.training else loss
@@ -303,12 +307,12 @@ def test_a_method_that_diverges_from_beginning_to_end_leaves_blanks() -> None:
         assert math.isnan(one.value)
         assert (one.test, one.curve) == (None, ())
         assert 0 < one.epochs <= N_EPOCHS
-    assert timeless(run(net, "miha", "miha-classic", "no-search", storage=storage)) == timeless(
-        comparison
-    )
+    assert without_seconds(
+        run(net, "miha", "miha-classic", "no-search", storage=storage)
+    ) == without_seconds(comparison)
 
 
-def test_an_error_that_is_no_divergence_ends_the_comparison() -> None:
+def test_error_other_than_divergence_ends_the_comparison() -> None:
     class Raising(Net):
         def count(self, *_: Any) -> None:
             self.n_steps += 1
@@ -321,7 +325,7 @@ def test_an_error_that_is_no_divergence_ends_the_comparison() -> None:
     assert "compare:run" not in study_of(storage, "miha").user_attrs
 
 
-def test_classic_comes_as_near_to_the_budget_as_it_can() -> None:
+def test_classic_plan_spends_the_budget_up_to_one_epoch() -> None:
     for n_epochs in [13, 14, 15, 23, 24, 50, 199, 200, 600]:
         plan = _classic_plan(n_epochs)
         unspent = n_epochs - plan.n_epochs
@@ -332,7 +336,7 @@ def test_classic_comes_as_near_to_the_budget_as_it_can() -> None:
     assert (plan.runup_epochs, plan.n_cycles) == (23, 14)
 
 
-# What is refused.
+# Invalid arguments and storages.
 
 
 @pytest.mark.parametrize(
@@ -344,7 +348,7 @@ def test_classic_comes_as_near_to_the_budget_as_it_can() -> None:
         ({"methods": ["random", "random"]}, ValueError, "each once, got"),
         ({"seeds": 0}, ValueError, "`seeds` must be a positive number .* got 0"),
         ({"seeds": [1, 1]}, ValueError, "`seeds` must be .* different"),
-        ({"seeds": [-1]}, ValueError, "`seeds` must be .* from 0 on"),
+        ({"seeds": [-1]}, ValueError, "`seeds` must be .* non-negative integers"),
         ({"n_epochs": 0}, ValueError, "`n_epochs` must be a positive .* got 0"),
         ({"n_epochs": 20}, ValueError, "n_epochs=20 is too small .* at least 21"),
         (
@@ -357,7 +361,7 @@ def test_classic_comes_as_near_to_the_budget_as_it_can() -> None:
         ({"storage": Path("x.db")}, TypeError, "`storage` must be a URL .*sqlite:///"),
     ],
 )
-def test_wrong_arguments_are_refused_before_anything_is_trained(
+def test_invalid_arguments_are_rejected_before_training(
     settings: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     net = Net()
@@ -366,7 +370,7 @@ def test_wrong_arguments_are_refused_before_anything_is_trained(
     assert net.n_steps == 0
 
 
-def test_a_storage_with_other_runs_is_refused() -> None:
+def test_storage_with_incompatible_runs_is_rejected() -> None:
     storage = InMemoryStorage()
     run(Net(), "random", storage=storage)
     with pytest.raises(ValueError, match=r"n_epochs=30, but .*'compare-random-0' .* with 26"):
@@ -380,21 +384,21 @@ def test_a_storage_with_other_runs_is_refused() -> None:
 
     with pytest.raises(miha.exceptions.SearchSpaceChangedError, match="'width'"):
         run(Wider(), "random", storage=storage)
-    with pytest.raises(ValueError, match=r"must maximize .* made to minimize"):
+    with pytest.raises(ValueError, match=r"must maximize .* created to minimize"):
         run(Net(monitor="accuracy"), "random", storage=storage)
     optuna.create_study(storage=storage, study_name="compare-no-search-0").add_trial(
         optuna.trial.create_trial(value=1.0)
     )
-    with pytest.raises(ValueError, match="'compare-no-search-0' must be one of `compare`"):
+    with pytest.raises(ValueError, match="'compare-no-search-0' must be one that `compare`"):
         run(Net(), "no-search", storage=storage)
     assert run(Net(), "no-search", storage=storage, name="mine").runs[0].epochs == N_EPOCHS
 
 
 @pytest.mark.parametrize(
     ("in_memory", "advice"),
-    [(False, "call it again with the same arguments"), (True, "pass a `storage`")],
+    [(False, "call `compare` again with the same arguments"), (True, "pass a `storage`")],
 )
-def test_an_interruption_says_how_to_resume(
+def test_interrupted_comparison_logs_how_to_resume(
     in_memory: bool,
     advice: str,
     caplog: pytest.LogCaptureFixture,
@@ -406,7 +410,7 @@ def test_an_interruption_says_how_to_resume(
         run(Net(fatal=STEPS * 30), "random", "no-search", storage=storage)
     message = caplog.text
     assert "stopped by KeyboardInterrupt in the run 'compare-no-search-0'" in message
-    assert "1 of 2 runs" in message
+    assert "after 1 of 2 runs" in message
     assert advice in message
 
 
@@ -414,7 +418,7 @@ def test_an_interruption_says_how_to_resume(
     ("data", "error"),
     [((torch.zeros(3, 4),), TypeError), ((torch.zeros(3, 4), torch.zeros(2)), ValueError)],
 )
-def test_test_data_are_checked_as_validation_data_are(data: Any, error: type[Exception]) -> None:
+def test_test_data_are_checked_like_validation_data(data: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="`test_data`"):
         Net(test=data)(optuna.trial.FixedTrial({"activation.2": "relu", "lr": 0.01}))
 
@@ -422,7 +426,7 @@ def test_test_data_are_checked_as_validation_data_are(data: Any, error: type[Exc
 # Statistics.
 
 
-def test_sign_flips_are_counted() -> None:
+def test_sign_flip_p_counts_all_sign_flips_of_few_differences() -> None:
     assert sign_flip_p([1.0] * 5) == 2 / 32
     assert sign_flip_p([-2.0, -1.0, -3.0]) == 2 / 8
     assert sign_flip_p([1.0, -1.0]) == 1
@@ -437,14 +441,14 @@ def test_sign_flips_are_counted() -> None:
     assert sign_flip_p([1000 * d for d in differences]) == expected
 
 
-def test_many_sign_flips_are_drawn() -> None:
+def test_sign_flip_p_samples_sign_flips_of_many_differences() -> None:
     differences = [0.1 * i - 0.9 for i in range(24)]  # Mean 0.25, standard error 0.14.
     assert 0.06 < sign_flip_p(differences) < 0.12
     assert sign_flip_p(differences) == sign_flip_p(differences)
     assert 0 < sign_flip_p([1.0] * 30) < 1e-4
 
 
-def made(method: str, seed: int, value: float, loss: float | None, **changes: Any) -> Run:
+def make_run(method: str, seed: int, value: float, loss: float | None, **changes: Any) -> Run:
     test = None if loss is None else {"loss": loss, "accuracy": 1 - loss}
     settings: dict[str, Any] = {
         "n_epochs": 100,
@@ -456,18 +460,18 @@ def made(method: str, seed: int, value: float, loss: float | None, **changes: An
     return Run(method=method, seed=seed, value=value, test=test, **(settings | changes))
 
 
-MADE = Comparison(
+COMPARISON = Comparison(
     runs=(
-        *(made("miha", seed, 0.5 + 0.1 * seed, 0.20 + 0.01 * seed) for seed in range(3)),
-        *(made("random", seed, 0.8, loss) for seed, loss in [(0, 0.25), (1, 0.24), (2, 0.28)]),
-        made("random", 7, 0.8, 0.9),
-        made("no-search", 0, math.nan, None, epochs=99, curve=()),
+        *(make_run("miha", seed, 0.5 + 0.1 * seed, 0.20 + 0.01 * seed) for seed in range(3)),
+        *(make_run("random", seed, 0.8, loss) for seed, loss in [(0, 0.25), (1, 0.24), (2, 0.28)]),
+        make_run("random", 7, 0.8, 0.9),
+        make_run("no-search", 0, math.nan, None, epochs=99, curve=()),
     )
 )
 
 
-def test_table_holds_means_spreads_and_paired_differences() -> None:
-    ours, theirs, failed = MADE.table()
+def test_table_has_means_standard_deviations_and_paired_differences() -> None:
+    ours, theirs, failed = COMPARISON.table()
     assert (ours["method"], ours["n"], ours["epochs"], ours["seconds"]) == ("miha", 3, 100, 3.0)
     assert ours["value"] == pytest.approx(0.6)
     assert ours["value sd"] == pytest.approx(0.1)
@@ -488,52 +492,52 @@ def test_table_holds_means_spreads_and_paired_differences() -> None:
     assert failed["epochs"] == 99
 
 
-def test_description_is_an_aligned_table() -> None:
-    header, *rows, note = MADE.describe().splitlines()
+def test_describe_returns_an_aligned_table() -> None:
+    header, *rows, note = COMPARISON.describe().splitlines()
     assert note == "Mean ± standard deviation over n seeds; smaller loss is better."
     column = header.index("test loss vs miha")
     assert [row.split()[0] for row in rows] == ["miha", "random", "no-search"]
     assert rows[1][column:].startswith("+0.04667 ± 0.0088")
     assert "0.6 ± 0.1" in rows[0]
-    alone = Comparison(runs=tuple(replace(one, test=None) for one in MADE.runs))
-    assert "they do not tell which model is better" in alone.describe()
+    alone = Comparison(runs=tuple(replace(one, test=None) for one in COMPARISON.runs))
+    assert "they do not show which model is better" in alone.describe()
     assert "test" not in alone.describe().splitlines()[0]
 
 
 def test_figure_has_one_line_per_method() -> None:
-    figure = plot_comparison(MADE)
+    figure = plot_comparison(COMPARISON)
     lines = {trace.name: trace for trace in figure.data if trace.showlegend is not False}
-    assert list(lines) == ["miha", "random"]  # The third never had a value.
+    assert list(lines) == ["miha", "random"]  # The third has no finite value.
     assert list(lines["miha"].x) == [1, 40, 90, 91, 92, 100]
     assert list(lines["miha"].y) == pytest.approx([6, 1.2, 3.1 / 3, 2.5 / 3, 0.6, 0.6])
     assert figure.layout.yaxis.type == "log"
     upper = next(trace for trace in figure.data if trace.legendgroup == "miha")
     assert upper.y[-1] == pytest.approx(0.6 + 0.1 / math.sqrt(3))
-    flat = Comparison(runs=(made("miha", 0, 0.5, None, curve=((1, 0.6), (2, 0.5))),))
+    flat = Comparison(runs=(make_run("miha", 0, 0.5, None, curve=((1, 0.6), (2, 0.5))),))
     assert plot_comparison(flat).layout.yaxis.type == "linear"
-    every = Comparison(runs=tuple(made(method, 0, 0.5, None) for method in METHODS))
+    every = Comparison(runs=tuple(make_run(method, 0, 0.5, None) for method in METHODS))
     names = [trace for trace in plot_comparison(every).data if trace.showlegend is not False]
     assert [trace.name for trace in names] == list(METHODS)
     assert len({(trace.line.color, trace.line.dash) for trace in names}) == len(METHODS)
 
 
-def test_figure_without_plotly_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_plotly_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     with pytest.raises(ImportError, match="pip install plotly"):
-        plot_comparison(MADE)
+        plot_comparison(COMPARISON)
 
 
-def test_files_hold_the_runs(tmp_path: Path) -> None:
-    MADE.to_json(tmp_path / "runs.json")
+def test_json_and_csv_files_contain_all_runs(tmp_path: Path) -> None:
+    COMPARISON.to_json(tmp_path / "runs.json")
     content = json.loads((tmp_path / "runs.json").read_text("utf-8"))
     runs = [Run.from_dict(record) for record in content["runs"]]
-    assert runs[:-1] == list(MADE.runs[:-1])
+    assert runs[:-1] == list(COMPARISON.runs[:-1])
     assert math.isnan(runs[-1].value)
-    assert content["table"] == MADE.table()
-    MADE.to_csv(tmp_path / "runs.csv")
+    assert content["table"] == COMPARISON.table()
+    COMPARISON.to_csv(tmp_path / "runs.csv")
     with (tmp_path / "runs.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(MADE.runs)
+    assert len(rows) == len(COMPARISON.runs)
     assert (rows[4]["method"], rows[4]["seed"], rows[4]["test loss"]) == ("random", "1", "0.24")
     assert rows[-1]["value"] == rows[-1]["test loss"] == ""
 
@@ -558,7 +562,7 @@ number = 3
 """
 
 
-def test_command_trains_prints_and_draws(tmp_path: Path) -> None:
+def test_command_trains_prints_a_table_and_writes_files(tmp_path: Path) -> None:
     (tmp_path / "tiny_net.py").write_text(MODULE, encoding="utf-8")
     command = [sys.executable, "-m", "optuna_miha", "compare", "tiny_net:model_fn"]
     command += ["--n-epochs", "21", "--seeds", "2", "--methods", "miha", "no-search"]
@@ -581,7 +585,7 @@ def test_command_trains_prints_and_draws(tmp_path: Path) -> None:
     [
         (["tiny_net2"], "must be MODULE:FUNCTION, such as .* got 'tiny_net2'"),
         (["no_such_net:f"], "no module 'no_such_net'"),
-        (["tiny_net2:nothing"], "'tiny_net2:nothing' must name a function .* nothing"),
+        (["tiny_net2:nothing"], "'tiny_net2:nothing' must name a function .* no such name"),
         (["tiny_net2:number"], "must name a function .* got int"),
         (["broken_net:f"], "'broken_net' cannot be imported: No module named 'no_such_part'"),
         (["tiny_net2:model_fn", "--seeds", "0"], "`seeds` must be"),
@@ -589,7 +593,7 @@ def test_command_trains_prints_and_draws(tmp_path: Path) -> None:
         (["tiny_net2:model_fn", "--plot", "nowhere/x.html"], "The folder of nowhere/x.html"),
     ],
 )
-def test_command_says_what_is_wrong(
+def test_command_explains_invalid_arguments(
     arguments: list[str],
     message: str,
     tmp_path: Path,
@@ -604,7 +608,7 @@ def test_command_says_what_is_wrong(
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_command_refuses_an_unknown_method(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_rejects_an_unknown_method(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["compare", "net:f", "--methods", "grid"])
     assert caught.value.code == 2

@@ -1,4 +1,4 @@
-"""The same `model_fn` under plain Optuna."""
+"""Training the same `model_fn` with plain Optuna."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tpe_study(**settings: Any) -> optuna.Study:
     return optuna.create_study(**(defaults | settings))
 
 
-def test_it_is_an_objective_for_any_study() -> None:
+def test_objective_reports_every_epoch_and_returns_the_best_value() -> None:
     study = tpe_study(pruner=optuna.pruners.NopPruner())
     study.optimize(miha.plain_objective(model_fn, n_epochs=3), n_trials=5)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 5
@@ -61,7 +61,7 @@ def test_hopeless_trials_are_pruned() -> None:
     assert study.best_trial.number == good.number
 
 
-def test_a_trial_is_training_from_scratch_with_the_given_seed() -> None:
+def test_trial_trains_from_scratch_with_the_given_seed() -> None:
     study = tpe_study()
     for _ in range(2):
         study.enqueue_trial(GOOD)
@@ -72,10 +72,10 @@ def test_a_trial_is_training_from_scratch_with_the_given_seed() -> None:
     assert one.intermediate_values == other.intermediate_values
 
     torch.manual_seed(3)
-    made = model_fn(optuna.trial.FixedTrial(GOOD))
+    expected = model_fn(optuna.trial.FixedTrial(GOOD))
     torch.manual_seed(3)
     with intra_op_threads(1):
-        values = [result.value for result in train(made, 4)]
+        values = [result.value for result in train(expected, 4)]
     assert list(one.intermediate_values.values()) == values
 
 
@@ -89,7 +89,7 @@ def test_accuracy_can_be_maximized() -> None:
     assert 0 < trial.value <= 1
 
 
-def test_a_bare_recipe_gets_the_default_search_space() -> None:
+def test_recipe_without_suggestions_gets_the_default_search_space() -> None:
     study = tpe_study()
     study.optimize(miha.plain_objective(lambda trial: recipe(), n_epochs=1), n_trials=2)
     names = {"activation.2", "dropout.3", "optimizer", "lr", "weight_decay", "batch_size"}
@@ -100,7 +100,7 @@ def test_a_bare_recipe_gets_the_default_search_space() -> None:
     ("monitor", "direction", "right"),
     [("loss", "maximize", "minimize"), ("accuracy", "minimize", "maximize")],
 )
-def test_a_study_that_looks_for_the_worst_is_refused(
+def test_study_with_the_wrong_direction_is_rejected(
     monitor: str, direction: str, right: str
 ) -> None:
     study = tpe_study(direction=direction)
@@ -113,7 +113,7 @@ def test_a_study_that_looks_for_the_worst_is_refused(
     assert f'direction="{right}"' in message
 
 
-def test_a_metric_of_the_users_own_may_have_any_direction() -> None:
+def test_custom_metric_may_have_any_direction() -> None:
     metrics = {"mine": lambda outputs, targets: float(outputs.mean())}
     for direction in ("minimize", "maximize"):
         study = tpe_study(direction=direction)
@@ -127,12 +127,12 @@ def test_a_metric_of_the_users_own_may_have_any_direction() -> None:
 
 
 @pytest.mark.parametrize("n_epochs", [0, -3])
-def test_a_number_of_epochs_that_makes_no_sense_is_refused(n_epochs: int) -> None:
+def test_non_positive_number_of_epochs_is_rejected(n_epochs: int) -> None:
     with pytest.raises(ValueError, match=f"`n_epochs` must be at least 1, got {n_epochs}"):
         miha.plain_objective(model_fn, n_epochs=n_epochs)
 
 
-def test_the_random_state_and_the_threads_are_left_as_they_were() -> None:
+def test_random_state_and_number_of_threads_are_restored() -> None:
     n_threads, rng = torch.get_num_threads(), torch.get_rng_state()
     study = tpe_study()
     study.optimize(miha.plain_objective(model_fn, n_epochs=1), n_trials=1)
@@ -140,7 +140,7 @@ def test_the_random_state_and_the_threads_are_left_as_they_were() -> None:
     assert torch.equal(torch.get_rng_state(), rng)
 
 
-def test_a_trial_that_never_had_a_number_fails() -> None:
+def test_trial_without_a_finite_value_fails() -> None:
     def nan_loss(outputs: Any, targets: Any) -> Any:
         return (outputs * float("nan")).sum()
 
