@@ -1,4 +1,4 @@
-"""Draw the pictures of a real run, on gap filling: ``python docs/make_pictures.py`` (minutes)."""
+"""Draw the figures of a run on gap filling: ``python docs/make_pictures.py`` (takes minutes)."""
 
 from __future__ import annotations
 
