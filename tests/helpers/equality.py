@@ -1,4 +1,4 @@
-"""Bitwise comparison of nested containers of tensors, and the memory behind them."""
+"""Bitwise comparison and memory addresses of nested containers of tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def same(one: Any, other: Any) -> bool:
-    """Bitwise equality of nested containers with tensors."""
+    """Whether two nested containers of tensors and other values are equal, bit for bit."""
     if isinstance(one, Tensor):
         return (
             isinstance(other, Tensor)
@@ -25,7 +25,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Every tensor of nested containers."""
+    """All tensors in nested containers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -37,6 +37,6 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 
 
 def memory_of(*values: Any) -> set[int]:
-    """Addresses of the storages behind every tensor."""
+    """Addresses of the storages of all tensors in ``values``."""
     tensors = [t for value in values for t in tensors_of(value) if t.numel() > 0]
     return {t.untyped_storage().data_ptr() for t in tensors}

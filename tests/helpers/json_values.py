@@ -1,4 +1,4 @@
-"""Values that a stored attribute may hold."""
+"""Arbitrary values of stored attributes."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ HOSTILE = st.recursive(
     ),
     max_leaves=6,
 )
-"""Any value that JSON can hold."""
+"""Arbitrary JSON values, which include those that are likely to cause errors."""

@@ -1,4 +1,4 @@
-"""Fabricated segments, search spaces and curves for tests of the modules that only decide."""
+"""Artificial segments and search spaces, for tests that do not train."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from optuna_miha._search.phases import Phase
 
 def segment(number: int = 0, **changes: Any) -> Segment:
     """A complete root segment of two epochs, with ``changes``."""
-    settings: dict[str, Any] = {
+    values: dict[str, Any] = {
         "number": number,
         "role": "trunk",
         "cycle": 0,
@@ -39,10 +39,10 @@ def segment(number: int = 0, **changes: Any) -> Segment:
         "state": TrialState.COMPLETE,
         "checkpoint": None,
     }
-    return Segment(**(settings | changes))
+    return Segment(**(values | changes))
 
 
-def trained(
+def add_segment(
     lineage: Lineage,
     phase: Phase,
     branch: int,
@@ -52,9 +52,9 @@ def trained(
     state: TrialState = TrialState.COMPLETE,
     age: int | None = None,
 ) -> Segment:
-    """What one place of ``phase`` may have become, recorded in ``lineage``.
+    """Add a segment for one branch index of ``phase`` to ``lineage``.
 
-    With ``age`` it has a checkpoint whose best weights are of that lineage epoch.
+    With ``age`` it has a checkpoint, whose best weights are those of this epoch of the lineage.
     """
     complete = state == TrialState.COMPLETE
     new = segment(
@@ -88,7 +88,7 @@ FULL_SPACE: dict[str, BaseDistribution] = {
     "weight_decay": CategoricalDistribution((0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)),
     "width": IntDistribution(2, 20, step=3),
 }
-"""Every kind of mutation that has a rule of its own, and ``width``, which has none."""
+"""Parameters of every kind that has its own mutation rule, and ``width``, which has none."""
 
 START: dict[str, Any] = {
     "activation.1": "relu",
@@ -103,19 +103,19 @@ START: dict[str, Any] = {
     "weight_decay": 0.0,
     "width": 8,
 }
-"""A point of ``FULL_SPACE`` away from its bounds."""
+"""A point of ``FULL_SPACE``, mostly away from its bounds."""
 
 
 def distributions() -> st.SearchStrategy[BaseDistribution]:
-    """Distributions of every class, with and without step or log scale."""
-    words = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5, unique=True)
+    """Distributions of every class, with and without a step or a log scale."""
+    letters = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5, unique=True)
     return st.one_of(
         st.builds(_float, st.floats(-1e3, 1e3), st.floats(0.01, 1e3)),
         st.builds(_log_float, st.floats(1e-6, 10), st.floats(1.1, 1e4)),
         st.builds(_stepped_float, st.integers(-50, 50), st.sampled_from([0.1, 0.25, 2.0]), _SPAN),
         st.builds(_int, st.integers(-50, 50), _SPAN, st.integers(1, 7)),
         st.builds(_log_int, st.integers(1, 50), st.integers(0, 500)),
-        words.map(CategoricalDistribution),
+        letters.map(CategoricalDistribution),
     )
 
 
@@ -131,7 +131,7 @@ def _log_float(low: float, factor: float) -> BaseDistribution:
 
 
 def _stepped_float(low: int, step: float, n_steps: int) -> BaseDistribution:
-    bounds = [round(k * step, 9) for k in (low, low + n_steps)]  # Exact multiples, as typed.
+    bounds = [round(k * step, 9) for k in (low, low + n_steps)]  # Decimals, as a user types them.
     return FloatDistribution(*bounds, step=step)
 
 
@@ -143,10 +143,10 @@ def _log_int(low: int, span: int) -> BaseDistribution:
     return IntDistribution(low, low + span, log=True)
 
 
-def is_offered(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether ``value`` is a point of ``distribution``, its grid included.
+def is_valid(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether ``value`` is a value of ``distribution``, with the right type and on its grid.
 
-    Written apart from the package's own check, and stricter.
+    This check is independent of the one in the package, and stricter.
     """
     if isinstance(distribution, CategoricalDistribution):
         return any(value is c or value == c for c in distribution.choices)
@@ -162,7 +162,7 @@ def is_offered(distribution: BaseDistribution, value: Any) -> bool:
 
 
 def values_of(distribution: BaseDistribution) -> st.SearchStrategy[Any]:
-    """Points of ``distribution``, the bounds often among them."""
+    """Values of ``distribution``, which often include its bounds."""
     if isinstance(distribution, CategoricalDistribution):
         return st.sampled_from(distribution.choices)
     assert isinstance(distribution, (FloatDistribution, IntDistribution))

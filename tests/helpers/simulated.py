@@ -1,4 +1,4 @@
-"""Studies that look as a run leaves them, without any training."""
+"""Studies like those of a run, created without training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Simulation:
 
     Args:
         study: The study.
-        seed: Of everything that is drawn.
+        seed: Seed of all random numbers.
     """
 
     def __init__(self, study: optuna.Study, seed: int = 0) -> None:
@@ -33,7 +33,7 @@ class Simulation:
         study.set_user_attr(attributes.PLAN, Plan().asdict())
 
     def run(self, n_cycles: int, *, size: int = 3, fixing: int = 6, n_final: int = 40) -> None:
-        """A race of eight, cycles, and a final phase."""
+        """Add a race of eight candidates, cycles and a final phase."""
         head = self._best_of([self._race(branch) for branch in range(8)])
         head = self._train("trunk", 0, 0, head, fixing, START)
         for cycle in range(1, n_cycles + 1):
@@ -71,7 +71,7 @@ class Simulation:
         *,
         state: TrialState = TrialState.COMPLETE,
     ) -> dict[str, Any]:
-        """Loss falls by a power of the age; branches differ, pruned ones are worse."""
+        """Add a trial. Its loss is a power of the age, with a random factor."""
         birth = 0 if parent is None else parent["end"]
         level = 1.0 if parent is None else parent["level"]
         level *= math.exp(self._rng.normal(0.0, 0.02 if parent else 0.3))
@@ -87,7 +87,7 @@ class Simulation:
         if parent is not None:
             reports[birth] = parent["last"]
         best = (min if minimize else max)(scores) if scores else None
-        before = START if parent is None else parent["params"]
+        parent_params = START if parent is None else parent["params"]
         attrs = {
             attributes.ROLE: role,
             attributes.CYCLE: cycle,
@@ -95,7 +95,7 @@ class Simulation:
             attributes.PARENT: None if parent is None else parent["number"],
             attributes.BIRTH: birth,
             attributes.END: birth + n_epochs,
-            attributes.MUTATION: describe(before, params),
+            attributes.MUTATION: describe(parent_params, params),
             attributes.TRAINED: n_epochs,
             attributes.TRAIN_LOSS: [float(loss) * 0.8 for loss in losses],
         }
@@ -103,7 +103,7 @@ class Simulation:
         if complete:
             attrs[attributes.FITNESS] = scores[-1] * (-1 if minimize else 1)
         if state == TrialState.FAIL:
-            attrs[attributes.ERROR] = "RuntimeError: it was to fail"
+            attrs[attributes.ERROR] = "RuntimeError: simulated failure"
         self.study.add_trial(
             create_trial(
                 state=state,

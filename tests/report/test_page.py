@@ -130,7 +130,7 @@ def test_failed_trials_are_listed_with_their_errors(tmp_path: Path) -> None:
     assert failed
     text = Page(report(study, tmp_path)).text
     assert "Failed trials" in text
-    assert "RuntimeError: it was to fail" in text
+    assert "RuntimeError: simulated failure" in text
 
 
 def test_write_report_rejects_a_study_without_a_run(tmp_path: Path) -> None:

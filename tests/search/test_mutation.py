@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.segments import FULL_SPACE, START, distributions, is_offered, values_of
+from helpers.segments import FULL_SPACE, START, distributions, is_valid, values_of
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import (
@@ -60,7 +60,7 @@ def test_a_mutated_value_is_offered(
         rng = np.random.default_rng(seed)
         new = mutate({name: value}, {name: distribution}, name, rng, upward_lr=upward_lr)
         assert new.keys() == {name}
-        assert is_offered(distribution, new[name])
+        assert is_valid(distribution, new[name])
 
 
 @given(st.data(), KINDS, SEEDS)
@@ -70,7 +70,7 @@ def test_of_a_full_space_every_value_stays_offered(
     start = {name: data.draw(values_of(dist), label=name) for name, dist in FULL_SPACE.items()}
     new = mutate(start, FULL_SPACE, kind, np.random.default_rng(seed))
     assert new.keys() == start.keys()
-    assert all(is_offered(FULL_SPACE[name], value) for name, value in new.items())
+    assert all(is_valid(FULL_SPACE[name], value) for name, value in new.items())
 
 
 @given(KINDS, SEEDS)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.segments import FULL_SPACE, START, distributions, is_offered, values_of
+from helpers.segments import FULL_SPACE, START, distributions, is_valid, values_of
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import (
@@ -57,7 +57,7 @@ def test_every_candidate_is_a_point_of_the_space(space: Any, size: int, seed: in
         assert candidate.keys() >= initial.keys()
         for name, distribution in distributions_.items():
             if name != "momentum":  # See the test of its bound below.
-                assert is_offered(distribution, candidate[name])
+                assert is_valid(distribution, candidate[name])
 
 
 @given(st.integers(1, 20), SEEDS)

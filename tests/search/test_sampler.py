@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from helpers.segments import FULL_SPACE, START, is_offered
+from helpers.segments import FULL_SPACE, START, is_valid
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
@@ -183,7 +183,7 @@ def test_two_threads_share_a_sampler() -> None:
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 40
     for trial in study.trials:
         for name, value in trial.params.items():
-            assert is_offered(trial.distributions[name], value)
+            assert is_valid(trial.distributions[name], value)
     assert study.best_value < (study.trials[0].value or 0)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 import pytest
-from helpers.segments import FULL_SPACE, distributions, is_offered, values_of
+from helpers.segments import FULL_SPACE, distributions, is_valid, values_of
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import (
@@ -32,7 +32,7 @@ from optuna_miha._search.space import (
 
 @given(distributions())
 def test_an_initial_value_can_be_suggested(distribution: BaseDistribution) -> None:
-    assert is_offered(distribution, initial_value("x", distribution))
+    assert is_valid(distribution, initial_value("x", distribution))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ NUMERIC = distributions().filter(lambda d: not isinstance(d, CategoricalDistribu
 
 @given(NUMERIC, st.floats(-1e6, 1e6))
 def test_what_was_fitted_can_be_suggested(distribution: Any, value: float) -> None:
-    assert is_offered(distribution, fit(distribution, value))
+    assert is_valid(distribution, fit(distribution, value))
 
 
 @given(st.data(), NUMERIC)
