@@ -1,5 +1,5 @@
-"""What the user's ``model_fn`` gives: the recipe, its suggestions, and the objects in it.
+"""The recipe that ``model_fn`` returns, the ``suggest_*`` functions, and what they act on.
 
-Modules, losses, optimizers and random generators are inspected and adjusted here. Nothing here
-trains or knows of segments. This room stands on ``_search``.
+Networks, losses, optimizers and random generators are inspected and adjusted here, but not
+trained. This sub-package builds on ``_search``.
 """

@@ -1,4 +1,4 @@
-"""Activation modules: which a network has, and how others are put in their place."""
+"""Find the activation modules of a network, and replace them."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "tanhshrink": nn.Tanhshrink,
 }
-"""Activations without parameters, by the name they have in a study. The softmax family is not
-among them: it is an output, not an activation of a hidden layer."""
+"""Activations without parameters, by their name in a study. The softmax family is left out: it
+belongs to the output, not to a hidden layer."""
 
-_WIDTHS = {
+_WIDTH_ATTRIBUTES = {
     "out_channels": 1,
     "num_features": 1,
     "num_channels": 1,
     "out_features": -1,
     "hidden_size": -1,
 }
-"""Where torch's layers (convolutions; batch and instance norm; group norm; linear; recurrent)
-keep the number of their neurons, and the dimension of the output that holds these. Layer norm
-is not among them: it leaves the neurons where the layer before it put them."""
+"""The attribute with the number of neurons of torch's layers (convolutions; batch and instance
+norm; group norm; linear; recurrent), and the dimension of the neurons in the output. Layer norm
+is left out: it keeps the neurons of the layer before it."""
 
 
 class GroupedActivation(nn.Module):
-    """Groups of neurons, each with its own activation.
+    """Applies a different activation to each group of neurons.
 
-    The neurons, dimension ``dim`` of the input, are divided into contiguous groups of equal
-    size, or of sizes that differ by one where they cannot be equal. Shapes go through
-    unchanged. There are no parameters and no buffers: a state dict stays as it was.
+    The neurons, dimension ``dim`` of the input, are divided into contiguous groups whose sizes
+    differ by at most one. The output has the shape of the input. The module has no parameters
+    and no buffers, so that it does not change a state dict.
 
     Args:
         activations: One module per group; a module may occur several times.
@@ -61,14 +61,14 @@ class GroupedActivation(nn.Module):
 
     def __init__(self, activations: Sequence[nn.Module], dim: int) -> None:
         super().__init__()
-        # Neighbours that share a module are computed at once.
+        # Adjacent groups that share a module are computed together.
         runs = [list(run) for _, run in groupby(activations, key=id)]
         self.activations = nn.ModuleList(run[0] for run in runs)
         self.bounds = (0, *accumulate(map(len, runs)))
         self.dim = dim
 
     def forward(self, x: Tensor) -> Tensor:
-        # Sized by what comes in: a module may be called in several places, or after a reshape.
+        # The size may vary: a module may be called in several places, or after a reshape.
         size, n_groups = x.shape[self.dim], self.bounds[-1]
         ends = [bound * size // n_groups for bound in self.bounds]
         parts = x.split_with_sizes([end - start for start, end in pairwise(ends)], self.dim)
@@ -80,22 +80,24 @@ class GroupedActivation(nn.Module):
 
 
 def activation_name(module: nn.Module) -> str | None:
-    """The name of an activation module; :obj:`None` for any other module."""
+    """Return the name of an activation module; :obj:`None` for any other module."""
     return next((n for n, cls in ACTIVATIONS.items() if type(module) is cls), None)
 
 
 def find_activations(model: nn.Module, *, include_output: bool = False) -> dict[str, str]:
-    """The activation modules of ``model``, nested ones too.
+    """Find the activation modules of ``model``, including nested ones.
 
     Args:
         model: The network.
         include_output:
-            Whether to count an activation that nothing with parameters follows. Known only
-            where the order of execution is: along chains of :class:`torch.nn.Sequential`.
+            Whether to include activations that no module with parameters follows. They are
+            recognized only in chains of :class:`torch.nn.Sequential`, whose order of execution
+            is known.
 
     Returns:
-        The name of each activation by its module's qualified name. A module that is used in
-        several places is listed once; what a :class:`GroupedActivation` holds is not listed.
+        The name of each activation by the qualified name of its module. A module that is used
+        in several places is listed once; those inside of a :class:`GroupedActivation` are not
+        listed.
     """
     found = {}
     groups: set[nn.Module] = set()
@@ -112,18 +114,19 @@ def find_activations(model: nn.Module, *, include_output: bool = False) -> dict[
 
 
 def neurons_before(model: nn.Module) -> dict[str, tuple[int | None, int]]:
-    """The neurons that each module of ``model`` sees.
+    """Find the neurons in the input of each module of ``model``.
 
-    They are those of the nearest layer before it in the order in which modules are registered,
-    which is that of execution in a :class:`torch.nn.Sequential` and in most other networks.
+    They are determined by the nearest layer before the module, in the order in which modules
+    are registered. In a :class:`torch.nn.Sequential` and in most other networks, this is the
+    order of execution.
 
     Returns:
-        By qualified name: their number, :obj:`None` where no such layer has one, and their
-        dimension, the last unless that layer says otherwise.
+        The number and the dimension of the neurons, by qualified name. Without such a layer,
+        the number is :obj:`None`, and the dimension the last one.
     """
     found = {}
     neurons: tuple[int | None, int] = (None, -1)
-    # A transformer's activation is registered last, and called in the middle.
+    # The activation of a transformer layer is registered last, but called after `linear1`.
     inner: dict[object, tuple[int | None, int]] = {}
     for path, module in model.named_modules():
         if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
@@ -135,70 +138,75 @@ def neurons_before(model: nn.Module) -> dict[str, tuple[int | None, int]]:
 
 def _neurons_of(layer: nn.Module) -> tuple[int, int] | None:
     if any(name != "parametrizations" for name, _ in layer.named_children()):
-        return None  # A network's attribute of that name may mean anything.
-    for attribute, dim in _WIDTHS.items():
+        return None  # In a container, an attribute of that name may mean anything.
+    for attribute, dim in _WIDTH_ATTRIBUTES.items():
         width = getattr(layer, attribute, None)
-        if isinstance(width, int) and width > 0:  # Zero in layers that are still lazy.
+        if isinstance(width, int) and width > 0:  # Zero in lazy layers.
             return width, dim
     return None
 
 
 def replace_activation(model: nn.Module, path: str, name: str) -> None:
-    """Put the activation ``name`` in the place of the module at ``path``.
+    """Replace the module at ``path`` by the activation ``name``.
 
-    Wherever else the same module is registered, it is replaced too.
+    All places where the same module is registered are updated.
     """
-    _put(model, model.get_submodule(path), ACTIVATIONS[name]())
+    _replace_module(model, model.get_submodule(path), ACTIVATIONS[name]())
 
 
 def group_activation(model: nn.Module, path: str, names: Sequence[str], dim: int) -> None:
-    """Give the neurons that the activation at ``path`` sees several, one for each group.
+    """Replace the activation at ``path`` by one activation for each group of neurons.
 
     Args:
-        model: The network, changed in place, wherever that module is registered.
-        path: The qualified name of the present activation. Groups of its name keep its settings.
+        model: The network, changed in place, wherever the module is registered.
+        path: The qualified name of the current activation. Groups with the same activation keep
+            its settings.
         names: The activations of the groups, in the order of the neurons.
         dim: The dimension of the neurons.
     """
     old = model.get_submodule(path)
     modules = {name: ACTIVATIONS[name]() for name in names}
-    own = activation_name(old)
-    if own in modules:
-        modules[own] = _out_of_place(old)
-    _put(model, old, GroupedActivation([modules[name] for name in names], dim))
+    old_name = activation_name(old)
+    if old_name in modules:
+        modules[old_name] = _out_of_place(old)
+    _replace_module(model, old, GroupedActivation([modules[name] for name in names], dim))
 
 
 def _out_of_place(activation: nn.Module) -> nn.Module:
-    """Writing into one part of a tensor would spoil what another part needs backwards."""
+    """Return the activation, or a copy that does not work in place.
+
+    Overwriting one part of a tensor would break the backward pass of the other parts.
+    """
     if not getattr(activation, "inplace", False):
         return activation
-    twin: Any = copy.copy(activation)
-    twin.inplace = False
-    return cast(nn.Module, twin)
+    copied: Any = copy.copy(activation)
+    copied.inplace = False
+    return cast(nn.Module, copied)
 
 
-def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+def _replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Replace a module wherever it is registered."""
     for parent in list(model.modules()):
         for attribute, child in list(parent._modules.items()):
             if child is old:
                 setattr(parent, attribute, new)
                 if isinstance(parent, nn.TransformerEncoderLayer):
-                    # Its fused evaluation path would go on computing the old activation.
+                    # Disable the fused evaluation path, which would compute the old activation.
                     parent.activation_relu_or_gelu = 0
 
 
 def _output_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules that nothing with parameters follows."""
-    for module in reversed(list(_chain(model))):
+    """Iterate over the modules that no module with parameters follows."""
+    for module in reversed(list(_in_execution_order(model))):
         if next(module.parameters(), None) is not None:
             return
         yield module
 
 
-def _chain(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules in their order of execution, as far as Sequentials tell it."""
+def _in_execution_order(module: nn.Module) -> Iterator[nn.Module]:
+    """Iterate over the modules in the order of execution, as far as it is known."""
     if not isinstance(module, nn.Sequential):
         yield module
         return
-    for child in module:  # Unlike `children()`, with the modules that occur twice.
-        yield from _chain(child)
+    for child in module:  # Unlike `children()`, this includes modules that occur twice.
+        yield from _in_execution_order(child)

@@ -1,4 +1,4 @@
-"""Losses that take the same outputs and targets, and so can stand in for each other."""
+"""Losses that take the same outputs and targets, and can replace each other."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ _FAMILIES: tuple[dict[str, type[nn.Module]], ...] = (
 )
 
 
-def losses_like(initial: LossFn) -> dict[str, LossFn]:
-    """Losses of the family of ``initial``, itself first and as configured.
+def interchangeable_losses(initial: LossFn) -> dict[str, LossFn]:
+    """List the losses that can replace ``initial``.
+
+    Returns:
+        Losses by name: ``initial`` itself first, with its settings, then the others with the
+        default settings.
 
     Raises:
-        ValueError: If it is of no known family.
+        ValueError: If no losses are known that can replace it.
     """
     for family in _FAMILIES:
         name = next((n for n, cls in family.items() if type(initial) is cls), None)
@@ -31,13 +35,13 @@ def losses_like(initial: LossFn) -> dict[str, LossFn]:
             others: dict[str, LossFn] = {n: cls() for n, cls in family.items() if n != name}
             return {name: initial, **others}
     raise ValueError(
-        f"There is no list of losses to put in the place of {initial!r}: pass `choices`, a "
-        "dictionary of losses by name."
+        f"There is no list of losses that can replace {initial!r}: pass `choices`, a dictionary "
+        "of losses by name."
     )
 
 
 def with_label_smoothing(loss_fn: nn.CrossEntropyLoss, label_smoothing: float) -> Any:
-    """A copy of ``loss_fn`` with another label smoothing."""
+    """Copy ``loss_fn`` with another label smoothing."""
     loss_fn = copy.copy(loss_fn)
     loss_fn.label_smoothing = label_smoothing
     return loss_fn

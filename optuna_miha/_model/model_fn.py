@@ -1,4 +1,4 @@
-"""Calling the user's ``model_fn``."""
+"""Call the user's ``model_fn``, and find the initial configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optuna_miha._history.scalars import as_python
 from optuna_miha._history.schedule import PLACE
 from optuna_miha._model.activations import find_activations
 from optuna_miha._model.losses import with_label_smoothing
-from optuna_miha._model.optimizers import make_optimizer, name_of
+from optuna_miha._model.optimizers import make_optimizer, optimizer_name
 from optuna_miha._model.recipe import Recipe
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.suggest import (
@@ -35,12 +35,12 @@ ModelFn: TypeAlias = Callable[[Any], Recipe]
 
 @dataclass(frozen=True)
 class Initial:
-    """The initial configuration: what the user wrote, before anything changes.
+    """The initial configuration: the user's own settings, before any mutation.
 
     Args:
-        recipe: The recipe that it gives.
+        recipe: The recipe built from it.
         params: Its hyperparameters.
-        distributions: Their distributions, by name.
+        distributions: The distributions of the hyperparameters, by name.
     """
 
     recipe: Recipe
@@ -49,19 +49,19 @@ class Initial:
 
 
 def build_recipe(model_fn: ModelFn, trial: optuna.trial.BaseTrial, seed: int) -> Recipe:
-    """Call ``model_fn`` from the given random state, and complete what it returns.
+    """Call ``model_fn`` with seeded random generators, and complete the recipe.
 
-    A ``model_fn`` that suggests nothing gets the default search space; a recipe without an
-    optimizer gets Adam. The same seed gives the same initial weights, whatever was suggested.
-    The global random generators are left as they were.
+    The default search space is suggested if ``model_fn`` suggests nothing, and a recipe without
+    an optimizer gets Adam. The same seed gives the same initial weights, whatever values are
+    suggested. The global random generators are restored afterwards.
 
     Args:
         model_fn: The user's function.
-        trial: What it suggests on.
-        seed: Seed of every global random generator during the call.
+        trial: The trial passed to ``model_fn``.
+        seed: The seed of all global random generators during the call.
 
     Raises:
-        TypeError: If it does not return a recipe.
+        TypeError: If ``model_fn`` does not return a recipe.
     """
     with preserved_rng():
         seed_all(seed)
@@ -87,17 +87,17 @@ def build_recipe(model_fn: ModelFn, trial: optuna.trial.BaseTrial, seed: int) ->
 def build_initial(
     model_fn: ModelFn, seed: int, overrides: Mapping[str, Any] | None = None
 ) -> Initial:
-    """Find the initial configuration by asking ``model_fn``.
+    """Find the initial configuration by calling ``model_fn``.
 
     Args:
         model_fn: The user's function.
-        seed: As of :func:`build_recipe`.
+        seed: As in :func:`build_recipe`.
         overrides: Initial values that take precedence over the declared ones.
 
     Raises:
-        ValueError: If ``overrides`` names a parameter that is not suggested, or a value that
-            its distribution does not contain; or if a parameter is named as a column of a
-            schedule.
+        ValueError: If ``overrides`` names a parameter that ``model_fn`` does not suggest, or
+            holds a value outside of its distribution; or if a parameter has the name of a
+            column of a schedule.
     """
     trial = offline_trial({})
     recipe = build_recipe(model_fn, trial, seed)
@@ -116,14 +116,17 @@ def build_initial(
     taken = sorted(trial.distributions.keys() & set(PLACE))
     if taken:
         raise ValueError(
-            f"A hyperparameter must not be named as a column of the schedule {PLACE}, got "
+            f"A hyperparameter must not have the name of a column of the schedule {PLACE}, got "
             f"{taken[0]!r}: give it another name."
         )
     return Initial(recipe, dict(trial.params), dict(trial.distributions))
 
 
 def _check_overrides(overrides: Mapping[str, Any], trial: optuna.Trial) -> None:
-    """Names that the trial lacks may depend on the others, and are not judged yet."""
+    """Check the values of the parameters that the trial has suggested.
+
+    The others may be suggested only for some values of these.
+    """
     for name, value in overrides.items():
         distribution = trial.distributions.get(name)
         if distribution is not None and not contains(distribution, value):
@@ -133,17 +136,19 @@ def _check_overrides(overrides: Mapping[str, Any], trial: optuna.Trial) -> None:
 
 
 def offline_trial(params: dict[str, Any]) -> optuna.Trial:
-    """A trial of a study of its own, in memory, for ``model_fn`` to suggest on.
+    """Create a trial of an in-memory study, to call ``model_fn`` with.
 
     Args:
-        params: What is suggested, where the distribution contains it; the initial values of
-            all other parameters are.
+        params: The values to suggest. Parameters that are missing here, or whose distribution
+            does not contain the value, get their initial value.
     """
     with warnings_only():
-        return optuna.create_study(sampler=_Proposed(params)).ask()
+        return optuna.create_study(sampler=_FixedSampler(params)).ask()
 
 
-class _Proposed(BaseSampler):
+class _FixedSampler(BaseSampler):
+    """Suggests given values, and initial values for all other parameters."""
+
     def __init__(self, params: dict[str, Any]) -> None:
         self._params = params
 
@@ -171,30 +176,33 @@ class _Proposed(BaseSampler):
 
 
 def _suggest_default_space(trial: optuna.trial.BaseTrial, recipe: Recipe) -> None:
-    """Make everything mutable that a bare recipe names."""
-    if find_activations(recipe.model):  # Nobody asked for them where there are none.
+    """Suggest all hyperparameters that can be read from a recipe."""
+    if find_activations(recipe.model):  # Otherwise a hint would be logged.
         suggest_activations(trial, recipe.model)
     suggest_dropout(trial, recipe.model)
     optimizer = recipe.optimizer
     if optimizer is None:
         recipe.optimizer = suggest_optimizer(trial, recipe.model.parameters())
-    elif name_of(optimizer) is not None and len(optimizer.param_groups) == 1:
-        held = optimizer.param_groups[0]["params"]
-        recipe.optimizer = suggest_optimizer(trial, held, initial=optimizer)
+    elif optimizer_name(optimizer) is not None and len(optimizer.param_groups) == 1:
+        params = optimizer.param_groups[0]["params"]
+        recipe.optimizer = suggest_optimizer(trial, params, initial=optimizer)
     else:
         _suggest_lr(trial, optimizer)
     assert recipe.batch_size is not None
     recipe.batch_size = suggest_batch_size(trial, initial=recipe.batch_size)
     if type(recipe.loss_fn) is nn.CrossEntropyLoss:
-        start = recipe.loss_fn.label_smoothing
-        smoothing = suggest_label_smoothing(trial, initial=start)
+        initial = recipe.loss_fn.label_smoothing
+        smoothing = suggest_label_smoothing(trial, initial=initial)
         recipe.loss_fn = with_label_smoothing(recipe.loss_fn, smoothing)
 
 
 def _suggest_lr(trial: optuna.trial.BaseTrial, optimizer: torch.optim.Optimizer) -> None:
-    """For a class, or groups, that we cannot rebuild: scale the learning rate of all groups."""
-    start = float(optimizer.param_groups[0]["lr"])
-    with declare_initial("lr", start):
-        lr = trial.suggest_float("lr", start / 1000, start * 1000, log=True)
+    """Suggest a learning rate, and scale that of all groups, keeping the optimizer.
+
+    This is for optimizers that cannot be rebuilt: of other classes, or with several groups.
+    """
+    initial = float(optimizer.param_groups[0]["lr"])
+    with declare_initial("lr", initial):
+        lr = trial.suggest_float("lr", initial / 1000, initial * 1000, log=True)
     for group in optimizer.param_groups:
-        group["lr"] *= lr / start
+        group["lr"] *= lr / initial

@@ -1,4 +1,4 @@
-"""Optimizers by name, and what one takes over from another."""
+"""Optimizers by name, and the state that one inherits from another."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
     "rmsprop": optim.RMSprop,
     "sgd": optim.SGD,
 }
-"""Names as they appear in a study, by class."""
+"""Optimizer classes by their name in a study."""
 
 _FUSED = (optim.Adagrad, optim.Adam, optim.AdamW, optim.SGD)
 _SHARE_MOMENTS = ("Adam", "AdamW", "NAdam")
 
 
-def name_of(optimizer: optim.Optimizer) -> str | None:
-    """The name of the optimizer's class; :obj:`None` for a class without one."""
+def optimizer_name(optimizer: optim.Optimizer) -> str | None:
+    """Return the name of the optimizer's class; :obj:`None` for a class without one."""
     return next((n for n, cls in OPTIMIZERS.items() if type(optimizer) is cls), None)
 
 
 def other_settings(optimizer: optim.Optimizer) -> dict[str, Any]:
-    """What the user set besides learning rate and weight decay, as arguments of the class.
+    """Return the arguments of an optimizer other than learning rate and weight decay.
 
-    Which implementation is used is left out: that is :func:`make_optimizer`'s affair.
+    The choice of the implementation is left out, because :func:`make_optimizer` makes it.
     """
     accepted = inspect.signature(type(optimizer)).parameters.keys()
-    own = {"lr", "weight_decay", "fused", "foreach"}
-    return {k: v for k, v in optimizer.defaults.items() if k in accepted - own}
+    excluded = {"lr", "weight_decay", "fused", "foreach"}
+    return {k: v for k, v in optimizer.defaults.items() if k in accepted - excluded}
 
 
 def make_optimizer(
@@ -53,14 +53,14 @@ def make_optimizer(
     momentum: float,
     others: Mapping[str, Any] | None = None,
 ) -> optim.Optimizer:
-    """Build an optimizer, with torch's fused implementation where there is one.
+    """Build an optimizer, with torch's fused implementation if there is one.
 
     Args:
         name: A key of :data:`OPTIMIZERS`.
         params: Parameters or parameter groups.
         lr: Learning rate.
         weight_decay: Weight decay.
-        momentum: Momentum; used by SGD alone.
+        momentum: Momentum, for SGD only.
         others: Further arguments of the class.
     """
     cls = OPTIMIZERS[name]
@@ -68,37 +68,38 @@ def make_optimizer(
     if cls is optim.SGD:
         settings["momentum"] = momentum
         settings["nesterov"] = settings.get("nesterov", False) and momentum > 0
-    groups = [_copied(p) for p in params]
-    if cls in _FUSED and all(map(torch.is_floating_point, _parameters(groups))):
+    groups = [_copy_group(p) for p in params]
+    if cls in _FUSED and all(map(torch.is_floating_point, _parameters_in(groups))):
         settings["fused"] = True
     return cls(groups, **settings)
 
 
-def _copied(group: Any) -> Any:
-    """A copy of a parameter group, since the optimizer writes its settings into it."""
+def _copy_group(group: Any) -> Any:
+    """Copy a parameter group, because an optimizer writes its settings into it."""
     if not isinstance(group, dict):
         return group
-    held = group["params"]
-    return {**group, "params": [held] if isinstance(held, Tensor) else list(held)}
+    params = group["params"]
+    return {**group, "params": [params] if isinstance(params, Tensor) else list(params)}
 
 
-def _parameters(groups: Iterable[Any]) -> Iterator[Tensor]:
-    """The parameters of groups, of ``(name, parameter)`` pairs, or as they are."""
+def _parameters_in(groups: Iterable[Any]) -> Iterator[Tensor]:
+    """Iterate over parameters given as groups, ``(name, parameter)`` pairs, or tensors."""
     for group in groups:
         if isinstance(group, dict):
-            yield from _parameters(group["params"])
+            yield from _parameters_in(group["params"])
         else:
             yield group[1] if isinstance(group, tuple) else group
 
 
-def follow(optimizer: optim.Optimizer, device: torch.device) -> None:
-    """Bring what an optimizer set up when it was built to where its parameters were moved.
+def move_optimizer_state(optimizer: optim.Optimizer, device: torch.device) -> None:
+    """Move the state of a new optimizer to the device of its parameters.
 
-    Adagrad alone does so. Its fused implementation is for the CPU: torch 2.7 has none for others.
+    Only Adagrad has state before its first step. Its fused implementation is switched off on
+    other devices than the CPU, for which torch 2.7 has none.
 
     Args:
-        optimizer: The optimizer; changed in place.
-        device: Where its parameters are.
+        optimizer: The optimizer, changed in place.
+        device: The device of its parameters.
     """
     if not optimizer.state:
         return
@@ -110,7 +111,7 @@ def follow(optimizer: optim.Optimizer, device: torch.device) -> None:
 
 
 def capture_optimizer(optimizer: optim.Optimizer) -> dict[str, Any]:
-    """Class name and state; hyperparameters are left out, since the heir has its own."""
+    """Return the class and the state of an optimizer, without its hyperparameters."""
     return {
         "class": type(optimizer).__name__,
         "n_params": _n_params(optimizer),
@@ -119,14 +120,15 @@ def capture_optimizer(optimizer: optim.Optimizer) -> dict[str, Any]:
 
 
 def inherit_optimizer(optimizer: optim.Optimizer, captured: dict[str, Any]) -> None:
-    """Take over what another optimizer has learned, and keep the own hyperparameters.
+    """Load the state of another optimizer, and keep the optimizer's own hyperparameters.
 
-    The same class inherits everything. Adam, AdamW and NAdam share their moments; SGD with
-    momentum starts from Adam's first moment. Between other classes nothing passes.
+    An optimizer of the same class inherits the whole state. Adam, AdamW and NAdam inherit each
+    other's moments, and SGD with momentum inherits Adam's first moment. Other pairs of classes
+    inherit nothing.
 
     Args:
-        optimizer: The heir, over parameters of the same shapes in the same order.
-        captured: What :func:`capture_optimizer` returned; it is copied, not aliased.
+        optimizer: The optimizer, over parameters of the same shapes in the same order.
+        captured: The result of :func:`capture_optimizer`; it is copied, not aliased.
 
     Raises:
         InheritanceError: If the two optimizers do not hold the same number of parameters.
@@ -134,31 +136,32 @@ def inherit_optimizer(optimizer: optim.Optimizer, captured: dict[str, Any]) -> N
     n_params = _n_params(optimizer)
     if n_params != captured["n_params"]:
         raise InheritanceError(
-            f"The optimizer must hold the {captured['n_params']} parameters that the parent's "
-            f"held, got {n_params}: build it from the same parameters in every branch."
+            f"The optimizer must hold {captured['n_params']} parameters as that of the parent "
+            f"does, got {n_params}: build it from the same parameters in every branch."
         )
+    # Without a copy, siblings would share their moments.
     state = {int(index): copy_tensors(entry) for index, entry in captured["state"].items()}
     old, new = captured["class"], type(optimizer).__name__
     group = optimizer.param_groups[0]
     if old != new:
         momentum = group.get("momentum", 0.0)
-        state = {i: _translate(entry, old, new, momentum) for i, entry in state.items()}
+        state = {i: _convert(entry, old, new, momentum) for i, entry in state.items()}
         state = {i: entry for i, entry in state.items() if entry}
     if not state:
-        return  # Loading nothing would also wipe what Adagrad set up for itself.
-    state = {i: _completed(entry, group) for i, entry in state.items()}
-    # The heir's own `param_groups` go back in: `load_state_dict` would otherwise restore the
-    # parent's learning rate, and the mutation would be lost.
-    own = optimizer.state_dict()
-    optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+        return  # Loading an empty state would delete the initial state of Adagrad.
+    state = {i: _with_missing_state(entry, group) for i, entry in state.items()}
+    # Keep the optimizer's own `param_groups`: those of the parent would undo the mutation, for
+    # example of the learning rate.
+    param_groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": param_groups})
 
 
 def _n_params(optimizer: optim.Optimizer) -> int:
     return sum(len(group["params"]) for group in optimizer.param_groups)
 
 
-def _completed(entry: dict[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
-    """Begin what the heir's settings need and the parent's did not."""
+def _with_missing_state(entry: dict[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
+    """Initialize the state that the optimizer's settings need and the parent's did not."""
     if group.get("amsgrad") and "exp_avg_sq" in entry:
         entry.setdefault("max_exp_avg_sq", entry["exp_avg_sq"].clone())
     if "square_avg" in entry and "acc_delta" not in entry:  # RMSprop; Adadelta has both.
@@ -169,7 +172,8 @@ def _completed(entry: dict[str, Any], group: Mapping[str, Any]) -> dict[str, Any
     return entry
 
 
-def _translate(entry: dict[str, Any], old: str, new: str, momentum: float) -> dict[str, Any]:
+def _convert(entry: dict[str, Any], old: str, new: str, momentum: float) -> dict[str, Any]:
+    """Convert the state of a parameter from the class ``old`` to ``new``, or return none."""
     if old not in _SHARE_MOMENTS:
         return {}
     if new == "SGD" and momentum > 0:
@@ -179,6 +183,6 @@ def _translate(entry: dict[str, Any], old: str, new: str, momentum: float) -> di
         return {}
     shared = {key: entry[key] for key in ("step", "exp_avg", "exp_avg_sq")}
     if new == "NAdam":
-        # The product of NAdam's momenta so far, which tends to 0: no bias left to correct.
+        # The product of all momenta so far, which tends to 0: no bias correction is left.
         shared["mu_product"] = torch.zeros_like(entry["step"])
     return shared

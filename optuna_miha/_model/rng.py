@@ -1,4 +1,4 @@
-"""The global random generators of Python, NumPy and torch, taken as one."""
+"""The global random generators of Python, NumPy and torch, handled together."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 
 
 def seed_all(seed: int) -> None:
-    """Seed all of them."""
+    """Seed all global random generators."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def capture_rng(device: torch.device) -> dict[str, Any]:
-    """Their states, as tensors, numbers and strings.
+    """Return the states of all global random generators, as tensors, numbers and strings.
 
     Args:
         device:
-            Its generator is among them. Those of other accelerators are not: training that goes
-            on elsewhere takes this one along.
+            The device to include. Generators of other accelerators are left out: training draws
+            only from that of its device, and continues from it on another device.
     """
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     rng: dict[str, Any] = {
@@ -41,11 +41,11 @@ def capture_rng(device: torch.device) -> dict[str, Any]:
 
 
 def restore_rng(rng: dict[str, Any], device: torch.device) -> None:
-    """Put them back to the states that :func:`capture_rng` returned, of whatever device.
+    """Restore the states that :func:`capture_rng` returned.
 
     Args:
         rng: The states.
-        device: Whose generator gets that of the device captured.
+        device: The device whose generator gets the captured state, even that of another device.
     """
     torch.set_rng_state(rng["torch"])
     random.setstate(rng["python"])
@@ -57,10 +57,10 @@ def restore_rng(rng: dict[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Leave them as they were before, those of accelerators that are in use included."""
+    """Restore all random generators on exit, including those of accelerators in use."""
     cpu = torch.device("cpu")
     rng = capture_rng(cpu)
-    others = [(d, torch.get_device_module(d).get_rng_state(d)) for d in _in_use()]
+    others = [(d, torch.get_device_module(d).get_rng_state(d)) for d in _accelerators_in_use()]
     try:
         yield
     finally:
@@ -70,12 +70,12 @@ def preserved_rng() -> Iterator[None]:
 
 
 def _has_generator(device: torch.device) -> bool:
-    """Whether a device draws from a generator of its own."""
+    """Whether a device has its own random generator."""
     return device.type not in ("cpu", "meta")
 
 
-def _in_use() -> list[torch.device]:
-    """The accelerators that this process has begun to use: a look at others would begin it."""
+def _accelerators_in_use() -> list[torch.device]:
+    """List the accelerators that this process has initialized, without initializing any."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
         return []

@@ -1,7 +1,7 @@
-"""The ``suggest_*`` functions: hyperparameters that belong to a network and its training.
+"""The ``suggest_*`` functions: hyperparameters of a network and its training.
 
-Each declares an initial value, what the user would have written without this package, and
-makes one or more suggestions on the trial. They work on any Optuna trial.
+Each declares an initial value, the setting that the user would choose without this package, and
+calls one or more ``suggest_*`` methods of the trial. They work with any Optuna trial.
 """
 
 from __future__ import annotations
@@ -13,8 +13,13 @@ import optuna
 import torch
 from torch import nn
 
-from optuna_miha._model.losses import losses_like
-from optuna_miha._model.optimizers import OPTIMIZERS, make_optimizer, name_of, other_settings
+from optuna_miha._model.losses import interchangeable_losses
+from optuna_miha._model.optimizers import (
+    OPTIMIZERS,
+    make_optimizer,
+    optimizer_name,
+    other_settings,
+)
 from optuna_miha._model.recipe import DEFAULT_BATCH_SIZE, LossFn
 from optuna_miha._search.space import (
     DEFAULT_LR,
@@ -46,31 +51,32 @@ def suggest_optimizer(
 ) -> torch.optim.Optimizer:
     """Suggest the optimizer: its class, learning rate, weight decay and momentum.
 
-    The parameters are ``optimizer``, ``lr``, ``weight_decay``, and ``momentum`` when the
-    optimizer is SGD.
+    The suggested parameters are ``optimizer``, ``lr``, ``weight_decay``, and for SGD
+    ``momentum``.
 
     Args:
         trial: The trial.
         params: The network's parameters, or parameter groups.
         initial:
-            Where to start: an optimizer, whose class and hyperparameters are taken (those that
-            are not suggested stay as long as its class does), or the
-            name of a class, at its default learning rate (Adam, AdamW 1e-3, SGD 0.03 with
-            momentum 0.9, Adadelta 1.0) and without weight decay. :obj:`None`: the first choice.
+            The initial setting: an optimizer, whose class and hyperparameters are used (those
+            that are not suggested are kept while the class is), or the name of a class, with its
+            default learning rate (Adam, AdamW 1e-3, SGD 0.03 with momentum 0.9, Adadelta 1.0)
+            and no weight decay. :obj:`None`: the first choice.
         choices: Names of the classes to choose from; the initial one is added.
-        lr: Bounds of the learning rate, widened where the initial one lies outside.
+        lr: Bounds of the learning rate, widened to include the initial one.
         weight_decay: Weight decays to choose from; the initial one is added.
 
     Returns:
-        The optimizer, with torch's fused implementation where there is one.
+        The optimizer, with torch's fused implementation if there is one.
 
     Raises:
-        TypeError: If ``initial`` is an optimizer of a class without a name in the table.
-        ValueError: If a choice is not the name of an optimizer, or a bound is out of order.
+        TypeError: If ``initial`` is an optimizer of a class that has no name here.
+        ValueError: If a choice is not the name of an optimizer, or the bounds are not positive
+            and ascending.
     """
     if not choices:
         raise ValueError("`choices` must hold at least one optimizer, got none.")
-    start = _initial_optimizer(choices[0] if initial is None else initial)
+    start = _initial_settings(choices[0] if initial is None else initial)
     check_names("optimizer", [*choices, start["optimizer"]], OPTIMIZERS)
     if not 0 < lr[0] <= lr[1]:
         raise ValueError(f"`lr` must be two positive bounds in ascending order, got {lr}.")
@@ -109,9 +115,9 @@ def suggest_batch_size(
 
     Args:
         trial: The trial.
-        initial: Where to start.
-        low: The smallest; lowered to ``initial`` where that is smaller.
-        high: The largest; raised to ``initial`` where that is larger.
+        initial: The initial value.
+        low: The lower bound, widened to include ``initial``.
+        high: The upper bound, widened to include ``initial``.
 
     Returns:
         The batch size.
@@ -136,16 +142,16 @@ def suggest_loss(
 ) -> LossFn:
     """Suggest the training loss, the parameter ``loss``.
 
-    Validation goes on with the loss of the initial configuration, so that branches are compared
+    The validation loss remains that of the initial configuration, so that branches are compared
     on one scale.
 
     Args:
         trial: The trial.
         initial:
-            The loss to start from, or its name in ``choices``; :obj:`None`: the first choice.
+            The initial loss, or its name in ``choices``. :obj:`None`: the first choice.
         choices:
-            Losses by name. :obj:`None`: those of torch that take the same targets as
-            ``initial`` does: cross-entropy or multi-margin; MSE, L1, smooth L1 or Huber; binary
+            Losses by name. :obj:`None`: the losses of torch that take the same targets as
+            ``initial``: cross-entropy or multi-margin; MSE, L1, smooth L1 or Huber; binary
             cross-entropy with logits or multi-label soft margin.
 
     Returns:
@@ -153,16 +159,17 @@ def suggest_loss(
 
     Raises:
         TypeError: If neither an initial loss nor choices are given.
-        ValueError: If ``initial`` names no choice, or has no kin among torch's losses.
+        ValueError: If ``initial`` is not the name of a choice, or, without ``choices``, a loss
+            that no loss of torch can replace.
     """
     if choices is None:
         if initial is None or isinstance(initial, str):
             raise TypeError(
                 f"suggest_loss needs an initial loss or `choices`, got initial={initial!r}: "
-                "pass for instance `initial=nn.MSELoss()`, or "
+                "pass, for example, `initial=nn.MSELoss()`, or "
                 '`choices={"mse": nn.MSELoss(), "l1": nn.L1Loss()}`.'
             )
-        choices = losses_like(initial)
+        choices = interchangeable_losses(initial)
         initial = next(iter(choices))
     if not choices:
         raise ValueError("`choices` must hold at least one loss, got none.")
@@ -182,22 +189,23 @@ def suggest_loss(
 def suggest_dropout(
     trial: optuna.trial.BaseTrial, model: nn.Module, *, low: float = 0.0, high: float = 0.6
 ) -> None:
-    """Suggest the rate of every dropout module that the network has, and set it.
+    """Suggest the rate of every dropout module of the network, and set it.
 
-    Each becomes a float ``dropout.<its qualified name>``; its present rate is the initial one.
+    Each becomes a float parameter ``dropout.<qualified name>`` with the current rate as the
+    initial value.
 
     Args:
         trial: The trial.
         model: The network, changed in place.
-        low: The lowest rate.
-        high: The highest rate; both are widened to a module's present rate.
+        low: The lower bound, widened to include a module's current rate.
+        high: The upper bound, widened to include a module's current rate.
 
     Raises:
-        ValueError: If the bounds are not rates in ascending order.
+        ValueError: If the bounds are not in [0, 1), or not ascending.
     """
     if not 0 <= low <= high < 1:
         raise ValueError(
-            f"Dropout rates must lie in [0, 1) and ascend, got low={low}, high={high}."
+            f"Dropout rates must lie in [0, 1) and be ascending, got low={low}, high={high}."
         )
     for path, module in model.named_modules():
         if isinstance(module, _DROPOUTS):
@@ -214,8 +222,8 @@ def suggest_label_smoothing(
 
     Args:
         trial: The trial.
-        initial: Where to start.
-        high: The most; raised to ``initial`` where that is more.
+        initial: The initial value.
+        high: The upper bound, widened to include ``initial``.
 
     Returns:
         The label smoothing, the parameter ``label_smoothing``.
@@ -229,7 +237,8 @@ def suggest_label_smoothing(
         return trial.suggest_float("label_smoothing", 0.0, max(high, initial))
 
 
-def _initial_optimizer(initial: str | torch.optim.Optimizer) -> dict[str, Any]:
+def _initial_settings(initial: str | torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the initial class of optimizer and its hyperparameters."""
     if isinstance(initial, str):
         return {
             "optimizer": initial,
@@ -238,12 +247,12 @@ def _initial_optimizer(initial: str | torch.optim.Optimizer) -> dict[str, Any]:
             "momentum": DEFAULT_MOMENTUM,
             "others": {},
         }
-    name = name_of(initial)
+    name = optimizer_name(initial)
     if name is None:
         raise TypeError(
             f"`initial` must be one of torch's {', '.join(OPTIMIZERS)}, got "
-            f"{type(initial).__name__}: for another class, suggest its hyperparameters by "
-            "`trial.suggest_float` and build it in `model_fn`."
+            f"{type(initial).__name__}: for another class, suggest its hyperparameters with "
+            "`trial.suggest_float`, and build it in `model_fn`."
         )
     group = initial.param_groups[0]
     return {

@@ -1,4 +1,4 @@
-"""``suggest_activations``: the activation of every layer, or of groups of its neurons."""
+"""``suggest_activations``: the activation of each layer, or of groups of its neurons."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from optuna_miha._search.space import OFFERED_ACTIVATIONS, check_names, declare_
 _logger = optuna.logging.get_logger("optuna.miha")
 
 _AUTO_GROUPS = 4
-"""Few enough that a population tries a good part of them within a run."""
+"""Small enough for a run to try mutations of a good part of the groups."""
 
 
 def suggest_activations(
@@ -35,72 +35,73 @@ def suggest_activations(
     per: Literal["layer", "neuron"] = "layer",
     n_groups: int | Literal["auto"] | None = "auto",
 ) -> None:
-    """Suggest the activation of every layer, or of groups of neurons, and put it in place.
+    """Suggest the activation of each layer, or of groups of neurons, and replace the modules.
 
-    Each activation module of ``model``, nested ones too, becomes a categorical
-    ``activation.<its qualified name>``, for instance ``activation.encoder.1``. Only activations
-    without parameters are offered, so that weights pass between any two choices. Activations
-    that the network calls as functions (``torch.relu``) cannot be seen.
+    Each activation module of ``model``, including nested ones, becomes a categorical parameter
+    ``activation.<qualified name>``, for example ``activation.encoder.1``. Only activations
+    without parameters are offered, so that any choice can inherit the weights. Activations that
+    the network calls as functions (``torch.relu``) are not found.
 
-    With ``per="neuron"`` the neurons that an activation module sees are divided into contiguous
-    groups of equal size, and each group becomes a categorical of its own,
-    ``activation.<qualified name>.<group>``, for instance ``activation.encoder.1.0``. What
-    counts as a neuron, the nearest layer before the module says, in the order in which the
-    network registers its modules: a channel (dimension 1) after a convolution, batch, instance
-    or group norm, a feature (the last dimension) after a linear or recurrent layer and where no
-    layer is known. So give each layer an activation module of its own.
+    With ``per="neuron"``, the neurons at each activation module are divided into contiguous
+    groups of equal size, and each group becomes a categorical parameter
+    ``activation.<qualified name>.<group>``, for example ``activation.encoder.1.0``. The nearest
+    layer before the module, in the order in which the network registers its modules, determines
+    the dimension of the neurons: dimension 1 (channels) after a convolution or a batch, instance
+    or group norm, and the last dimension (features) after a linear or recurrent layer, or if
+    there is no such layer. Each layer should therefore have its own activation module.
 
     Args:
         trial: The trial.
         model: The network, changed in place.
         initial:
-            Name of the activation to start from; :obj:`None`: each layer's own, exactly as the
-            user configured it.
+            Name of the activation to start from. :obj:`None`: the activation that each layer
+            has, with its settings.
         choices: Names of the activations to choose from.
         include_output:
-            Whether an activation after the last layer may change as well. Which one that is
-            can be told for chains of :class:`torch.nn.Sequential`; the softmax family is never
-            touched.
-        per: Whether ``"layer"`` or (group of) ``"neuron"`` has an activation of its own.
+            Whether an activation after the last layer may change as well. It is recognized in
+            chains of :class:`torch.nn.Sequential`. The softmax family never changes.
+        per: ``"layer"``: one activation per layer. ``"neuron"``: one per group of neurons.
         n_groups:
             With ``per="neuron"``, the number of groups per layer, at most one per neuron.
-            ``"auto"``: 4. :obj:`None`: one group per neuron; each is a hyperparameter that the
-            study stores, so this is for narrow layers.
+            ``"auto"``: 4. :obj:`None`: one group per neuron. Each group is a hyperparameter that
+            the study stores, so that :obj:`None` suits narrow layers only.
 
     Raises:
-        ValueError: If a choice is not the name of an activation, ``per`` is neither of the two,
-            ``n_groups`` is not positive or comes without ``per="neuron"``, or is :obj:`None`
-            where no layer tells the number of neurons.
+        ValueError: If a choice is not the name of an activation, ``per`` is neither ``"layer"``
+            nor ``"neuron"``, or ``n_groups`` is not positive, is given without
+            ``per="neuron"``, or is :obj:`None` and the number of neurons of a layer is unknown.
     """
     check_names("activation", [*choices, *([initial] if initial else [])], ACTIVATIONS)
     _check_groups(per, n_groups)
     found = find_activations(model, include_output=include_output)
-    if not found and not isinstance(trial, FixedTrial):  # Which is asked only after others.
-        _warn_of_none(type(model).__name__)
+    if not found and not isinstance(trial, FixedTrial):  # A fixed trial repeats another one.
+        _warn_no_activations(type(model).__name__)
     neurons = neurons_before(model)
-    for path, present in found.items():
-        start = initial or present
+    for path, current in found.items():
+        start = initial or current
         options = choices if start in choices else [start, *choices]
         names, dim = [f"activation.{path}"], -1
         if per == "neuron":
             width, dim = neurons[path]
-            names = [f"activation.{path}.{g}" for g in range(_count(n_groups, width, path))]
+            names = [
+                f"activation.{path}.{g}" for g in range(_resolve_n_groups(n_groups, width, path))
+            ]
         chosen = []
         for name in names:
             with declare_initial(name, start):
                 chosen.append(trial.suggest_categorical(name, options))
         if len(set(chosen)) > 1:
             group_activation(model, path, chosen, dim)
-        elif chosen[0] != present:
+        elif chosen[0] != current:
             replace_activation(model, path, chosen[0])
 
 
 @cache
-def _warn_of_none(name: str) -> None:
-    """Said once in a process: a run asks again for every trial."""
+def _warn_no_activations(name: str) -> None:
+    """Log a hint, once per process although ``model_fn`` is called for every trial."""
     _logger.warning(
-        f"suggest_activations found no activation module in {name}: write activations as "
-        "modules, `self.act = nn.ReLU()` in place of `torch.relu`."
+        f"suggest_activations found no activation module in {name}: define activations as "
+        "modules, `self.act = nn.ReLU()` instead of `torch.relu`."
     )
 
 
@@ -115,20 +116,20 @@ def _check_groups(per: str, n_groups: object) -> None:
         )
     if per == "layer" and n_groups != "auto":
         raise ValueError(
-            f'`n_groups` divides the neurons of a layer, got {n_groups!r} with per="layer": '
+            f'`n_groups` needs per="neuron", got {n_groups!r} with per="layer": '
             'pass per="neuron" as well, or leave `n_groups` out.'
         )
 
 
-def _count(n_groups: int | Literal["auto"] | None, width: int | None, path: str) -> int:
-    """The number of groups of one layer."""
+def _resolve_n_groups(n_groups: int | Literal["auto"] | None, width: int | None, path: str) -> int:
+    """Return the number of groups of a layer with ``width`` neurons, if that is known."""
     if n_groups is None:
         if width is None:
             raise ValueError(
-                "n_groups=None makes one group per neuron, but no layer before the activation "
-                f"{path!r} tells how many there are: pass a number of groups, for instance "
+                "n_groups=None needs the number of neurons, but there is no layer before the "
+                f"activation {path!r} that has one: pass a number of groups, for example "
                 f"`n_groups={_AUTO_GROUPS}`."
             )
         return width
-    wanted = _AUTO_GROUPS if n_groups == "auto" else n_groups
-    return wanted if width is None else min(wanted, width)
+    requested = _AUTO_GROUPS if n_groups == "auto" else n_groups
+    return requested if width is None else min(requested, width)

@@ -10,7 +10,7 @@ import optuna
 
 @contextmanager
 def warnings_only() -> Iterator[None]:
-    """Log only warnings and errors of Optuna, for instance while a helper study is created."""
+    """Log only Optuna's warnings and errors, for example while a helper study is created."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
