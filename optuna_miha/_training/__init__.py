@@ -1,5 +1,5 @@
-"""Training one segment, in this process or in another one.
+"""Training one segment, in this process or in a worker.
 
 A job is a pure function of hyperparameters, state and seed. Nothing here reads or writes a
-study. This room stands on ``_model``.
+study. This sub-package builds on ``_model``.
 """

@@ -1,4 +1,4 @@
-"""How to compute: precision, memory layout and threads."""
+"""Compute settings: precision, memory layout, threads and devices."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ Precision: TypeAlias = Literal["bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """How all segments of a run are computed.
+    """Compute settings of all segments of a run.
 
     Args:
-        precision: ``"bf16"``: forward passes under :class:`torch.autocast`; weights, optimizer
-            and validation figures stay in single precision. :obj:`None`: as the network is.
-        channels_last: Whether convolution weights are laid out with the channels last.
+        precision: ``"bf16"``: forward passes run under :class:`torch.autocast`; weights,
+            optimizer and validation metrics stay in single precision. :obj:`None`: the
+            precision of the network.
+        channels_last: Whether convolution weights use the channels-last memory format.
         n_threads: Intra-op threads of torch while a segment trains.
 
     Raises:
-        TypeError: If an argument is of the wrong type.
-        ValueError: If it is out of its range.
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range.
     """
 
     precision: Precision | None = None
@@ -35,7 +36,7 @@ class Engine:
         if self.precision is not None and self.precision not in get_args(Precision):
             raise ValueError(
                 f'`precision` must be "bf16" or None, got {self.precision!r}: half precision '
-                "would need a gradient scaler, so that it is not offered.",
+                "would need a gradient scaler, and is not supported.",
             )
         if not isinstance(self.channels_last, bool):
             raise TypeError(f"`channels_last` must be True or False, got {self.channels_last!r}.")
@@ -44,11 +45,11 @@ class Engine:
         if self.n_threads < 1:
             raise ValueError(
                 f"`n_threads` must be positive, got {self.n_threads}: 1 gives the same result "
-                "on any machine."
+                "on every machine."
             )
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """The context in which forward passes run."""
+        """Return the context manager for forward passes."""
         if self.precision is None:
             return nullcontext()
         return torch.autocast(device.type, dtype=torch.bfloat16)
@@ -58,7 +59,7 @@ DEFAULT_ENGINE = Engine()
 
 
 def resolve_device(device: torch.device | str | None) -> torch.device:
-    """A device; for :obj:`None` the accelerator, if there is one, else the CPU."""
+    """Return the device; for :obj:`None`, the accelerator if there is one, else the CPU."""
     if device is not None:
         return torch.device(device)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -68,18 +69,18 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
 def resolve_devices(
     device: torch.device | str | Sequence[torch.device | str] | None,
 ) -> tuple[torch.device, ...]:
-    """The devices to train on, one at least."""
+    """Return the devices to train on, at least one."""
     if device is None:
         return (resolve_device(None),)
-    several = [device] if isinstance(device, (torch.device, str)) else list(device)
-    if not several:
+    devices = [device] if isinstance(device, (torch.device, str)) else list(device)
+    if not devices:
         raise ValueError("`device` must name at least one device, got an empty sequence.")
-    return tuple(torch.device(name) for name in several)
+    return tuple(torch.device(name) for name in devices)
 
 
 @contextmanager
 def intra_op_threads(number: int) -> Iterator[None]:
-    """Intra-op threads: sums have one order for each number, on any machine with any load."""
+    """Set the number of intra-op threads, which fixes the order of summation."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -1,4 +1,4 @@
-"""Batches of the recipe's data."""
+"""Batches of the training and validation data."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from optuna_miha._model.recipe import Data
 from optuna_miha._model.tensors import iter_tensors, map_tensors
 
 EVALUATION_BATCH_SIZE = 512
-"""One size for every branch, whatever its own: so that values do not depend on it."""
+"""The same for all branches, so that values do not depend on their batch size."""
 
 
 def training_batches(
     data: Data, batch_size: int, device: torch.device, *, skip_single: bool = False
 ) -> Iterable[Any]:
-    """An iterable over the training batches; each iteration over it is one shuffled epoch.
+    """Create an iterable over training batches; each iteration is one shuffled epoch.
 
-    Tensors are kept in memory, on ``device``, and gathered once per epoch, in the order in
-    which ``DataLoader(TensorDataset(*data), batch_size, shuffle=True)`` would visit them after
-    the same ``torch.manual_seed``.
+    Tensors are kept in memory on ``device``, and are gathered once per epoch, in the order of
+    ``DataLoader(TensorDataset(*data), batch_size, shuffle=True)`` after the same
+    ``torch.manual_seed``.
 
     Args:
         data: The recipe's training data.
-        batch_size: Objects per batch; the last batch of an epoch may be smaller.
-        device: Where the batches are wanted.
+        batch_size: Samples per batch; the last batch of an epoch may be smaller.
+        device: The device of the batches.
         skip_single:
-            Leave out a last batch of one object, of which batch normalization cannot take a
-            variance. Batch sizes change, so that one may come up that the user never met.
+            Leave out a last batch of a single sample, for which batch normalization cannot
+            compute a variance. A mutated batch size may cause one where the user's does not.
 
     Raises:
-        TypeError: If a loader has an ``__iter__`` of its own, which would be lost.
+        TypeError: If the class of a loader overrides ``__iter__``, which would be lost.
     """
-    tensors = _tensors(data)
+    tensors = _tensors_of(data)
     if tensors is not None:
-        drop_last = skip_single and _leaves_single(len(tensors[0]), batch_size)
+        drop_last = skip_single and _leaves_single_sample(len(tensors[0]), batch_size)
         return _ShuffledTensors(tensors, batch_size, device, drop_last=drop_last)
     if isinstance(data, DataLoader):
-        if data.batch_size is None:  # A sampler of whole batches: its own affair.
+        if data.batch_size is None:  # It has a batch sampler, or loads whole batches.
             return _OnDevice(data, device)
         return _OnDevice(_with_batch_size(data, batch_size, skip_single), device)
     shuffle = not isinstance(data, IterableDataset)
@@ -50,40 +50,41 @@ def training_batches(
 
 
 def evaluation_batches(data: Data, device: torch.device) -> Iterable[Any]:
-    """An iterable over the validation batches, in order; the network may change their values."""
-    tensors = _tensors(data)
+    """Create an iterable over validation batches, in order; they may be changed in place."""
+    tensors = _tensors_of(data)
     if tensors is not None:
-        return _Copies([tensor.to(device) for tensor in tensors])
+        return _OrderedTensors([tensor.to(device) for tensor in tensors])
     if isinstance(data, DataLoader):
         return _OnDevice(data, device)
     return _OnDevice(DataLoader(data, batch_size=EVALUATION_BATCH_SIZE), device)  # type: ignore[arg-type]
 
 
 def batch_length(batch: Any) -> int:
-    """Number of objects of a batch: the length of the first tensor in it.
+    """Return the number of samples in a batch: the length of its first tensor.
 
     Raises:
-        TypeError: If there is no tensor that has a length.
+        TypeError: If there is no tensor with at least one dimension.
     """
     for tensor in iter_tensors(batch):
         if tensor.ndim > 0:
             return len(tensor)
     raise TypeError(
-        f"A batch must hold a tensor of at least one dimension, got {type(batch).__qualname__} "
-        "without: let the `collate_fn` of the DataLoader make one."
+        "A batch must hold a tensor of at least one dimension, got none in a "
+        f"{type(batch).__qualname__}: let the `collate_fn` of the DataLoader make one."
     )
 
 
-def _tensors(data: Data) -> tuple[Tensor, ...] | None:
+def _tensors_of(data: Data) -> tuple[Tensor, ...] | None:
+    """Return the tensors of data that consist of tensors only; :obj:`None` for other data."""
     if isinstance(data, tuple):
         return data
-    # A class derived from it may do something else with its tensors.
+    # A derived class may transform its tensors.
     return data.tensors if type(data) is TensorDataset else None
 
 
-def tensors_to(data: Data, device: torch.device) -> Data:
-    """Tensors moved to ``device``; another dataset or a loader as it is."""
-    tensors = _tensors(data)
+def move_data(data: Data, device: torch.device) -> Data:
+    """Move data that consist of tensors to ``device``; other data are returned unchanged."""
+    tensors = _tensors_of(data)
     if tensors is None:
         return data
     moved = tuple(tensor.to(device) for tensor in tensors)
@@ -91,6 +92,8 @@ def tensors_to(data: Data, device: torch.device) -> Data:
 
 
 class _ShuffledTensors:
+    """Training batches of tensors, in a new order in each iteration."""
+
     def __init__(
         self,
         tensors: tuple[Tensor, ...],
@@ -104,8 +107,8 @@ class _ShuffledTensors:
         self._drop_last = drop_last
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        # DataLoader draws a base seed for its workers, then RandomSampler one for its own
-        # generator: the same draws give the same order.
+        # The same draws as in torch give the same order: DataLoader draws a base seed for its
+        # workers, then RandomSampler draws one for its own generator.
         torch.empty((), dtype=torch.int64).random_()
         seed = int(torch.empty((), dtype=torch.int64).random_().item())
         generator = torch.Generator().manual_seed(seed)
@@ -115,11 +118,11 @@ class _ShuffledTensors:
         return iter(batches[:-1] if self._drop_last else batches)
 
 
-class _Copies:
-    """Parts of tensors, in order, one at a time.
+class _OrderedTensors:
+    """Validation batches of tensors, in order.
 
-    They are copied, since a network that begins with an operation in place would change the
-    user's data otherwise.
+    The batches are copies: a network that starts with an operation in place would otherwise
+    change the user's data.
     """
 
     def __init__(self, tensors: list[Tensor]) -> None:
@@ -132,6 +135,8 @@ class _Copies:
 
 
 class _OnDevice:
+    """The batches of a loader, moved to a device."""
+
     def __init__(self, loader: DataLoader[Any], device: torch.device) -> None:
         self._loader = loader
         self._device = device
@@ -145,25 +150,24 @@ class _OnDevice:
 
 
 def _can_be_moved(part: Any) -> bool:
-    """Whether a part of a batch has the method ``to``: a tensor, or for instance a graph."""
+    """Whether a part of a batch has a method ``to``, as tensors and, for example, graphs do."""
     return hasattr(part, "to")
 
 
 def _with_batch_size(
     loader: DataLoader[Any], batch_size: int, skip_single: bool
 ) -> DataLoader[Any]:
-    """The user's loader with another batch size.
+    """Rebuild the user's loader with another batch size.
 
-    Its ``generator`` is left out: its state is not in our checkpoints, and the global random
-    state, which is, takes its place.
+    Its ``generator`` is replaced by the global random generator, because checkpoints hold the
+    state of the latter only.
     """
     if type(loader).__iter__ is not DataLoader.__iter__:
         raise TypeError(
-            "`train_data` must be a DataLoader that iterates as torch's does, got "
-            f"{type(loader).__qualname__}, which has an `__iter__` of its own: batch sizes "
-            "change, so that the loader is built anew from its dataset. Do the work in the "
-            "dataset or the `collate_fn`, or give the loader a `batch_sampler`: it is then used "
-            "as it is."
+            "`train_data` must be a DataLoader with the `__iter__` of torch, got "
+            f"{type(loader).__qualname__}, which overrides it: the loader is rebuilt from its "
+            "dataset when the batch size changes. Move the work to the dataset or the "
+            "`collate_fn`, or give the loader a `batch_sampler`: it is then used as it is."
         )
     settings: dict[str, Any] = {
         "batch_size": batch_size,
@@ -184,20 +188,22 @@ def _with_batch_size(
         settings["shuffle"] = True
     else:
         settings["sampler"] = loader.sampler
-    if isinstance(loader.sampler, Sized):  # A stream's is not, nor need one of the user's be.
+    if isinstance(loader.sampler, Sized):  # Those of streams and of users may have no length.
         n_samples = len(loader.sampler)
-        # Nothing would be left of fewer objects, where the last batch is dropped.
+        # With `drop_last`, a batch size above the number of samples would leave no batch.
         settings["batch_size"] = max(1, min(batch_size, n_samples))
-        if skip_single and _leaves_single(n_samples, batch_size):
+        if skip_single and _leaves_single_sample(n_samples, batch_size):
             settings["drop_last"] = True
     return DataLoader(loader.dataset, **settings)
 
 
-def _leaves_single(n_samples: int, batch_size: int) -> bool:
+def _leaves_single_sample(n_samples: int, batch_size: int) -> bool:
+    """Whether the last of several batches holds a single sample."""
     return n_samples > batch_size and n_samples % batch_size == 1
 
 
 def _is_plain_shuffle(loader: DataLoader[Any]) -> bool:
+    """Whether a loader samples as with ``shuffle=True``."""
     sampler = loader.sampler
     return (
         isinstance(sampler, RandomSampler)

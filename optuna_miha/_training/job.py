@@ -1,4 +1,4 @@
-"""Training one segment: a pure function of the job, which never touches the study."""
+"""Train one segment: a pure function of the job, which does not access the study."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial
+from torch.optim.swa_utils import AveragedModel
 
 from optuna_miha._history.curve import EpochResult
 from optuna_miha._history.lineage import sign_of
@@ -21,25 +22,25 @@ from optuna_miha._model.tensors import copy_tensors
 from optuna_miha._search.learning_rate import half_cosine, pace
 from optuna_miha._search.space import scalable_rate
 from optuna_miha._training.compute import DEFAULT_ENGINE, Engine, intra_op_threads
-from optuna_miha._training.out_of_memory import give_back, is_out_of_memory
-from optuna_miha._training.state import State, averaged, capture, inherit
+from optuna_miha._training.out_of_memory import is_out_of_memory, release_memory
+from optuna_miha._training.state import State, capture, inherit, make_ema
 from optuna_miha._training.trainer import Trainer, evaluate, is_failed, move, rate_setter, train
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What all segments of a run have in common.
+    """The settings that all segments of a run share.
 
     Args:
         model_fn: The user's function.
-        valid_loss_fn: The loss of validation.
-        trainer: The user's training loop; :obj:`None`: the built-in one.
-        sign: 1 where the study minimizes, -1 where it maximizes.
-        seed: The run's seed: of the initial weights, and of the training that starts there.
-        devices: Where to train; siblings take turns.
-        ema_decay: As in the plan. Ignored with a trainer of the user's own, which alone knows
-            how to evaluate.
-        engine: How to compute.
+        valid_loss_fn: The validation loss.
+        trainer: The user's training loop. :obj:`None`: the built-in one.
+        sign: 1 if the study minimizes, -1 if it maximizes.
+        seed: The seed of the run, for the initial weights and for training from them.
+        devices: The devices to train on; siblings are distributed over them in turn.
+        ema_decay: As in the plan. Ignored with a user-defined trainer, because only the trainer
+            can evaluate the network.
+        engine: The compute settings.
     """
 
     model_fn: ModelFn
@@ -67,14 +68,14 @@ class Context:
         """Create the context of a run from the recipe of its initial configuration.
 
         Args:
-            recipe: The recipe, whose validation loss serves all segments.
-            model_fn: As in the class.
+            recipe: The recipe whose validation loss all segments share.
+            model_fn: See :class:`Context`.
             direction: The direction of the study.
-            seed: As in the class.
-            devices: As in the class.
-            trainer: As in the class.
-            ema_decay: As in the class.
-            engine: As in the class.
+            seed: See :class:`Context`.
+            devices: See :class:`Context`.
+            trainer: See :class:`Context`.
+            ema_decay: See :class:`Context`; 0: no moving average.
+            engine: See :class:`Context`.
         """
         return cls(
             model_fn=model_fn,
@@ -88,11 +89,11 @@ class Context:
         )
 
     def on_device(self, recipe: Recipe, index: int = 0) -> Recipe:
-        """Move a recipe to where it is trained, and fix the scale of validation.
+        """Move a recipe to the device it is trained on, and set its validation loss.
 
         Args:
-            recipe: The recipe; changed in place and returned.
-            index: Which of the devices, counted round.
+            recipe: The recipe, changed in place and returned.
+            index: The branch index; branches are distributed over the devices in turn.
         """
         recipe.valid_loss_fn = recipe.valid_loss_fn or self.valid_loss_fn
         return move(recipe, self.devices[index % len(self.devices)], self.engine)
@@ -104,13 +105,13 @@ class Job:
 
     Args:
         params: The hyperparameters.
-        state: Where to continue; :obj:`None`: from the initial weights.
-        n_epochs: Epochs to train; 0: the state is validated as it is.
-        anneal: Whether the learning rate is annealed over these epochs: as :func:`pace` says
-            where it is a float parameter named ``lr``, else without the rise.
-        patience: Ends after this many epochs without improvement; :obj:`None`: never.
-        birth_cost: The cost that counts as the first to improve on, when patience is given.
-        index: Its place among its siblings, by which it finds its device.
+        state: The state to continue from. :obj:`None`: the initial weights.
+        n_epochs: Epochs to train. 0: only validate the state.
+        anneal: Whether to anneal the learning rate over these epochs: by :func:`pace` if it is a
+            float parameter named ``lr``, otherwise without the initial rise.
+        patience: Stop after this many epochs without improvement. :obj:`None`: never.
+        birth_cost: With ``patience``, the cost that the first epochs must improve on.
+        index: The branch index among its siblings, which selects the device.
     """
 
     params: dict[str, Any]
@@ -124,14 +125,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job.
+    """The outcome of a job.
 
     Args:
-        results: One per epoch that was finished.
-        begun: Epochs that were begun.
-        state: The state after the last epoch, with ``best`` in it; :obj:`None` on failure.
-        error: What went wrong, in words; :obj:`None` if nothing did.
-        exception: The exception, if it was one.
+        results: The results of the finished epochs.
+        begun: Number of epochs that were started.
+        state: The state after the last epoch, including ``best``. :obj:`None` on failure.
+        error: The error message. :obj:`None` on success.
+        exception: The exception that caused the failure, if any.
     """
 
     results: tuple[EpochResult, ...]
@@ -141,7 +142,7 @@ class Outcome:
     exception: BaseException | None = None
 
     def joined(self, second: Outcome) -> Outcome:
-        """The outcome of a job that was done in two parts, this one being the first."""
+        """Combine the outcomes of the two halves of a job; this is the first one."""
         results, begun = self.results + second.results, self.begun + second.begun
         return replace(second, results=results, begun=begun)
 
@@ -149,20 +150,18 @@ class Outcome:
 def run_job(
     context: Context, job: Job, on_epoch: Callable[[EpochResult], None] | None = None
 ) -> Outcome:
-    """Build the recipe, inherit the state, train, and capture the state that results.
+    """Build the recipe, inherit the state, train, and capture the resulting state.
 
-    Training happens with as many intra-op threads as the engine says, and leaves the global
-    random generators as they were: the outcome depends on the arguments alone, wherever the job
-    runs.
+    The number of intra-op threads is that of the engine, and the global random generators are
+    restored afterwards. The outcome depends only on the arguments, wherever the job runs.
 
     Args:
-        context: What all segments of the run have in common.
-        job: What to train.
-        on_epoch: Called with the result of every epoch. Its exceptions are not the job's, and
-            pass through.
+        context: The settings that all segments of the run share.
+        job: The job.
+        on_epoch: Called with the result of every epoch. Its exceptions are raised.
 
     Returns:
-        The outcome; exceptions of the user's code are caught and returned in it.
+        The outcome. Exceptions of the user's code are caught and returned in it.
     """
     log = _Log()
     with intra_op_threads(context.engine.n_threads), preserved_rng():
@@ -177,30 +176,31 @@ def run_job(
             except Exception as error:
                 text = f"{type(error).__name__}: {error}"
                 if is_out_of_memory(error):
-                    give_back(error)
+                    release_memory(error)
                 return Outcome(tuple(log.results), log.begun, None, error=text, exception=error)
             if on_epoch is not None:
                 on_epoch(result)
 
 
 class _DivergedError(Exception):
-    """The monitored value cannot be compared any more."""
+    """The monitored value is not finite."""
 
 
 @dataclass
 class _Log:
-    """What is known of a job even if it ends in an exception."""
+    """The progress of a job, also available after an exception."""
 
     results: list[EpochResult] = field(default_factory=list)
     begun: int = 0
 
 
 def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None, State]:
+    """Train a job: yields the result of every epoch, and returns the state."""
     trial = FixedTrial(job.params)
     recipe = build_recipe(context.model_fn, trial, context.seed)
     context.on_device(recipe, job.index)
-    # How to evaluate a network is known to the trainer alone, so that no average is kept then.
-    ema = averaged(recipe.model, 0.0 if context.trainer is not None else context.ema_decay)
+    # With a user-defined trainer there is no average, because only the trainer can evaluate it.
+    ema = make_ema(recipe.model, 0.0 if context.trainer is not None else context.ema_decay)
     epoch, best = 0, None
     if job.state is None:
         seed_all(context.seed)
@@ -208,26 +208,27 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
         inherit(recipe, ema, job.state)
         epoch, best = job.state["epoch"], job.state.get("best")
     if job.n_epochs == 0:
-        return capture(recipe, ema, epoch) | {"best": _validated(context, recipe, ema, epoch)}
+        state = capture(recipe, ema, epoch)
+        return state | {"best": _validate(context, recipe, ema, epoch)}
     assert recipe.optimizer is not None
     set_rate = rate_setter(recipe.optimizer)
-    # What nobody has raised would first fall to a third.
-    annealed = half_cosine if scalable_rate(trial.distributions) is None else pace
+    # `pace` starts at a third of the rate. This suits only a rate that was raised before.
+    rate_factor = half_cosine if scalable_rate(trial.distributions) is None else pace
     trainer = context.trainer or partial(train, engine=context.engine)
-    progress = iter(trainer(recipe, job.n_epochs))
-    least, waited = job.birth_cost, 0
-    while len(log.results) < job.n_epochs and waited != job.patience:
+    epochs = iter(trainer(recipe, job.n_epochs))
+    least_cost, n_without_improvement = job.birth_cost, 0
+    while len(log.results) < job.n_epochs and n_without_improvement != job.patience:
         if job.anneal:
-            set_rate(annealed(len(log.results), job.n_epochs))
+            set_rate(rate_factor(len(log.results), job.n_epochs))
         log.begun += 1
-        result = next(progress, None)
+        result = next(epochs, None)
         if result is None:
             log.begun -= 1
             break
         if not isinstance(result, EpochResult):
             raise TypeError(
-                "A trainer must yield optuna_miha.EpochResult after every epoch, got "
-                f"{type(result).__qualname__}: `yield EpochResult(value=...)`."
+                "A trainer must yield an optuna_miha.EpochResult after every epoch, got "
+                f"{type(result).__qualname__}: use `yield EpochResult(value=...)`."
             )
         if ema is not None:
             ema.update_parameters(recipe.model)
@@ -238,9 +239,12 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
         yield result
         if is_failed(result):
             raise _DivergedError(f"The monitored value is {result.score} after {epoch} epochs.")
-        best = _better(best, result, epoch, recipe, ema, context.sign)
+        best = _updated_best(best, result, epoch, recipe, ema, context.sign)
         cost = context.sign * result.score
-        least, waited = (cost, 0) if cost < least else (least, waited + 1)
+        if cost < least_cost:
+            least_cost, n_without_improvement = cost, 0
+        else:
+            n_without_improvement += 1
     if not log.results:
         raise ValueError(
             f"The trainer must yield a result after each of {job.n_epochs} epochs, got none."
@@ -248,24 +252,24 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
     return capture(recipe, ema, epoch) | {"best": best}
 
 
-def _validated(
-    context: Context, recipe: Recipe, ema: torch.optim.swa_utils.AveragedModel | None, epoch: int
+def _validate(
+    context: Context, recipe: Recipe, ema: AveragedModel | None, epoch: int
 ) -> dict[str, Any]:
-    """The weights by which a branch is judged, averaged if an average is kept, and their value."""
+    """Return the weights that represent a branch, the average if there is one, and their value."""
     model = recipe.model if ema is None else ema.module
     value = evaluate(recipe, model, context.engine)[recipe.monitor]
     return {"value": value, "epoch": epoch, "weights": copy_tensors(model.state_dict())}
 
 
-def _better(
+def _updated_best(
     best: dict[str, Any] | None,
     result: EpochResult,
     epoch: int,
     recipe: Recipe,
-    ema: torch.optim.swa_utils.AveragedModel | None,
+    ema: AveragedModel | None,
     sign: int,
 ) -> dict[str, Any] | None:
-    """The best weights so far, raw or averaged, given the newest ones."""
+    """Return the best weights, raw or averaged, including those of the last epoch."""
     value, model = result.value, recipe.model
     if ema is not None and not sign * result.score > sign * value:
         value, model = result.score, ema.module

@@ -1,4 +1,4 @@
-"""Running out of memory."""
+"""Detect errors of too little memory, and free what a failed computation holds."""
 
 from __future__ import annotations
 
@@ -6,29 +6,30 @@ import gc
 
 import torch
 
-_WORDS = (
+_MESSAGES = (
     "out of memory",  # CUDA, MPS, XPU.
     "can't allocate memory",  # The CPU, on Linux.
     "not enough memory",  # The CPU, elsewhere.
-    "_ALLOC_FAILED",  # Libraries of CUDA.
+    "_ALLOC_FAILED",  # CUDA libraries.
 )
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether ``error`` says that there was not enough memory, of any device.
+    """Whether ``error`` means that a device ran out of memory.
 
-    Accelerators have a class for it; the CPU raises a :class:`RuntimeError`.
+    Accelerators raise :class:`torch.OutOfMemoryError`, the CPU a :class:`RuntimeError`.
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MESSAGES)
 
 
-def give_back(error: BaseException) -> None:
-    """Free what a computation that failed held.
+def release_memory(error: BaseException) -> None:
+    """Free the memory that a failed computation still holds.
 
     Args:
-        error: What it ended in. Its traceback, by which all of that stays alive, is cut off.
+        error: The error of the computation. Its traceback is removed, because the frames in it
+            keep tensors alive.
     """
     error.__traceback__ = error.__context__ = None
     gc.collect()

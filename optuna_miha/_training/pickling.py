@@ -1,4 +1,4 @@
-"""Bytes that pass between processes: functions by value, tensors as they lie in memory."""
+"""Serialize values for other processes: functions by value, tensors as raw memory."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _ALIGNMENT = 64
 
 
 def pack(value: Any, spill: Path | None = None) -> bytes:
-    """Serialize ``value`` by cloudpickle, so that functions of a notebook or script can travel.
+    """Serialize ``value`` with cloudpickle, including functions of a notebook or script.
 
     Args:
-        value: Anything that cloudpickle can serialize.
+        value: Any value that cloudpickle can serialize.
         spill:
-            A file to be written, for the contents of arrays and tensors. Whoever unpacks the
-            bytes on this machine maps it into memory, so that all processes share one copy;
-            what a process changes there, it alone sees.
+            A file to write the contents of arrays and tensors to. Processes that unpack the
+            bytes on this machine map the file into memory and share one copy. Changes in a
+            process are visible in that process only.
 
     Returns:
-        What :func:`unpack` takes.
+        The bytes for :func:`unpack`.
     """
     buffer = io.BytesIO()
     if spill is None:
@@ -34,36 +34,37 @@ def pack(value: Any, spill: Path | None = None) -> bytes:
         return pickle.dumps((buffer.getvalue(), None, []))
     parts: list[pickle.PickleBuffer] = []
     _Pickler(buffer, protocol=5, buffer_callback=parts.append).dump(value)
-    places: list[tuple[int, int]] = []
+    extents: list[tuple[int, int]] = []  # Offset and length of each part in the file.
     with spill.open("wb") as file:
         for part in parts:
             raw = part.raw()
             file.write(bytes(-file.tell() % _ALIGNMENT))
-            places.append((file.tell(), raw.nbytes))
+            extents.append((file.tell(), raw.nbytes))
             file.write(raw)
-    return pickle.dumps((buffer.getvalue(), str(spill), places))
+    return pickle.dumps((buffer.getvalue(), str(spill), extents))
 
 
 def unpack(packed: bytes) -> Any:
-    """The value that :func:`pack` was given."""
-    content, spill, places = pickle.loads(packed)
-    if not any(length for _, length in places):
-        return pickle.loads(content, buffers=[bytearray() for _ in places])
+    """Return the value that :func:`pack` serialized."""
+    content, spill, extents = pickle.loads(packed)
+    if not any(length for _, length in extents):
+        return pickle.loads(content, buffers=[bytearray() for _ in extents])
     with Path(spill).open("rb") as file:
         view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-    return pickle.loads(content, buffers=[view[start : start + n] for start, n in places])
+    return pickle.loads(content, buffers=[view[start : start + n] for start, n in extents])
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
-        # Left to torch, a tensor would take along the whole storage that it is a part of.
-        if type(obj) is Tensor and _is_plain(obj):
+        # The default would serialize the whole storage of a tensor that is a part of it.
+        if type(obj) is Tensor and _is_raw_memory(obj):
             content = obj.reshape(-1).view(torch.uint8).numpy()
-            return _tensor, (pickle.PickleBuffer(content.data), obj.dtype, tuple(obj.shape))
+            return _tensor_from, (pickle.PickleBuffer(content.data), obj.dtype, tuple(obj.shape))
         return super().reducer_override(obj)
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def _is_raw_memory(tensor: Tensor) -> bool:
+    """Whether a tensor is determined by its memory, dtype and shape."""
     return (
         tensor.device.type == "cpu"
         and tensor.layout == torch.strided
@@ -74,5 +75,5 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _tensor(content: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def _tensor_from(content: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     return torch.frombuffer(content, dtype=dtype).reshape(shape)

@@ -1,4 +1,4 @@
-"""Where jobs run: in this process, in worker processes, or wherever an executor leads."""
+"""Run jobs in this process, in worker processes, or on an executor."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from optuna_miha._training.pickling import pack
 from optuna_miha._training.worker import (
     OnEpoch,
     collect,
+    init_worker,
     pack_context,
-    run_nothing,
+    ping,
     run_remote,
-    start_worker,
     warm_up,
 )
 from optuna_miha.exceptions import WorkerError
@@ -39,42 +39,42 @@ from optuna_miha.exceptions import WorkerError
 _logger = optuna.logging.get_logger("optuna.miha")
 
 _MAX_CRASHES = 3
-"""As often may worker processes die during one rung. One death may be bad luck; a job that is too
-large for the machine kills every worker that takes it."""
+"""Worker crashes tolerated per rung. A single crash may be an accident, but a job that is too
+large for the machine crashes every worker that runs it."""
 
 
 class Workers(AbstractContextManager["Workers"]):
-    """Runs the jobs of a rung; a context manager, which gives back what it took."""
+    """Runs the jobs of a rung; a context manager that releases its resources."""
 
     def check(self) -> None:
         """Wait until jobs can run.
 
         Raises:
-            ValueError: If an executor accepts none.
-            WorkerError: If there is nobody to run them.
+            ValueError: If an executor does not accept jobs.
+            WorkerError: If no worker can run them.
         """
 
     @abc.abstractmethod
     def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
-        """Run ``jobs``; the outcomes are in their order, whichever ends first.
+        """Run ``jobs``, and return the outcomes in the same order.
 
         Raises:
-            WorkerError: If a job could not be seen through.
+            WorkerError: If a job could not be completed.
         """
 
 
 class InProcess(Workers):
-    """One job after the other, here.
+    """Runs jobs one after the other in this process.
 
     Args:
-        context: What all jobs have in common.
+        context: The settings that all jobs share.
     """
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
     def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
-        """Run the jobs in turn."""
+        """Run the jobs one after the other."""
         return [
             run_job(self._context, job, functools.partial(on_epoch, index))
             for index, job in enumerate(jobs)
@@ -85,25 +85,25 @@ class InProcess(Workers):
 
 
 class WorkerProcesses(Workers):
-    """Processes on this machine, which stay warm until the run is over.
+    """Runs jobs in processes on this machine, which live until the run ends.
 
-    The data of ``context`` lie in one file, which all of them map into their memory. A job
-    without siblings is run in this process: there is nothing to win elsewhere, and here its
-    epochs can be watched.
+    The tensors of ``context`` are written to a file, which all processes map into memory. A
+    single job runs in this process instead: a worker would be no faster, and here its epochs
+    are reported as they end.
 
     Args:
-        context: What all jobs have in common.
-        number: How many processes.
+        context: The settings that all jobs share.
+        number: The number of processes.
 
     Raises:
         TypeError: If the context cannot be serialized.
     """
 
     def __init__(self, context: Context, number: int) -> None:
-        self._here = InProcess(context)
+        self._in_process = InProcess(context)
         self._number = number
-        # A trainer of the user's own may cost something to start.
-        self._divisible = context.trainer is None
+        # Starting a user-defined trainer a second time may be expensive.
+        self._can_halve_jobs = context.trainer is None
         self._folder = Path(tempfile.mkdtemp(prefix="optuna-miha-"))
         try:
             self._packed_context = pack_context(context, self._folder / "data")
@@ -114,36 +114,36 @@ class WorkerProcesses(Workers):
             raise
 
     def check(self) -> None:
-        """Wait until one of the processes is there."""
+        """Wait until one of the processes has started."""
         try:
-            self._first.result()
+            self._first_start.result()
         except BrokenProcessPool:
             raise WorkerError(
-                "The worker processes could not start; what they said is above. A script that "
-                'asks for `n_jobs` above 1 must keep its work under `if __name__ == "__main__":`, '
-                "because each of them imports it."
+                "The worker processes could not start; their output is above. A script that uses "
+                '`n_jobs` above 1 must do its work under `if __name__ == "__main__":`, because '
+                "each of them imports the script."
             ) from None
 
     def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
-        """Run the jobs side by side; those of a worker that died are redone by another."""
+        """Run the jobs in parallel, and those of a crashed worker again."""
         if len(jobs) == 1:
-            return self._here.run(jobs, on_epoch)
+            return self._in_process.run(jobs, on_epoch)
         outcomes: dict[int, Outcome] = {}
-        for deaths in range(1, _MAX_CRASHES + 1):
+        for n_crashes in range(1, _MAX_CRASHES + 1):
             try:
                 self._run_pending(jobs, outcomes, on_epoch)
                 return [outcomes[index] for index in range(len(jobs))]
             except BrokenProcessPool:
                 _logger.warning(
-                    f"A worker process died ({deaths} of {_MAX_CRASHES}); "
+                    f"A worker process died ({n_crashes} of {_MAX_CRASHES}); "
                     f"{len(jobs) - len(outcomes)} branches are trained again."
                 )
                 self._stop()
                 self._pool = self._new_pool()
         raise WorkerError(
-            f"Worker processes died {_MAX_CRASHES} times in a row, for instance because the "
-            "machine has too little memory for all of them: use fewer `n_jobs`, or a smaller "
-            "upper bound of the batch size."
+            f"Worker processes died {_MAX_CRASHES} times in a row, for example because the "
+            "machine has too little memory for all of them: use fewer `n_jobs`, or a lower upper "
+            "bound of the batch size."
         )
 
     def _run_pending(
@@ -151,55 +151,55 @@ class WorkerProcesses(Workers):
     ) -> None:
         """Run the jobs that have no outcome yet.
 
-        Where they do not divide evenly among the processes, those left over are cut in halves:
-        the first halves go first, and the second ones fill the gaps at the end. Three jobs thus
-        take two processes one and a half times as long as one job, instead of twice.
+        If the processes cannot share the jobs evenly, the remaining ones are halved. Their first
+        halves run first, and the second halves fill the gaps at the end: three jobs take two
+        processes one and a half times as long as one job, instead of twice.
         """
         pending = [index for index in range(len(jobs)) if index not in outcomes]
-        n_left = _n_left_over(len(pending), self._number) if self._divisible else 0
-        cut = {index: _halves(jobs[index]) for index in pending[:n_left]}
+        n_halved = _n_left_over(len(pending), self._number) if self._can_halve_jobs else 0
+        halved = {index: _halves(jobs[index]) for index in pending[:n_halved]}
 
         def submit(job: Job) -> Future[bytes | None]:
             return self._pool.submit(run_remote, self._key, self._packed_context, pack(job))
 
-        def go_on(index: int, outcome: Outcome) -> Future[bytes | None] | None:
-            rest = cut.pop(index, (None, None))[1]
-            if rest is None or outcome.state is None:
+        def submit_second_half(index: int, first: Outcome) -> Future[bytes | None] | None:
+            second_half = halved.pop(index, (None, None))[1]
+            if second_half is None or first.state is None:
                 return None
-            return submit(replace(rest, state=outcome.state))
+            return submit(replace(second_half, state=first.state))
 
-        waiting = {submit(cut.get(index, (jobs[index],))[0]): index for index in pending}
-        collect(waiting, outcomes, on_epoch, go_on=go_on)
+        futures = {submit(halved.get(index, (jobs[index],))[0]): index for index in pending}
+        collect(futures, outcomes, on_epoch, submit_second_half=submit_second_half)
 
     def __exit__(self, kind: object, *_: object) -> None:
-        self._stop(at_once=kind is not None)
+        self._stop(terminate=kind is not None)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _new_pool(self) -> ProcessPoolExecutor:
-        # "spawn", because a fork after OpenMP has run deadlocks.
+        # A fork deadlocks once OpenMP has been used.
         context = get_context("spawn")
         pool = ProcessPoolExecutor(
-            self._number, context, initializer=start_worker, initargs=(str(self._folder),)
+            self._number, context, initializer=init_worker, initargs=(str(self._folder),)
         )
-        # They start now, not with the first job.
-        self._first, *_ = [pool.submit(warm_up) for _ in range(self._number)]
+        # Start the processes now, not with the first job.
+        self._first_start, *_ = [pool.submit(warm_up) for _ in range(self._number)]
         return pool
 
-    def _stop(self, *, at_once: bool = True) -> None:
-        if at_once:  # What they are about is of no more use.
+    def _stop(self, *, terminate: bool = True) -> None:
+        if terminate:  # The results of running jobs are not needed.
             for process in list((getattr(self._pool, "_processes", None) or {}).values()):
                 process.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 class OnExecutor(Workers):
-    """Any :class:`concurrent.futures.Executor`.
+    """Runs jobs on any :class:`concurrent.futures.Executor`.
 
-    A worker that does not know the context yet says so, and gets it with the same job: large
-    data do not travel with every job.
+    Jobs are sent without the context, which may hold large data. A worker that lacks the context
+    returns :obj:`None`, and gets the job again with the context.
 
     Args:
-        context: What all jobs have in common.
+        context: The settings that all jobs share.
         executor: The executor.
 
     Raises:
@@ -212,13 +212,13 @@ class OnExecutor(Workers):
         self._executor = executor
 
     def check(self) -> None:
-        """Have the executor run something."""
+        """Wait until the executor has run a call."""
         try:
-            future = self._executor.submit(run_nothing)
+            future = self._executor.submit(ping)
         except RuntimeError as error:
             raise ValueError(
                 f"`executor` must accept jobs, got one that is shut down or broken ({error}): "
-                "make a new one."
+                "create a new one."
             ) from error
         try:
             future.result()
@@ -229,7 +229,7 @@ class OnExecutor(Workers):
             ) from error
 
     def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
-        """Submit all jobs, and report a job's epochs when it is done."""
+        """Submit all jobs, and report the epochs of each job when it is complete."""
         packed = [pack(job) for job in jobs]
         outcomes: dict[int, Outcome] = {}
 
@@ -237,15 +237,16 @@ class OnExecutor(Workers):
             try:
                 return self._executor.submit(run_remote, self._key, packed_context, packed[index])
             except RuntimeError as error:
-                raise _lost(error) from error
+                raise _lost_job_error(error) from error
+
+        def submit_with_context(index: int) -> Future[bytes | None]:
+            return submit(index, self._packed_context)
 
         try:
-            waiting = {submit(index): index for index in range(len(jobs))}
-            collect(
-                waiting, outcomes, on_epoch, tell=lambda index: submit(index, self._packed_context)
-            )
+            pending = {submit(index): index for index in range(len(jobs))}
+            collect(pending, outcomes, on_epoch, submit_with_context=submit_with_context)
         except (BrokenExecutor, CancelledError) as error:
-            raise _lost(error) from error
+            raise _lost_job_error(error) from error
         return [outcomes[index] for index in range(len(jobs))]
 
     def __exit__(self, *_: object) -> None:
@@ -253,36 +254,37 @@ class OnExecutor(Workers):
 
 
 def make_workers(context: Context, n_jobs: int, executor: Executor | None) -> Workers:
-    """Where the jobs of a run are to run.
+    """Create the workers of a run.
 
     Args:
-        context: What all jobs have in common.
-        n_jobs: Worker processes on this machine; 1: this process.
-        executor: Takes the place of worker processes.
+        context: The settings that all jobs share.
+        n_jobs: The number of worker processes on this machine; 1: this process.
+        executor: Runs the jobs instead of worker processes.
 
     Raises:
-        TypeError: If the context has to be serialized and cannot be.
+        TypeError: If the context cannot be serialized for other processes.
     """
     if executor is not None:
         return OnExecutor(context, executor)
     return InProcess(context) if n_jobs == 1 else WorkerProcesses(context, n_jobs)
 
 
-def _lost(error: Exception) -> WorkerError:
+def _lost_job_error(error: Exception) -> WorkerError:
     return WorkerError(
         f"The executor lost a job: {type(error).__name__}: {error}. It was shut down, or a worker "
-        "died, for instance of too little memory."
+        "died, for example because of too little memory."
     )
 
 
 def _n_left_over(n_jobs: int, n_processes: int) -> int:
-    """Jobs that remain when all processes have got the same number, one at least."""
+    """Return how many jobs remain after all processes ran the same number, at least one."""
     return n_jobs % n_processes if n_jobs > n_processes else 0
 
 
 def _halves(job: Job) -> tuple[Job, Job | None]:
-    """A job as two, the second of which lacks its state yet."""
-    first = job.n_epochs // 2
-    if first == 0 or job.anneal or job.patience is not None:  # These look at the job as a whole.
+    """Halve a job if possible; the second half still lacks its state."""
+    n_first = job.n_epochs // 2
+    # Annealing and patience depend on all epochs of the job.
+    if n_first == 0 or job.anneal or job.patience is not None:
         return job, None
-    return replace(job, n_epochs=first), replace(job, n_epochs=job.n_epochs - first)
+    return replace(job, n_epochs=n_first), replace(job, n_epochs=job.n_epochs - n_first)

@@ -1,4 +1,4 @@
-"""What is checked before anything is written to the study."""
+"""Checks before anything is written to the study."""
 
 from __future__ import annotations
 
@@ -22,48 +22,49 @@ from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._search.mutation import Distributions
 from optuna_miha._training.data import evaluation_batches
 from optuna_miha._training.job import Context
-from optuna_miha._training.state import averaged, capture
+from optuna_miha._training.state import capture, make_ema
 from optuna_miha._training.trainer import batch_loss, batches_of, check_loss, evaluate, outputs_of
 
 _ELEMENTWISE = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
-_SENSES = {"loss": StudyDirection.MINIMIZE, "accuracy": StudyDirection.MAXIMIZE}
+_DIRECTIONS = {"loss": StudyDirection.MINIMIZE, "accuracy": StudyDirection.MAXIMIZE}
 
 
 def check_direction(study: optuna.Study, recipe: Recipe) -> None:
-    """Refuse a study that would look for the worst.
+    """Refuse a study whose direction does not match the monitored value.
 
     Raises:
-        ValueError: If the study's direction is against the sense of what is monitored.
+        ValueError: If the study maximizes the loss or minimizes the accuracy.
     """
-    sense = _SENSES.get(recipe.monitor)
-    if sense is not None and study.direction != sense:
+    expected = _DIRECTIONS.get(recipe.monitor)
+    if expected is not None and study.direction != expected:
         raise ValueError(
-            f"The study must {sense.name.lower()} the monitored {recipe.monitor!r}, got "
+            f"The study must {expected.name.lower()} the monitored {recipe.monitor!r}, got "
             f'direction="{study.direction.name.lower()}": create it with '
-            f'`direction="{sense.name.lower()}"`, or monitor something else.'
+            f'`direction="{expected.name.lower()}"`, or monitor another value.'
         )
 
 
 def resolve_direction(recipe: Recipe, direction: str | None) -> str:
-    """The direction of what a recipe monitors, where there is no study to say it.
+    """Return the direction of the monitored value, without a study.
 
     Args:
         recipe: The recipe.
-        direction: What the user says; :obj:`None`: nothing.
+        direction: The direction that the user passed, if any.
 
     Returns:
         ``"minimize"`` or ``"maximize"``.
 
     Raises:
-        ValueError: If it is neither, not known, or against the sense of what is monitored.
+        ValueError: If ``direction`` is invalid, is missing for a user-defined metric, or does
+            not match the monitored value.
     """
-    sense = _SENSES.get(recipe.monitor)
-    known = None if sense is None else sense.name.lower()
+    expected = _DIRECTIONS.get(recipe.monitor)
+    known = None if expected is None else expected.name.lower()
     if direction not in (None, "minimize", "maximize"):
         raise ValueError(f'`direction` must be "minimize" or "maximize", got {direction!r}.')
     if known is None and direction is None:
         raise ValueError(
-            "`direction` must be given for a metric of your own, got None for the monitored "
+            "`direction` must be given for a user-defined metric, got None for the monitored "
             f'{recipe.monitor!r}: pass "minimize" or "maximize".'
         )
     if known is not None and direction not in (None, known):
@@ -75,27 +76,27 @@ def resolve_direction(recipe: Recipe, direction: str | None) -> str:
 
 
 def check_distributions(study: optuna.Study, distributions: Distributions) -> None:
-    """Refuse a study whose trials have parameters of the same names but of another kind.
+    """Refuse a study whose trials have incompatible distributions of the same parameters.
 
-    Optuna would, at the first trial of the run.
+    Optuna would raise an error in the first trial of the run.
 
     Args:
-        study: The study, which may hold trials of something else.
-        distributions: Those of the initial configuration, by name.
+        study: The study, which may hold trials of another problem.
+        distributions: The distributions of the initial configuration, by name.
 
     Raises:
-        ValueError: If a parameter cannot be both.
+        ValueError: If two distributions of a parameter are incompatible.
     """
     for trial in study.get_trials(deepcopy=False):
         for name in trial.distributions.keys() & distributions.keys():
-            theirs, ours = trial.distributions[name], distributions[name]
+            existing, new = trial.distributions[name], distributions[name]
             try:
-                check_distribution_compatibility(theirs, ours)
+                check_distribution_compatibility(existing, new)
             except ValueError as error:
                 raise ValueError(
                     f"The parameter {name!r} must be of one kind in all trials of a study, got "
-                    f"{ours}, but trial {trial.number} of {study.study_name!r} has {theirs}: "
-                    "start a study of another name, or suggest the same."
+                    f"{new}, but trial {trial.number} of {study.study_name!r} has {existing}: "
+                    "use a study with another name, or suggest the same distribution."
                 ) from error
 
 
@@ -105,82 +106,82 @@ def check_fresh(first: Recipe, second: Recipe) -> None:
     Raises:
         ValueError: If the two recipes share parameters.
     """
-    held = {id(parameter) for parameter in first.model.parameters()}
-    if any(id(parameter) in held for parameter in second.model.parameters()):
+    first_params = {id(parameter) for parameter in first.model.parameters()}
+    if any(id(parameter) in first_params for parameter in second.model.parameters()):
         raise ValueError(
             "`model_fn` must build a new network at every call, got the same parameters twice: "
-            "build it inside of `model_fn`, or return `copy.deepcopy(model)` of one that is "
-            "trained already."
+            "build it inside of `model_fn`, or use `copy.deepcopy(model)` of a pretrained one."
         )
 
 
 def check_valid_loss(first: Recipe, second: Recipe, context: Context) -> None:
     """Refuse a validation loss that depends on the network itself.
 
-    All branches are validated by the loss of one recipe, which knows no network but its own. So
-    the losses of two recipes must agree about the outputs of a network that is neither's: that of
-    the second, with other weights.
+    All branches are validated with the loss of one recipe, which refers to no network but its
+    own. Therefore, the losses of two recipes must agree on the outputs of a different network:
+    that of the second recipe with perturbed weights.
 
     Args:
-        first: A recipe of the initial configuration; its weights stay as they are.
-        second: Another one, which is used up.
-        context: The run's; a trainer of the user's own validates as it likes.
+        first: A recipe of the initial configuration; its weights do not change.
+        second: Another such recipe, not to be used afterwards.
+        context: The context of the run. With a user-defined trainer, nothing is checked.
 
     Raises:
-        ValueError: If they do not agree.
+        ValueError: If the losses differ.
     """
     losses = [recipe.valid_loss_fn or recipe.loss_fn for recipe in (first, second)]
-    is_own = context.trainer is not None or second.train_step is not None
-    if is_own or losses[0] is losses[1]:
+    is_custom = context.trainer is not None or second.train_step is not None
+    if is_custom or losses[0] is losses[1]:
         return
     with preserved_rng(), torch.no_grad():
         seed_all(context.seed)
         device = device_of(context.on_device(second).model)
-        first.model.eval()  # A loss may add something in training alone.
-        with _on(device, first.model, losses[0]), _other_weights(second.model):
+        first.model.eval()  # A loss may have terms that it adds in training mode only.
+        with _moved_to(device, first.model, losses[0]), _perturbed(second.model):
             try:
                 batch = _outputs(second, context)
-                expected, again = (_seeded(losses[1], batch, context.seed) for _ in range(2))
+                expected, again = (_seeded_loss(losses[1], batch, context.seed) for _ in range(2))
             except Exception:
-                return  # Whatever it is, `check_training` meets it too, and says so.
+                return  # `check_training` raises it too, with a better message.
             if not _agree(expected, again):
-                return  # It differs by itself, as by a count of its calls.
+                return  # The loss changes between calls, for example with their number.
             error = None
             try:
-                is_alike = _agree(expected, _seeded(losses[0], batch, context.seed))
-            except Exception as caught:  # It misses what a forward pass leaves in the network.
+                is_alike = _agree(expected, _seeded_loss(losses[0], batch, context.seed))
+            except Exception as caught:  # It needs attributes that a forward pass sets.
                 is_alike, error = False, caught
     if not is_alike:
         raise ValueError(
-            "The validation loss must depend on outputs and targets alone, since one serves all "
-            "branches, got one that depends on the network itself: add what does in a "
-            "`train_step=lambda model, batch, loss_fn: ...`, or give a `valid_loss_fn` without it."
+            "The validation loss must depend on outputs and targets alone, because all branches "
+            "share it, got one that depends on the network itself: compute such terms in a "
+            "`train_step=lambda model, batch, loss_fn: ...`, or pass a `valid_loss_fn` without "
+            "them."
         ) from error
 
 
 def check_training(recipe: Recipe, context: Context) -> None:
-    """Compute one training loss and one validation, without taking a step.
+    """Compute one training loss and validate once, without an optimizer step.
 
     Args:
-        recipe: The initial recipe, which is used up.
-        context: The run's; with a trainer of the user's own only the state is checked.
+        recipe: The initial recipe, not to be used afterwards.
+        context: The context of the run. With a user-defined trainer, only the state is checked.
 
     Raises:
-        TypeError: If the loss is not a tensor, or the state could not be read back.
-        ValueError: If it is not a scalar, the monitored value is not a number, or the optimizer
-            needs more than its gradients.
+        TypeError: If the loss is not a tensor, or the state cannot be stored in a checkpoint.
+        ValueError: If the loss is not a scalar, the monitored value is NaN, or the optimizer's
+            ``step`` has required arguments.
     """
     if context.trainer is None:
         _check_optimizer(recipe)
         _check_losses(recipe, context)
-    _check_state(recipe)  # With what forward passes leave in it.
+    _check_state(recipe)  # After forward passes, which may add to the state.
 
 
 def _check_losses(recipe: Recipe, context: Context) -> None:
     with preserved_rng():
         seed_all(context.seed)
         context.on_device(recipe)
-        averaged(recipe.model, context.ema_decay)
+        make_ema(recipe.model, context.ema_decay)  # The network must be copyable.
         recipe.model.train()
         for batch in batches_of(recipe):
             if recipe.train_step is None and isinstance(recipe.loss_fn, _ELEMENTWISE):
@@ -204,8 +205,8 @@ def _check_losses(recipe: Recipe, context: Context) -> None:
 
 
 @contextmanager
-def _on(device: torch.device, model: nn.Module, loss_fn: LossFn) -> Iterator[None]:
-    """Move a network and its loss to a device for a while."""
+def _moved_to(device: torch.device, model: nn.Module, loss_fn: LossFn) -> Iterator[None]:
+    """Move a network and its loss to a device temporarily."""
     before = device_of(model)
     modules = [part for part in (model, loss_fn) if isinstance(part, nn.Module)]
     try:
@@ -218,8 +219,8 @@ def _on(device: torch.device, model: nn.Module, loss_fn: LossFn) -> Iterator[Non
 
 
 @contextmanager
-def _other_weights(model: nn.Module) -> Iterator[None]:
-    """Change all weights of a network somewhat for a while."""
+def _perturbed(model: nn.Module) -> Iterator[None]:
+    """Change all weights of a network slightly and temporarily."""
     before = [parameter.clone() for parameter in model.parameters()]
     try:
         for parameter in model.parameters():
@@ -232,14 +233,14 @@ def _other_weights(model: nn.Module) -> Iterator[None]:
 
 
 def _outputs(recipe: Recipe, context: Context) -> tuple[Any, Any]:
-    """The outputs and targets of a validation batch."""
+    """Compute the outputs of a validation batch, and return them with its targets."""
     recipe.model.eval()
     device = device_of(recipe.model)
     *inputs, target = next(iter(evaluation_batches(recipe.valid_data, device)))
     return outputs_of(recipe.model, inputs, device, context.engine), target
 
 
-def _seeded(loss_fn: LossFn, batch: tuple[Any, Any], seed: int) -> Tensor:
+def _seeded_loss(loss_fn: LossFn, batch: tuple[Any, Any], seed: int) -> Tensor:
     seed_all(seed)
     return torch.as_tensor(loss_fn(*batch)).cpu().double()
 
@@ -249,10 +250,10 @@ def _agree(one: Tensor, other: Tensor) -> bool:
 
 
 def _check_state(recipe: Recipe) -> None:
-    """Write a checkpoint to memory and read it: it would be a pity to fail after all epochs."""
+    """Write a checkpoint to memory and read it, rather than fail after the first segment."""
     file = io.BytesIO()
     with preserved_rng():
-        recipe.model.state_dict()  # Errors of the user's own code are told as they are.
+        recipe.model.state_dict()  # Errors of the user's code are raised unchanged.
         try:
             torch.save(capture(recipe, None, 0), file)
             file.seek(0)
@@ -260,14 +261,15 @@ def _check_state(recipe: Recipe) -> None:
         except (pickle.PickleError, AttributeError, TypeError) as error:
             named = re.search(r"GLOBAL (\S+)", str(error))
             raise TypeError(
-                "The state of the network, `get_extra_state` included, must consist of tensors, "
+                "The state of the network, including `get_extra_state`, must consist of tensors, "
                 "numbers, strings, and lists, tuples and dictionaries of them, so that a "
                 f"checkpoint can be read without running code, got {named[1] if named else error}"
-                ": convert it, for instance by `torch.as_tensor`, `float` or `list`."
+                ": convert it, for example with `torch.as_tensor`, `float` or `list`."
             ) from error
 
 
 def _check_optimizer(recipe: Recipe) -> None:
+    """Refuse an optimizer whose ``step`` has required arguments."""
     assert recipe.optimizer is not None
     needed = [
         name
@@ -277,16 +279,17 @@ def _check_optimizer(recipe: Recipe) -> None:
     ]
     if needed:
         raise ValueError(
-            "The built-in trainer takes steps by `optimizer.step()`, but that of "
+            "The built-in trainer calls `optimizer.step()` without arguments, but that of "
             f"{type(recipe.optimizer).__name__} needs `{needed[0]}`: use another optimizer, or "
-            "pass a trainer of your own to `optimize`."
+            "pass your own `trainer` to `optimize`."
         )
 
 
 def _check_shapes(output: Tensor, target: Tensor) -> None:
+    """Refuse an elementwise loss that would broadcast outputs and targets."""
     if output.shape != target.shape:
         raise ValueError(
-            f"The loss compares element by element, but the output is of shape "
-            f"{tuple(output.shape)} and the target of {tuple(target.shape)}: reshape the "
-            "targets, for instance by `targets[:, None]`."
+            "The loss compares elementwise and needs outputs and targets of the same shape, got "
+            f"an output of shape {tuple(output.shape)} and a target of {tuple(target.shape)}: "
+            "reshape the targets, for example by `targets[:, None]`."
         )

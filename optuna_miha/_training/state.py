@@ -1,4 +1,4 @@
-"""The state of a network in training, which passes from trunk to branch."""
+"""The state of a network in training, which a branch inherits from the trunk."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from optuna_miha.exceptions import InheritanceError
 _logger = optuna.logging.get_logger("optuna.miha")
 
 State: TypeAlias = dict[str, Any]
-"""``model``, ``ema`` (or None), ``optimizer``, ``rng``, ``epoch`` of a network in training,
-and ``best``: the weights that validated best in the segment. Tensors, numbers and strings only,
-so that it loads with ``weights_only=True``."""
+"""``model``, ``ema`` (or None), ``optimizer``, ``rng`` and ``epoch`` of a network in training,
+and ``best``, the weights with the best validation value in the segment. A state consists of
+tensors, numbers and strings, so that it loads with ``weights_only=True``."""
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
-    """A moving average of the weights of ``model``; :obj:`None` if ``decay`` is 0.
+def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
+    """Create the moving average of the weights of ``model``; :obj:`None` if ``decay`` is 0.
 
     Raises:
         TypeError: If the network cannot be copied.
@@ -37,7 +37,7 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
         raise TypeError(
             "The network must be copyable by `copy.deepcopy`, because its weights are averaged, "
             f"got: {error}. Use `torch.nn.utils.parametrizations.weight_norm` instead of "
-            "`torch.nn.utils.weight_norm`, keep out of the network what cannot be copied, or use "
+            "`torch.nn.utils.weight_norm`, remove attributes that cannot be copied, or use "
             "`Plan(ema_decay=0)`."
         ) from error
 
@@ -47,8 +47,8 @@ def capture(recipe: Recipe, ema: AveragedModel | None, epoch: int) -> State:
 
     Args:
         recipe: The network and its optimizer.
-        ema: The average of its weights.
-        epoch: Epochs that its lineage has behind it.
+        ema: The moving average of its weights.
+        epoch: Epochs trained so far, including those of its ancestors.
     """
     assert recipe.optimizer is not None
     return {
@@ -61,51 +61,53 @@ def capture(recipe: Recipe, ema: AveragedModel | None, epoch: int) -> State:
 
 
 def inherit(recipe: Recipe, ema: AveragedModel | None, state: State) -> None:
-    """Continue from ``state``: weights, average, optimizer state and random state.
+    """Load the weights, average, optimizer state and random state from ``state``.
 
-    Hyperparameters stay the recipe's own. ``state`` is copied, so that any number of branches
+    The recipe keeps its own hyperparameters. ``state`` is copied, so that any number of branches
     can inherit from it.
 
     Raises:
-        InheritanceError: If the network has other parameters than the one captured.
+        InheritanceError: If the network has other parameters than the captured one.
     """
     _check_same_network(recipe.model, state["model"])
-    recipe.model.load_state_dict(_own(state["model"]), strict=True)
+    recipe.model.load_state_dict(_with_copied_extra_state(state["model"]), strict=True)
     if ema is not None and state["ema"] is not None:
-        ema.load_state_dict(_own(state["ema"]), strict=True)
+        ema.load_state_dict(_with_copied_extra_state(state["ema"]), strict=True)
     assert recipe.optimizer is not None
     inherit_optimizer(recipe.optimizer, state["optimizer"])
     restore_rng(state["rng"], device_of(recipe.model))
 
 
-def _own(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """``weights``, with a copy of any extra state, which a module may keep as it is."""
+def _with_copied_extra_state(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy the extra state of modules, which ``load_state_dict`` may not copy."""
     return {k: v if isinstance(v, Tensor) else copy_tensors(v) for k, v in weights.items()}
 
 
 def averaged_state(state: State, other: State) -> State:
-    """``state`` with weights that are the mean of its own and another's, the averages too.
+    """Return ``state`` with the mean of its own weights and those of ``other``.
 
-    Statistics of batch norm are a mean as well. Tensors of integers, such as counters, and the
-    state of optimizer and generators stay as they are.
+    Moving averages of the weights and statistics of batch norm are averaged too. Tensors of
+    integers, such as counters, and the state of optimizer and random generators are those of
+    ``state``.
     """
     parts = {k: _mean(state[k], other[k]) for k in ("model", "ema") if state[k] is not None}
     return {**state, **parts}
 
 
 def _mean(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
-    def mean(mine: Any, theirs: Any) -> Any:
-        if not isinstance(mine, Tensor) or not (mine.is_floating_point() or mine.is_complex()):
-            return mine
+    def mean(own: Any, other: Any) -> Any:
+        if not isinstance(own, Tensor) or not (own.is_floating_point() or own.is_complex()):
+            return own
         # The sibling may have been trained on another device.
-        return (mine + theirs.to(mine.device)) / 2
+        return (own + other.to(own.device)) / 2
 
     return {name: mean(value, two[name]) for name, value in one.items()}
 
 
 def _check_same_network(model: nn.Module, inherited: Mapping[str, Any]) -> None:
+    """Refuse weights with other names or shapes than those of the network."""
     own = model.state_dict()
-    advice = (
+    repair = (
         "A mutation must not change the network's parameters: keep the architecture fixed in "
         "`model_fn`."
     )
@@ -114,10 +116,10 @@ def _check_same_network(model: nn.Module, inherited: Mapping[str, Any]) -> None:
             where = "the parent has it, the branch lacks it"
             if name not in inherited:
                 where = "the branch has it, the parent lacks it"
-            raise InheritanceError(f"Parameter {name!r} cannot be inherited: {where}. {advice}")
+            raise InheritanceError(f"Parameter {name!r} cannot be inherited: {where}. {repair}")
         old, new = inherited[name], own[name]
         if isinstance(new, Tensor) and old.shape != new.shape:
             raise InheritanceError(
                 f"Parameter {name!r} cannot be inherited: its shape is {tuple(old.shape)} in "
-                f"the parent and {tuple(new.shape)} in the branch. {advice}"
+                f"the parent and {tuple(new.shape)} in the branch. {repair}"
             )

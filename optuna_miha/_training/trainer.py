@@ -12,50 +12,50 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from optuna_miha._history.curve import EpochResult
-from optuna_miha._model.optimizers import follow
+from optuna_miha._model.optimizers import move_optimizer_state
 from optuna_miha._model.recipe import LossFn, Recipe, device_of
 from optuna_miha._model.rng import preserved_rng
 from optuna_miha._training.compute import DEFAULT_ENGINE, Engine
 from optuna_miha._training.data import (
     batch_length,
     evaluation_batches,
-    tensors_to,
+    move_data,
     training_batches,
 )
 
 
 class Trainer(Protocol):
-    """A training loop of the user's own.
+    """The interface of a user-defined training loop.
 
     It trains ``recipe.model`` in place for ``n_epochs`` epochs and yields one
-    :class:`~optuna_miha.EpochResult` after each. The caller reports, prunes, anneals the
-    learning rate of ``recipe.optimizer`` and makes the checkpoints, which hold the state of
+    :class:`~optuna_miha.EpochResult` after each. The caller reports and prunes, anneals the
+    learning rate of ``recipe.optimizer``, and makes the checkpoints, which hold the state of
     ``recipe.model``, ``recipe.optimizer`` and the global random generators. A segment may call
-    it several times, each time with the state that the last call left.
+    the trainer several times, each time with the state that the previous call left.
     """
 
     def __call__(self, recipe: Recipe, n_epochs: int) -> Iterator[EpochResult]:
-        """Train for ``n_epochs`` epochs, yielding after each."""
+        """Train for ``n_epochs`` epochs, and yield the result of each."""
         ...
 
 
 def train(
     recipe: Recipe, n_epochs: int, *, engine: Engine = DEFAULT_ENGINE
 ) -> Iterator[EpochResult]:
-    """The built-in trainer: mini-batches by the recipe's optimizer, then validation.
+    """Train on mini-batches, and validate after every epoch: the built-in trainer.
 
     Args:
-        recipe: Holds an optimizer; data are moved to where the model's parameters lie.
+        recipe: The recipe, with an optimizer. Batches are moved to the device of the model.
         n_epochs: Epochs to train.
-        engine: How to compute.
+        engine: The compute settings.
 
     Yields:
-        The result of each epoch, evaluated after it.
+        The result of each epoch.
 
     Raises:
         TypeError: If the loss is not a tensor.
-        ValueError: If the loss is not a scalar, does not depend on the parameters, or the
-            training data yields no batch.
+        ValueError: If the loss is not a scalar or does not depend on the parameters, or if the
+            training data yield no batch.
     """
     assert recipe.optimizer is not None
     device = device_of(recipe.model)
@@ -72,7 +72,7 @@ def train(
             torch.autograd.backward(loss)
             recipe.optimizer.step()
             length = batch_length(batch)
-            # Summed on the device: reading it here would wait for the device at every step.
+            # Sum on the device: reading the loss here would synchronize at every step.
             total += loss.detach() * length
             n_samples += length
         if n_samples == 0:
@@ -92,25 +92,25 @@ def train(
 def evaluate(
     recipe: Recipe, model: nn.Module, engine: Engine = DEFAULT_ENGINE
 ) -> dict[str, float]:
-    """The validation loss and metrics of ``model``, in evaluation mode.
+    """Compute the validation loss and metrics of ``model``, in evaluation mode.
 
     Args:
-        recipe: Whose ``valid_data``, ``valid_loss_fn`` and ``metrics`` are used.
-        model: The network; it need not be the recipe's.
-        engine: How to compute the outputs; the figures are computed from them in single
+        recipe: Provides ``valid_data``, ``valid_loss_fn`` and ``metrics``.
+        model: The network; it need not be that of the recipe.
+        engine: The compute settings for the outputs; loss and metrics are computed in single
             precision.
 
     Returns:
-        ``"loss"``, the mean over objects, and one figure per metric.
+        ``"loss"``, the mean over samples, and the value of each metric.
 
     Raises:
-        ValueError: If the validation data yields no batch.
+        ValueError: If the validation data yield no batch.
     """
-    with preserved_rng():  # A loader draws from it, and training must not notice.
-        return _evaluated(recipe, model, engine)
+    with preserved_rng():  # A loader may draw random numbers, which must not affect training.
+        return _evaluate(recipe, model, engine)
 
 
-def _evaluated(recipe: Recipe, model: nn.Module, engine: Engine) -> dict[str, float]:
+def _evaluate(recipe: Recipe, model: nn.Module, engine: Engine) -> dict[str, float]:
     model.eval()
     device = device_of(model)
     loss_fn = recipe.valid_loss_fn or recipe.loss_fn
@@ -129,11 +129,11 @@ def _evaluated(recipe: Recipe, model: nn.Module, engine: Engine) -> dict[str, fl
             if recipe.metrics:
                 outputs.append(output)
                 targets.append(target)
-        losses.append(_scalar(recipe, loss))
+        losses.append(_as_scalar(recipe, loss))
         lengths.append(batch_length(batch))
     if not losses:
         raise ValueError("`valid_data` must yield at least one batch, got none.")
-    # Read in the end: reading one by one would wait for the device at every batch.
+    # Read all losses at once: reading each would synchronize at every batch.
     total = sum(map(operator.mul, torch.stack(losses).tolist(), lengths))
     values = {"loss": total / sum(lengths)}
     if outputs:
@@ -145,13 +145,13 @@ def _evaluated(recipe: Recipe, model: nn.Module, engine: Engine) -> dict[str, fl
 def outputs_of(
     model: nn.Module, inputs: Sequence[Any], device: torch.device, engine: Engine
 ) -> Any:
-    """What a network answers, in single precision however it was computed.
+    """Compute the outputs of a network, and convert low precision to single precision.
 
     Args:
         model: The network.
-        inputs: Those of a batch, without its target.
-        device: Where both are.
-        engine: How to compute.
+        inputs: The inputs of a batch, without the target.
+        device: The device of both.
+        engine: The compute settings.
     """
     with engine.autocast(device):
         output = model(*inputs)
@@ -159,8 +159,8 @@ def outputs_of(
     return output.float() if is_low else output
 
 
-def _scalar(recipe: Recipe, loss: Any) -> Tensor:
-    """A loss of validation, which may also be a number."""
+def _as_scalar(recipe: Recipe, loss: Any) -> Tensor:
+    """Convert a validation loss, which may be a number, to a tensor without dimensions."""
     value: Tensor = torch.as_tensor(loss)
     if value.numel() != 1:
         own = recipe.valid_loss_fn not in (None, recipe.loss_fn)
@@ -169,29 +169,29 @@ def _scalar(recipe: Recipe, loss: Any) -> Tensor:
 
 
 def move(recipe: Recipe, device: torch.device, engine: Engine = DEFAULT_ENGINE) -> Recipe:
-    """Move the network, what the optimizer holds, the losses, and data that are tensors.
+    """Move the network, the optimizer's state, the losses, and tensor data to a device.
 
     Args:
-        recipe: The recipe; changed in place and returned.
-        device: Where to.
-        engine: Says how weights are laid out.
+        recipe: The recipe, changed in place and returned.
+        device: The device.
+        engine: The compute settings, with the memory layout of the weights.
     """
     recipe.model.to(device)
     if recipe.optimizer is not None:
-        follow(recipe.optimizer, device)
+        move_optimizer_state(recipe.optimizer, device)
     if engine.channels_last:
         recipe.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for loss_fn in (recipe.loss_fn, recipe.valid_loss_fn):
         if isinstance(loss_fn, nn.Module):
             loss_fn.to(device)
-    # Once for the whole job, instead of once in every epoch.
-    recipe.train_data = tensors_to(recipe.train_data, device)
-    recipe.valid_data = tensors_to(recipe.valid_data, device)
+    # Move data once per job instead of once per epoch.
+    recipe.train_data = move_data(recipe.train_data, device)
+    recipe.valid_data = move_data(recipe.valid_data, device)
     return recipe
 
 
 def batches_of(recipe: Recipe) -> Iterable[Any]:
-    """The recipe's training batches, where its network is."""
+    """Create the training batches of a recipe, on the device of its network."""
     assert recipe.batch_size is not None
     normalizes = any(isinstance(m, _BatchNorm) for m in recipe.model.modules())
     return training_batches(
@@ -203,7 +203,7 @@ def batches_of(recipe: Recipe) -> Iterable[Any]:
 
 
 def batch_loss(recipe: Recipe, model: nn.Module, batch: Any, loss_fn: LossFn) -> Tensor:
-    """The loss of one batch, by the recipe's ``train_step`` where it has one."""
+    """Compute the loss of a batch, by the recipe's ``train_step`` if it has one."""
     if recipe.train_step is not None:
         return recipe.train_step(model, batch, loss_fn)
     *inputs, target = batch
@@ -211,7 +211,7 @@ def batch_loss(recipe: Recipe, model: nn.Module, batch: Any, loss_fn: LossFn) ->
 
 
 def rate_setter(optimizer: torch.optim.Optimizer) -> Callable[[float], None]:
-    """A function that sets the learning rates, in multiples of what they are now."""
+    """Return a function that sets the learning rates to a multiple of the current ones."""
     groups = optimizer.param_groups
     rates = [group["lr"] for group in groups]
 
@@ -223,16 +223,16 @@ def rate_setter(optimizer: torch.optim.Optimizer) -> Callable[[float], None]:
 
 
 def is_failed(result: EpochResult) -> bool:
-    """Whether an epoch ended in a value that cannot be compared."""
+    """Whether the value of an epoch is not finite, so that it cannot be compared."""
     return not math.isfinite(result.score)
 
 
 def check_loss(recipe: Recipe, loss: Any) -> None:
-    """Refuse what cannot be trained on, with a message that says why.
+    """Refuse a training loss that cannot be minimized.
 
     Args:
-        recipe: The recipe whose loss it is.
-        loss: What ``loss_fn`` or ``train_step`` returned for a batch.
+        recipe: The recipe of the loss.
+        loss: The result of ``loss_fn`` or ``train_step`` for a batch.
 
     Raises:
         TypeError: If it is not a tensor.
@@ -248,13 +248,13 @@ def check_loss(recipe: Recipe, loss: Any) -> None:
         raise _not_scalar(name, loss)
     if not loss.requires_grad:
         raise ValueError(
-            "The loss does not depend on the model's parameters (it has no gradient): compute "
-            "it from the model's output, without `detach()` or `no_grad()`."
+            "The loss must depend on the model's parameters, got one that has no gradient: "
+            "compute it from the model's output, without `detach()` or `no_grad()`."
         )
 
 
 def _not_scalar(name: str, loss: Tensor) -> ValueError:
     return ValueError(
         f"`{name}` must return a scalar, got a tensor of shape {tuple(loss.shape)}: use "
-        '`reduction="mean"`, or take the mean.'
+        '`reduction="mean"`, or compute the mean.'
     )

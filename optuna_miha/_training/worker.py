@@ -1,4 +1,4 @@
-"""Jobs that run in another process: how they get there, and how their outcomes come back."""
+"""Run jobs in other processes, and collect their outcomes."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from optuna_miha._training.pickling import pack, unpack
 from optuna_miha.exceptions import WorkerError
 
 OnEpoch: TypeAlias = Callable[[int, EpochResult], None]
-"""Called with the place of a job among its like, and the result of one of its epochs."""
+"""Called with the index of a job, and the result of one of its epochs."""
 
-_one_at_a_time = threading.Lock()
-"""Jobs seed and restore the random generators of their process, so that in an executor of threads
-they take turns."""
+_job_lock = threading.Lock()
+"""Jobs seed and restore the random generators of their process, so that those of an executor of
+threads run one at a time."""
 
-_latest: tuple[str, Context] | None = None
-"""The context that this worker knows, and its key."""
+_cached_context: tuple[str, Context] | None = None
+"""The last context of this worker, and its key."""
 
 
 def pack_context(context: Context, spill: Path | None = None) -> bytes:
-    """What all jobs have in common, as bytes; its tensors in the file ``spill``, if there is one.
+    """Serialize the context of all jobs, with its tensors in the file ``spill`` if given.
 
     Raises:
         TypeError: If it cannot be serialized.
@@ -46,63 +46,68 @@ def pack_context(context: Context, spill: Path | None = None) -> bytes:
     except Exception as error:
         raise TypeError(
             "`model_fn`, `trainer` and the loss must be serializable by cloudpickle to reach "
-            f"other processes, got {type(error).__name__}: {error}. Create what cannot be "
-            "(locks, open files, connections) inside of `model_fn`, or use `n_jobs=1`."
+            f"other processes, got {type(error).__name__}: {error}. Create objects such as locks, "
+            "open files and connections inside of `model_fn`, or use `n_jobs=1`."
         ) from error
 
 
 def collect(
-    waiting: dict[Future[bytes | None], int],
+    pending: dict[Future[bytes | None], int],
     outcomes: dict[int, Outcome],
     on_epoch: OnEpoch,
-    tell: Callable[[int], Future[bytes | None]] | None = None,
-    go_on: Callable[[int, Outcome], Future[bytes | None] | None] = lambda index, outcome: None,
+    submit_with_context: Callable[[int], Future[bytes | None]] | None = None,
+    submit_second_half: Callable[[int, Outcome], Future[bytes | None] | None] = (
+        lambda index, first: None
+    ),
 ) -> None:
-    """Wait for jobs, and report the epochs of each when it is done.
+    """Wait for all jobs, and report the epochs of each job when it is complete.
 
     Args:
-        waiting: The place of each job by its future; empty in the end.
-        outcomes: Filled, by place.
+        pending: The index of each job by its future; empty afterwards.
+        outcomes: Receives the outcome of each job by its index.
         on_epoch: As in ``Workers.run``.
-        tell: Submits a job again, with the context, whose worker did not know it.
-        go_on: Submits what is still to be done of a job, if anything is.
+        submit_with_context: Submits a job again with the context, which its worker lacked.
+        submit_second_half: Submits the second half of a job, given the outcome of the first; it
+            returns :obj:`None` if the job is complete.
     """
-    halves: dict[int, Outcome] = {}
+    first_halves: dict[int, Outcome] = {}
     try:
-        while waiting:
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+        while pending:
+            done, _ = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:
-                index = waiting.pop(future)
-                answer = _answer(future)
-                if answer is None:
-                    assert tell is not None
-                    waiting[tell(index)] = index
+                index = pending.pop(future)
+                packed = _result_of(future)
+                if packed is None:
+                    assert submit_with_context is not None
+                    pending[submit_with_context(index)] = index
                     continue
-                outcome: Outcome = unpack(answer)
-                rest = go_on(index, outcome)
-                if rest is not None:
-                    halves[index] = outcome
-                    waiting[rest] = index
+                outcome: Outcome = unpack(packed)
+                second_half = submit_second_half(index, outcome)
+                if second_half is not None:
+                    first_halves[index] = outcome
+                    pending[second_half] = index
                     continue
-                outcomes[index] = halves[index].joined(outcome) if index in halves else outcome
-                # Not before all of it is there: what is lost half-way is trained again.
-                for result in outcomes[index].results:
+                if index in first_halves:
+                    outcome = first_halves[index].joined(outcome)
+                outcomes[index] = outcome
+                # Report complete jobs only: a job that is lost half-way is trained again.
+                for result in outcome.results:
                     on_epoch(index, result)
     except BaseException:
-        for future in waiting:
+        for future in pending:
             future.cancel()
         raise
 
 
-def _answer(future: Future[bytes | None]) -> bytes | None:
+def _result_of(future: Future[bytes | None]) -> bytes | None:
     try:
         return future.result()
     except (BrokenExecutor, CancelledError):
         raise
-    except Exception as error:  # Jobs return the exceptions of the user's code.
+    except Exception as error:  # Exceptions of the user's code are returned in the outcome.
         raise WorkerError(
-            f"A job could not be run where it was sent: {type(error).__name__}: {error}. The "
-            "worker died again and again, or lacks a module that `model_fn` needs."
+            f"A worker could not run a job: {type(error).__name__}: {error}. The worker died "
+            "repeatedly, or lacks a module that `model_fn` needs."
         ) from error
 
 
@@ -110,42 +115,42 @@ def run_remote(key: str, packed_context: bytes | None, job: bytes) -> bytes | No
     """Run a job in a worker.
 
     Args:
-        key: Of the context.
-        packed_context: The context, if it comes along.
+        key: The key of the context.
+        packed_context: The packed context, if it is sent with the job.
         job: The packed job.
 
     Returns:
-        The packed outcome; :obj:`None` if the worker does not know the context.
+        The packed outcome; :obj:`None` if the worker lacks the context.
     """
-    global _latest
-    with _one_at_a_time:
-        if _latest is None or _latest[0] != key:
+    global _cached_context
+    with _job_lock:
+        if _cached_context is None or _cached_context[0] != key:
             if packed_context is None:
                 return None
-            _latest = key, unpack(packed_context)
-        outcome = run_job(_latest[1], unpack(job))
+            _cached_context = key, unpack(packed_context)
+        outcome = run_job(_cached_context[1], unpack(job))
     if outcome.exception is not None:
-        outcome = replace(outcome, exception=_portable(outcome.exception))
+        outcome = replace(outcome, exception=_picklable(outcome.exception))
     return pack(replace(outcome, state=map_tensors(outcome.state, Tensor.cpu)))
 
 
-def _portable(exception: BaseException) -> Any:
-    """What arrives as ``exception``, or as its words if it cannot travel."""
+def _picklable(exception: BaseException) -> Any:
+    """Return an object that unpickles to ``exception``, or else to an error with its message."""
     forms = []
-    for form in (exception, _Parts(exception)):
+    for form in (exception, _ExceptionParts(exception)):
         with suppress(Exception):
-            is_other = str(unpack(pack(form))) != str(exception)
-            forms.append((is_other, form))
+            is_changed = str(unpack(pack(form))) != str(exception)
+            forms.append((is_changed, form))
     if not forms:
         return RuntimeError(f"{type(exception).__name__}: {exception}")
-    return min(forms, key=itemgetter(0))[1]  # The first of those that arrive as they were.
+    return min(forms, key=itemgetter(0))[1]  # The first that keeps the message, if one does.
 
 
-class _Parts:
-    """Arrives as an exception whose own ``__init__`` was not called.
+class _ExceptionParts:
+    """Unpickles to an exception without calling its ``__init__``.
 
-    Pickle calls it with ``args``, which are those of ``Exception.__init__``: the class's own may
-    take others.
+    By default, pickle calls ``__init__`` with ``args``, the arguments of ``Exception.__init__``.
+    Those of the class may be different.
     """
 
     def __init__(self, exception: BaseException) -> None:
@@ -153,40 +158,40 @@ class _Parts:
 
     def __reduce__(self) -> Any:
         exception = self._exception
-        return _assembled, (type(exception), exception.args, vars(exception))
+        return _assemble, (type(exception), exception.args, vars(exception))
 
 
-def _assembled(
+def _assemble(
     cls: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]
 ) -> BaseException:
     exception = cls.__new__(cls)
     exception.args = args
-    vars(exception).update(attributes)  # Its notes are among them.
+    vars(exception).update(attributes)  # Including its notes.
     return exception
 
 
-def run_nothing() -> None:
-    """Show that a worker can load this module."""
+def ping() -> None:
+    """Do nothing: a worker that can run this can load the module."""
 
 
 def warm_up() -> None:
-    """Do what torch puts off until the first optimizer is made: it takes a second."""
+    """Create an optimizer, because the first one in a process takes torch a second."""
     torch.optim.SGD([torch.zeros(1)])
 
 
-def start_worker(folder: str) -> None:
-    """Settle how a worker process ends.
+def init_worker(folder: str) -> None:
+    """Initialize a worker process, so that it ends with the coordinator.
 
     Args:
-        folder: What the coordinator would remove.
+        folder: The folder of the run, to be removed if the coordinator is killed.
     """
-    # Ctrl-C reaches workers too, and is the coordinator's to report: they end in silence.
+    # Ctrl-C reaches workers too: they exit silently, and the coordinator reports it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threading.Thread(target=_end_with_coordinator, args=(folder,), daemon=True).start()
+    threading.Thread(target=_exit_with_coordinator, args=(folder,), daemon=True).start()
 
 
-def _end_with_coordinator(folder: str) -> None:
-    """End when the coordinator was killed: the pool's own pipes would be waited at for ever."""
+def _exit_with_coordinator(folder: str) -> None:
+    """Exit when the coordinator is killed; the pool itself would wait forever."""
     coordinator = parent_process()
     assert coordinator is not None
     coordinator.join()
