@@ -20,12 +20,12 @@ from optuna_miha import Recipe
 from optuna_miha._model.model_fn import build_initial, build_recipe
 
 
-def bare(trial: Any) -> Recipe:
+def without_suggestions(trial: Any) -> Recipe:
     """Suggests nothing."""
     return recipe()
 
 
-def suggesting(trial: Any) -> Recipe:
+def with_suggestions(trial: Any) -> Recipe:
     model = network()
     miha.suggest_activations(trial, model)
     return recipe(
@@ -35,26 +35,28 @@ def suggesting(trial: Any) -> Recipe:
     )
 
 
-def draws() -> tuple[Any, ...]:
+def random_numbers() -> tuple[Any, ...]:
     return random.random(), float(np.random.rand()), float(np.random.randn()), torch.rand(3)
 
 
-def test_the_same_seed_gives_the_same_weights_whatever_is_suggested() -> None:
+def test_initial_weights_depend_only_on_the_seed() -> None:
     params = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "batch_size": 8}
-    one = build_recipe(suggesting, FixedTrial({**params, "activation.2": "relu"}), seed=5)
+    one = build_recipe(with_suggestions, FixedTrial({**params, "activation.2": "relu"}), seed=5)
     other = build_recipe(
-        suggesting, FixedTrial({**params, "activation.2": "tanh", "batch_size": 64}), seed=5
+        with_suggestions, FixedTrial({**params, "activation.2": "tanh", "batch_size": 64}), seed=5
     )
     assert same(one.model.state_dict(), other.model.state_dict())
-    another = build_recipe(suggesting, FixedTrial({**params, "activation.2": "relu"}), seed=6)
+    another = build_recipe(
+        with_suggestions, FixedTrial({**params, "activation.2": "relu"}), seed=6
+    )
     assert not same(one.model.state_dict(), another.model.state_dict())
 
 
-def test_all_three_generators_are_seeded_in_model_fn() -> None:
+def test_model_fn_runs_with_all_random_generators_seeded() -> None:
     seen = []
 
     def model_fn(trial: Any) -> Recipe:
-        seen.append(draws())
+        seen.append(random_numbers())
         return recipe()
 
     for seed in (1, 1, 2):
@@ -64,20 +66,20 @@ def test_all_three_generators_are_seeded_in_model_fn() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_global_random_generators_are_left_as_they_were(fails: bool) -> None:
+def test_global_random_generators_are_restored(fails: bool) -> None:
     def model_fn(trial: Any) -> Recipe:
-        draws()
+        random_numbers()
         if fails:
-            raise RuntimeError("mine")
+            raise RuntimeError("failed")
         return recipe()
 
     random.seed(1)
     np.random.seed(1)
     torch.manual_seed(1)
-    np.random.randn()  # Leaves a second normal number in store.
+    np.random.randn()  # NumPy caches a second normal number.
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     if fails:
-        with pytest.raises(RuntimeError, match="mine"):
+        with pytest.raises(RuntimeError, match="failed"):
             build_recipe(model_fn, first_trial(), seed=7)
     else:
         build_recipe(model_fn, first_trial(), seed=7)
@@ -87,18 +89,18 @@ def test_the_global_random_generators_are_left_as_they_were(fails: bool) -> None
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
-@pytest.mark.parametrize("returned", [None, 3, nn.Linear(2, 2), (1, 2)])
-def test_whatever_is_not_a_recipe_is_refused(returned: Any) -> None:
+@pytest.mark.parametrize("result", [None, 3, nn.Linear(2, 2), (1, 2)])
+def test_model_fn_must_return_a_recipe(result: Any) -> None:
     with pytest.raises(TypeError) as caught:
-        build_recipe(lambda trial: returned, first_trial(), seed=0)
+        build_recipe(lambda trial: result, first_trial(), seed=0)
     message = str(caught.value)
     assert "`model_fn` must return an optuna_miha.Recipe" in message
-    assert repr(returned) in message
+    assert repr(result) in message
     assert "return Recipe(model=" in message
 
 
-def test_a_bare_recipe_gets_the_default_search_space() -> None:
-    initial = build_initial(bare, seed=0)
+def test_recipe_without_suggestions_gets_the_default_search_space() -> None:
+    initial = build_initial(without_suggestions, seed=0)
     assert initial.params == {
         "activation.2": "relu",
         "dropout.3": 0.3,
@@ -112,7 +114,7 @@ def test_a_bare_recipe_gets_the_default_search_space() -> None:
     assert type(initial.recipe.optimizer) is optim.Adam
 
 
-def test_the_default_search_space_reaches_the_recipe() -> None:
+def test_default_search_space_changes_the_recipe() -> None:
     chosen = {
         "activation.2": "gelu",
         "dropout.3": 0.15,
@@ -123,27 +125,29 @@ def test_the_default_search_space_reaches_the_recipe() -> None:
         "batch_size": 21,
         "label_smoothing": 0.125,
     }
-    made = build_recipe(bare, FixedTrial(chosen), seed=0)
-    assert isinstance(made.model, nn.Sequential)
-    assert isinstance(made.model[2], nn.GELU)
-    assert made.model[3].p == 0.15
-    assert type(made.optimizer) is optim.SGD
-    group = made.optimizer.param_groups[0]
+    rebuilt = build_recipe(without_suggestions, FixedTrial(chosen), seed=0)
+    assert isinstance(rebuilt.model, nn.Sequential)
+    assert isinstance(rebuilt.model[2], nn.GELU)
+    assert rebuilt.model[3].p == 0.15
+    assert type(rebuilt.optimizer) is optim.SGD
+    group = rebuilt.optimizer.param_groups[0]
     assert (group["lr"], group["weight_decay"], group["momentum"]) == (0.25, 1e-3, 0.5)
-    assert made.batch_size == 21
-    assert made.loss_fn.label_smoothing == 0.125  # type: ignore[attr-defined]
+    assert rebuilt.batch_size == 21
+    assert rebuilt.loss_fn.label_smoothing == 0.125  # type: ignore[attr-defined]
 
 
-def test_the_users_loss_is_not_changed_by_label_smoothing() -> None:
-    mine = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]), label_smoothing=0.1)
-    names = build_initial(lambda trial: recipe(loss_fn=mine), seed=0).params
-    assert names["label_smoothing"] == 0.1
-    made = build_recipe(
-        lambda trial: recipe(loss_fn=mine), FixedTrial({**names, "label_smoothing": 0.2}), seed=0
+def test_label_smoothing_does_not_change_the_users_loss() -> None:
+    loss_fn = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]), label_smoothing=0.1)
+    initial_params = build_initial(lambda trial: recipe(loss_fn=loss_fn), seed=0).params
+    assert initial_params["label_smoothing"] == 0.1
+    rebuilt = build_recipe(
+        lambda trial: recipe(loss_fn=loss_fn),
+        FixedTrial({**initial_params, "label_smoothing": 0.2}),
+        seed=0,
     )
-    assert made.loss_fn.label_smoothing == 0.2  # type: ignore[attr-defined]
-    assert torch.equal(made.loss_fn.weight, mine.weight)  # type: ignore[attr-defined]
-    assert mine.label_smoothing == 0.1
+    assert rebuilt.loss_fn.label_smoothing == 0.2  # type: ignore[attr-defined]
+    assert torch.equal(rebuilt.loss_fn.weight, loss_fn.weight)  # type: ignore[attr-defined]
+    assert loss_fn.label_smoothing == 0.1
 
 
 @pytest.mark.parametrize(
@@ -158,7 +162,7 @@ def test_the_users_loss_is_not_changed_by_label_smoothing() -> None:
         ),
     ],
 )
-def test_the_default_search_space_follows_the_recipe(
+def test_default_search_space_depends_on_the_recipe(
     changes: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     params = build_initial(lambda trial: recipe(**changes), seed=0).params
@@ -174,7 +178,7 @@ def with_optimizer(make: Callable[[nn.Module], optim.Optimizer]) -> Callable[[An
     return model_fn
 
 
-def test_a_bare_recipes_own_optimizer_is_the_initial_one() -> None:
+def test_optimizer_of_the_recipe_is_the_initial_one() -> None:
     model_fn = with_optimizer(
         lambda model: optim.SGD(model.parameters(), lr=0.5, momentum=0.25, weight_decay=0.125)
     )
@@ -184,21 +188,21 @@ def test_a_bare_recipes_own_optimizer_is_the_initial_one() -> None:
     assert type(initial.recipe.optimizer) is optim.SGD
 
 
-def test_a_bare_recipes_optimizer_goes_on_training_the_same_parameters_only() -> None:
-    # The head of a network whose rest is not to be trained.
+def test_rebuilt_optimizer_trains_the_same_parameters() -> None:
+    # Only the head of the network is trained.
     model_fn = with_optimizer(lambda model: optim.Adam(model[4].parameters()))
-    made = build_initial(model_fn, seed=0).recipe
-    assert made.optimizer is not None
-    held = [p for group in made.optimizer.param_groups for p in group["params"]]
-    expected = list(made.model[4].parameters())
-    assert [id(p) for p in held] == [id(p) for p in expected]
+    rebuilt = build_initial(model_fn, seed=0).recipe
+    assert rebuilt.optimizer is not None
+    optimized = [p for group in rebuilt.optimizer.param_groups for p in group["params"]]
+    expected = list(rebuilt.model[4].parameters())
+    assert [id(p) for p in optimized] == [id(p) for p in expected]
 
 
-def test_a_bare_recipes_optimizer_keeps_the_settings_that_are_not_searched() -> None:
+def test_rebuilt_optimizer_keeps_settings_that_are_not_suggested() -> None:
     model_fn = with_optimizer(lambda model: optim.Adam(model.parameters(), betas=(0.5, 0.9)))
-    made = build_initial(model_fn, seed=0).recipe
-    assert made.optimizer is not None
-    assert made.optimizer.param_groups[0]["betas"] == (0.5, 0.9)
+    rebuilt = build_initial(model_fn, seed=0).recipe
+    assert rebuilt.optimizer is not None
+    assert rebuilt.optimizer.param_groups[0]["betas"] == (0.5, 0.9)
 
 
 @pytest.mark.parametrize(
@@ -214,30 +218,30 @@ def test_a_bare_recipes_optimizer_keeps_the_settings_that_are_not_searched() -> 
     ],
     ids=["class without a name", "several groups"],
 )
-def test_an_optimizer_that_cannot_be_rebuilt_has_its_learning_rates_scaled(make: Any) -> None:
+def test_optimizer_that_cannot_be_rebuilt_gets_scaled_learning_rates(make: Any) -> None:
     model_fn = with_optimizer(make)
     initial = build_initial(model_fn, seed=0)
     assert initial.params["lr"] == 0.5
     assert not {"optimizer", "weight_decay", "momentum"} & initial.params.keys()
     before = [group["lr"] for group in initial.recipe.optimizer.param_groups]
-    made = build_recipe(model_fn, FixedTrial({**initial.params, "lr": 1.0}), seed=0)
-    assert made.optimizer is not None
-    assert [group["lr"] for group in made.optimizer.param_groups] == [2 * lr for lr in before]
+    rebuilt = build_recipe(model_fn, FixedTrial({**initial.params, "lr": 1.0}), seed=0)
+    assert rebuilt.optimizer is not None
+    assert [group["lr"] for group in rebuilt.optimizer.param_groups] == [2 * lr for lr in before]
 
 
-def test_one_suggestion_of_the_users_replaces_the_default_search_space() -> None:
+def test_any_suggestion_replaces_the_default_search_space() -> None:
     def model_fn(trial: Any) -> Recipe:
-        trial.suggest_float("mine", 0.0, 1.0)
+        trial.suggest_float("width", 0.0, 1.0)
         return recipe()
 
     initial = build_initial(model_fn, seed=0)
-    assert initial.params == {"mine": 0.5}
+    assert initial.params == {"width": 0.5}
     assert type(initial.recipe.optimizer) is optim.Adam
     assert initial.recipe.optimizer.param_groups[0]["lr"] == 1e-3
 
 
-def test_the_initial_configuration_repeats_itself_from_its_parameters() -> None:
-    for model_fn in (bare, suggesting):
+def test_initial_recipe_can_be_rebuilt_from_its_params() -> None:
+    for model_fn in (without_suggestions, with_suggestions):
         initial = build_initial(model_fn, seed=3)
         again = build_recipe(model_fn, FixedTrial(initial.params), seed=3)
         assert same(again.model.state_dict(), initial.recipe.model.state_dict())
@@ -248,7 +252,7 @@ def test_the_initial_configuration_repeats_itself_from_its_parameters() -> None:
 
 def test_overrides_take_precedence_over_declared_initial_values() -> None:
     overrides = {"lr": 0.5, "activation.2": "tanh", "batch_size": 17}
-    for model_fn in (bare, suggesting):
+    for model_fn in (without_suggestions, with_suggestions):
         initial = build_initial(model_fn, seed=0, overrides=overrides)
         assert initial.params.items() >= overrides.items()
         assert initial.params["optimizer"] == "adam"
@@ -256,15 +260,17 @@ def test_overrides_take_precedence_over_declared_initial_values() -> None:
     assert overrides == {"lr": 0.5, "activation.2": "tanh", "batch_size": 17}
 
 
-def test_an_override_may_open_a_branch_of_the_search_space() -> None:
-    initial = build_initial(bare, seed=0, overrides={"optimizer": "sgd", "momentum": 0.5})
+def test_override_can_enable_a_conditional_parameter() -> None:
+    initial = build_initial(
+        without_suggestions, seed=0, overrides={"optimizer": "sgd", "momentum": 0.5}
+    )
     assert initial.params["optimizer"] == "sgd"
     assert initial.params["momentum"] == 0.5
 
 
-def test_an_override_of_an_unknown_parameter_is_refused() -> None:
+def test_override_of_an_unknown_parameter_is_refused() -> None:
     with pytest.raises(ValueError) as caught:
-        build_initial(bare, seed=0, overrides={"learning_rate": 0.1})
+        build_initial(without_suggestions, seed=0, overrides={"learning_rate": 0.1})
     message = str(caught.value)
     assert "must name parameters that `model_fn` suggests" in message
     assert "'learning_rate'" in message
@@ -276,17 +282,15 @@ def test_an_override_of_an_unknown_parameter_is_refused() -> None:
     ("name", "value"),
     [("lr", 50.0), ("batch_size", 5), ("dropout.3", "much"), ("optimizer", "lion")],
 )
-def test_an_override_outside_of_its_range_is_refused_by_name_and_value(
-    name: str, value: Any
-) -> None:
+def test_override_out_of_range_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError) as caught:
-        build_initial(bare, seed=0, overrides={name: value})
+        build_initial(without_suggestions, seed=0, overrides={name: value})
     message = str(caught.value)
     assert f"The initial value of {name!r} must lie in" in message
     assert repr(value) in message
 
 
 @pytest.mark.filterwarnings("ignore:Fixed parameter")
-def test_an_override_that_asks_for_no_integer_is_refused() -> None:
+def test_fractional_override_of_an_integer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'batch_size'.*32\.5"):
-        build_initial(bare, seed=0, overrides={"batch_size": 32.5})
+        build_initial(without_suggestions, seed=0, overrides={"batch_size": 32.5})

@@ -1,4 +1,4 @@
-"""What a recipe accepts, completes and refuses."""
+"""Arguments that a recipe accepts, completes and refuses."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.networks import objects, recipe
+from helpers.networks import recipe, samples
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from optuna_miha import Recipe
 from optuna_miha._model.recipe import accuracy
 
-X, Y = objects(8)
+X, Y = samples(8)
 
 
 class Stream(IterableDataset[Any]):
@@ -53,7 +53,7 @@ class Empty(Dataset[Any]):
         (
             {"valid_data": None},
             ValueError,
-            ["`valid_data` is None", "hold a part of the training data back"],
+            ["`valid_data` is None", "hold out part of the training data"],
         ),
         (
             {"train_data": [X.numpy(), Y]},
@@ -73,7 +73,7 @@ class Empty(Dataset[Any]):
         (
             {"valid_data": (X[:0], Y[:0])},
             ValueError,
-            ["`valid_data` must hold at least one object", "got none"],
+            ["`valid_data` must hold at least one sample", "got none"],
         ),
         (
             {"train_data": X},
@@ -83,12 +83,12 @@ class Empty(Dataset[Any]):
         (
             {"train_data": Empty()},
             ValueError,
-            ["`train_data` must hold at least one object", "got an empty dataset"],
+            ["`train_data` must hold at least one sample", "got an empty dataset"],
         ),
         (
             {"valid_data": DataLoader(Empty())},
             ValueError,
-            ["`valid_data` must hold at least one object", "got an empty dataset"],
+            ["`valid_data` must hold at least one sample", "got an empty dataset"],
         ),
         (
             {"optimizer": "adam"},
@@ -98,7 +98,7 @@ class Empty(Dataset[Any]):
         (
             {"optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)},
             ValueError,
-            ["`optimizer` holds none of the model's parameters", "build it from"],
+            ["`optimizer` must hold parameters of `model`, got none", "build it from"],
         ),
         ({"batch_size": 0}, ValueError, ["`batch_size` must be a positive integer", "got 0"]),
         ({"batch_size": 2.5}, ValueError, ["`batch_size` must be a positive integer", "got 2.5"]),
@@ -111,7 +111,7 @@ class Empty(Dataset[Any]):
         (
             {"monitor": "accuracy", "train_step": lambda model, batch, loss_fn: None},
             ValueError,
-            ["only the loss can be monitored", "got 'accuracy'", "trainer of your own"],
+            ["only the loss can be monitored", "got 'accuracy'", "your own `trainer`"],
         ),
         (
             {
@@ -119,11 +119,11 @@ class Empty(Dataset[Any]):
                 "train_step": lambda model, batch, loss_fn: None,
             },
             ValueError,
-            ["With a `train_step`", "no `metrics`, got 'f1'", "leave them out", "trainer of your"],
+            ["With a `train_step`", "no `metrics`, got 'f1'", "leave them out", "own `trainer`"],
         ),
     ],
 )
-def test_errors_name_requirement_value_and_repair(
+def test_invalid_arguments_are_refused_with_a_helpful_message(
     changes: dict[str, Any], error: type[Exception], parts: list[str]
 ) -> None:
     with pytest.raises(error) as caught:
@@ -132,16 +132,16 @@ def test_errors_name_requirement_value_and_repair(
         assert part in str(caught.value)
 
 
-def test_parameters_that_no_branch_would_inherit_are_refused() -> None:
-    model, stranger = nn.Linear(4, 3), nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.Adam([*model.parameters(), stranger])
-    with pytest.raises(ValueError, match=r"of `model` alone, got others of shapes \[\(3,\)\]"):
+def test_optimizer_with_parameters_outside_of_the_model_is_refused() -> None:
+    model, foreign = nn.Linear(4, 3), nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([*model.parameters(), foreign])
+    with pytest.raises(ValueError, match=r"of `model` only, got others of shapes \[\(3,\)\]"):
         recipe(model=model, optimizer=optimizer)
-    model.loss = nn.ParameterList([stranger])
+    model.loss = nn.ParameterList([foreign])
     recipe(model=model, optimizer=optimizer)
 
 
-def test_a_recipe_takes_keywords_only() -> None:
+def test_arguments_are_keyword_only() -> None:
     with pytest.raises(TypeError, match="positional"):
         Recipe(nn.Linear(4, 3), nn.MSELoss(), (X, Y), (X, Y))  # type: ignore[misc]
 
@@ -158,32 +158,32 @@ def test_a_recipe_takes_keywords_only() -> None:
         (Stream(), None, 32),
     ],
 )
-def test_the_batch_size_is_the_loaders_unless_given(
+def test_batch_size_defaults_to_that_of_the_loader(
     train_data: Any, given: int | None, expected: int
 ) -> None:
     assert recipe(train_data=train_data, batch_size=given).batch_size == expected
 
 
 @pytest.mark.parametrize("number", [np.int64(5), torch.tensor(5)])
-def test_a_batch_size_of_another_kind_is_kept_as_pythons(number: Any) -> None:
-    made = recipe(batch_size=number)
-    assert type(made.batch_size) is int and made.batch_size == 5
+def test_batch_size_becomes_a_python_integer(number: Any) -> None:
+    built = recipe(batch_size=number)
+    assert type(built.batch_size) is int and built.batch_size == 5
 
 
-def test_accuracy_is_built_in_and_can_be_replaced() -> None:
+def test_accuracy_is_built_in_and_can_be_overridden() -> None:
     assert recipe().metrics == {}
     assert recipe(monitor="accuracy").metrics == {"accuracy": accuracy}
-    mine = {"accuracy": lambda outputs, targets: 1.0}
-    assert recipe(monitor="accuracy", metrics=mine).metrics == mine
+    metrics = {"accuracy": lambda outputs, targets: 1.0}
+    assert recipe(monitor="accuracy", metrics=metrics).metrics == metrics
 
 
-def test_naming_accuracy_leaves_the_users_metrics_alone() -> None:
-    mine = {"error": lambda outputs, targets: 1.0}
-    assert recipe(monitor="accuracy", metrics=mine).metrics.keys() == {"error", "accuracy"}
-    assert mine.keys() == {"error"}
+def test_monitoring_accuracy_does_not_change_the_users_metrics() -> None:
+    metrics = {"error": lambda outputs, targets: 1.0}
+    assert recipe(monitor="accuracy", metrics=metrics).metrics.keys() == {"error", "accuracy"}
+    assert metrics.keys() == {"error"}
 
 
-def test_accuracy_is_the_share_of_hits() -> None:
+def test_accuracy_is_the_share_of_correct_samples() -> None:
     scores = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 5.0], [1.0, 0.0]])
     assert float(accuracy(scores, torch.tensor([0, 1, 0, 1]))) == 0.5
 
@@ -201,9 +201,7 @@ def test_accuracy_counts_every_pixel() -> None:
     [((8, 1), (8, 1)), ((8, 1), (8,)), ((8,), (8,)), ((8, 3), (8, 3)), ((8, 3), (8, 1))],
     ids=["one column", "one column, indices", "no column", "one-hot", "column of indices"],
 )
-def test_accuracy_of_other_shapes_is_refused(
-    outputs: tuple[int, ...], targets: tuple[int, ...]
-) -> None:
+def test_accuracy_refuses_other_shapes(outputs: tuple[int, ...], targets: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="at least two classes") as caught:
         accuracy(torch.zeros(outputs), torch.zeros(targets))
     assert f"outputs of shape {outputs} and targets of {targets}" in str(caught.value)
@@ -212,23 +210,23 @@ def test_accuracy_of_other_shapes_is_refused(
 
 
 def test_lists_of_tensors_become_tuples() -> None:
-    made = recipe(train_data=[X, Y], valid_data=[X, X, Y])
-    assert isinstance(made.train_data, tuple)
-    assert isinstance(made.valid_data, tuple) and len(made.valid_data) == 3
+    built = recipe(train_data=[X, Y], valid_data=[X, X, Y])
+    assert isinstance(built.train_data, tuple)
+    assert isinstance(built.valid_data, tuple) and len(built.valid_data) == 3
 
 
-def test_an_optimizer_over_a_part_of_the_model_is_accepted() -> None:
+def test_optimizer_over_a_part_of_the_model_is_accepted() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
     optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
     assert recipe(model=model, optimizer=optimizer).optimizer is optimizer
 
 
-def test_a_metric_of_numpy_can_be_monitored_by_name() -> None:
+def test_metric_computed_with_numpy_can_be_monitored() -> None:
     metric = {"spread": lambda outputs, targets: float(np.ptp(outputs.numpy()))}
     assert recipe(metrics=metric, monitor="spread").monitor == "spread"
 
 
-def test_a_metric_may_not_take_the_name_of_the_loss() -> None:
-    # It would silently take the place of the validation loss.
+def test_metric_named_loss_is_refused() -> None:
+    # It would silently replace the validation loss.
     with pytest.raises(ValueError, match="loss"):
         recipe(metrics={"loss": lambda outputs, targets: 0.0})

@@ -1,4 +1,4 @@
-"""The `suggest_*` functions: names, initial values, ranges, and what they refuse."""
+"""Suggested batch sizes, losses, dropout and label smoothing, and all of them together."""
 
 from __future__ import annotations
 
@@ -8,134 +8,13 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from helpers.networks import choices_of, first_trial
+from helpers.networks import choices_of, first_trial, mlp
 from helpers.problems import blobs, classifier, new_study, run
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
 from torch import Tensor, nn, optim
 
 import optuna_miha as miha
-from optuna_miha._search.space import OFFERED_OPTIMIZERS
-
-
-def net() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(4, 6),
-        nn.ReLU(),
-        nn.Dropout(0.2),
-        nn.Linear(6, 6),
-        nn.Tanh(),
-        nn.Linear(6, 1),
-        nn.Sigmoid(),
-    )
-
-
-PARAMS = list(nn.Linear(4, 3).parameters())
-
-
-class TestOptimizer:
-    def test_it_starts_from_adam_at_its_default(self) -> None:
-        trial = first_trial()
-        optimizer = miha.suggest_optimizer(trial, PARAMS)
-        assert trial.params == {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0}
-        assert type(optimizer) is optim.Adam
-        assert optimizer.param_groups[0]["lr"] == 1e-3
-        assert choices_of(trial, "optimizer") == OFFERED_OPTIMIZERS
-        lr = trial.distributions["lr"]
-        assert lr == FloatDistribution(1e-5, 3.0, log=True)
-
-    @pytest.mark.parametrize(
-        ("name", "expected"),
-        [
-            ("adamw", {"lr": 1e-3}),
-            ("sgd", {"lr": 0.03, "momentum": 0.9}),
-            ("adadelta", {"lr": 1.0}),
-            ("rmsprop", {"lr": 1e-3}),
-        ],
-    )
-    def test_a_name_starts_at_its_default(self, name: str, expected: dict[str, Any]) -> None:
-        trial = first_trial()
-        optimizer = miha.suggest_optimizer(trial, PARAMS, initial=name)
-        assert trial.params == {"optimizer": name, "weight_decay": 0.0} | expected
-        assert type(optimizer).__name__.lower() == name
-
-    def test_momentum_is_suggested_for_sgd_alone_and_used(self) -> None:
-        trial = FixedTrial({"optimizer": "sgd", "lr": 0.5, "weight_decay": 1e-3, "momentum": 0.4})
-        optimizer = miha.suggest_optimizer(trial, PARAMS)
-        group = optimizer.param_groups[0]
-        assert type(optimizer) is optim.SGD
-        assert (group["lr"], group["weight_decay"], group["momentum"]) == (0.5, 1e-3, 0.4)
-        assert trial.distributions["momentum"] == FloatDistribution(0.0, 0.99)
-
-    def test_an_optimizer_as_initial_is_where_it_starts(self) -> None:
-        trial = first_trial()
-        mine = optim.SGD(PARAMS, lr=7.0, momentum=0.25, weight_decay=0.3)
-        optimizer = miha.suggest_optimizer(trial, PARAMS, initial=mine)
-        expected = {"optimizer": "sgd", "lr": 7.0, "weight_decay": 0.3, "momentum": 0.25}
-        assert trial.params == expected
-        group = optimizer.param_groups[0]
-        assert (group["lr"], group["weight_decay"], group["momentum"]) == (7.0, 0.3, 0.25)
-        assert trial.distributions["lr"].high == 7.0
-        assert choices_of(trial, "weight_decay")[-1] == 0.3
-
-    @pytest.mark.parametrize(
-        ("mine", "settings"),
-        [
-            (optim.Adam(PARAMS, betas=(0.5, 0.9)), {"betas": (0.5, 0.9)}),
-            (optim.AdamW(PARAMS, eps=1e-4), {"eps": 1e-4}),
-            (optim.Adam(PARAMS, amsgrad=True), {"amsgrad": True}),
-            (optim.SGD(PARAMS, lr=0.1, momentum=0.9, nesterov=True), {"nesterov": True}),
-            (optim.RMSprop(PARAMS, alpha=0.9, momentum=0.5), {"alpha": 0.9, "momentum": 0.5}),
-        ],
-        ids=["betas", "eps", "amsgrad", "nesterov", "rmsprop"],
-    )
-    def test_the_users_other_settings_stay_while_the_class_does(
-        self, mine: optim.Optimizer, settings: dict[str, Any]
-    ) -> None:
-        optimizer = miha.suggest_optimizer(first_trial(), PARAMS, initial=mine)
-        assert type(optimizer) is type(mine)
-        group = optimizer.param_groups[0]
-        assert {name: group[name] for name in settings} == settings
-
-    def test_an_initial_outside_of_the_choices_joins_them(self) -> None:
-        trial = first_trial()
-        optimizer = miha.suggest_optimizer(
-            trial, PARAMS, initial="nadam", choices=["adam"], lr=(0.1, 0.2)
-        )
-        assert choices_of(trial, "optimizer") == ("nadam", "adam")
-        assert type(optimizer) is optim.NAdam
-        assert trial.distributions["lr"] == FloatDistribution(1e-3, 0.2, log=True)
-
-    def test_weight_decays_are_a_choice_with_the_initial_one_added(self) -> None:
-        trial = first_trial()
-        miha.suggest_optimizer(trial, PARAMS, weight_decay=[1e-2, 1e-4])
-        assert choices_of(trial, "weight_decay") == (0.0, 1e-4, 1e-2)
-
-    def test_param_groups_pass_through(self) -> None:
-        weight, bias = nn.Linear(4, 3).parameters()
-        groups = [{"params": [weight], "lr": 0.5}, {"params": [bias]}]
-        optimizer = miha.suggest_optimizer(first_trial(), groups)
-        assert [group["lr"] for group in optimizer.param_groups] == [0.5, 1e-3]
-
-    @pytest.mark.parametrize(
-        ("bad", "error", "message"),
-        [
-            ({"initial": "adamm"}, ValueError, r"one of .*'adam'.*got 'adamm'"),
-            ({"choices": ["adam", "lion"]}, ValueError, r"one of .*'adam'.*got 'lion'"),
-            ({"lr": (1.0, 0.1)}, ValueError, r"`lr` must be two positive.*\(1.0, 0.1\)"),
-            ({"lr": (0.0, 0.1)}, ValueError, r"`lr` must be two positive.*\(0.0, 0.1\)"),
-            (
-                {"initial": optim.LBFGS(PARAMS)},
-                TypeError,
-                r"one of torch's.*got LBFGS.*suggest_float",
-            ),
-        ],
-    )
-    def test_what_cannot_be_suggested_is_refused(
-        self, bad: dict[str, Any], error: type[Exception], message: str
-    ) -> None:
-        with pytest.raises(error, match=message):
-            miha.suggest_optimizer(first_trial(), PARAMS, **bad)
 
 
 class TestBatchSize:
@@ -156,16 +35,16 @@ class TestBatchSize:
         assert trial.params == {"batch_size": initial}
         assert trial.distributions["batch_size"] == IntDistribution(low, high, log=True)
 
-    def test_the_suggested_size_is_returned(self) -> None:
+    def test_suggested_size_is_returned(self) -> None:
         assert miha.suggest_batch_size(FixedTrial({"batch_size": 77})) == 77
 
-    @pytest.mark.parametrize("bad", [{"initial": 0}, {"low": 0}, {"low": 9, "high": 8}])
-    def test_sizes_that_make_no_sense_are_refused(self, bad: dict[str, int]) -> None:
-        name, value = next(iter(bad.items()))
+    @pytest.mark.parametrize("arguments", [{"initial": 0}, {"low": 0}, {"low": 9, "high": 8}])
+    def test_invalid_sizes_are_refused(self, arguments: dict[str, int]) -> None:
+        name, value = next(iter(arguments.items()))
         with pytest.raises(
             ValueError, match=rf"positive and `low` at most `high`.*{name}={value}"
         ):
-            miha.suggest_batch_size(first_trial(), **bad)
+            miha.suggest_batch_size(first_trial(), **arguments)
 
 
 class TestLoss:
@@ -178,7 +57,7 @@ class TestLoss:
             (nn.BCEWithLogitsLoss(), "bce_with_logits", {"multilabel_soft_margin"}),
         ],
     )
-    def test_the_family_of_the_initial_loss_is_offered(
+    def test_choices_are_the_losses_that_can_replace_the_initial_one(
         self, initial: nn.Module, name: str, others: set[str]
     ) -> None:
         trial = first_trial()
@@ -194,7 +73,7 @@ class TestLoss:
             (nn.BCEWithLogitsLoss(), torch.randint(0, 2, (4, 3)).float()),
         ],
     )
-    def test_relatives_take_the_same_targets(self, initial: nn.Module, targets: Tensor) -> None:
+    def test_all_choices_take_the_same_targets(self, initial: nn.Module, targets: Tensor) -> None:
         trial = first_trial()
         miha.suggest_loss(trial, initial=initial)
         for name in choices_of(trial, "loss"):
@@ -203,26 +82,26 @@ class TestLoss:
             loss = loss_fn(outputs, targets)
             assert loss.ndim == 0 and loss.requires_grad
 
-    def test_own_choices_start_from_the_first(self) -> None:
-        mine = {"a": nn.L1Loss(), "b": nn.MSELoss()}
+    def test_first_choice_is_the_initial_one(self) -> None:
+        choices = {"a": nn.L1Loss(), "b": nn.MSELoss()}
         trial = first_trial()
-        assert miha.suggest_loss(trial, choices=mine) is mine["a"]
+        assert miha.suggest_loss(trial, choices=choices) is choices["a"]
         assert choices_of(trial, "loss") == ("a", "b")
 
-    def test_an_initial_loss_is_found_among_own_choices(self) -> None:
-        mine = {"a": nn.L1Loss(), "b": nn.MSELoss()}
-        for initial in ("b", mine["b"]):
+    def test_initial_loss_can_be_one_of_the_choices(self) -> None:
+        choices = {"a": nn.L1Loss(), "b": nn.MSELoss()}
+        for initial in ("b", choices["b"]):
             trial = first_trial()
-            assert miha.suggest_loss(trial, initial=initial, choices=mine) is mine["b"]
+            assert miha.suggest_loss(trial, initial=initial, choices=choices) is choices["b"]
             assert trial.params == {"loss": "b"}
             assert set(choices_of(trial, "loss")) == {"a", "b"}
 
-    def test_an_initial_loss_joins_own_choices(self) -> None:
+    def test_initial_loss_is_added_to_the_choices(self) -> None:
         trial, initial = first_trial(), nn.HuberLoss(delta=2.0)
         assert miha.suggest_loss(trial, initial=initial, choices={"a": nn.L1Loss()}) is initial
         assert choices_of(trial, "loss") == ("initial", "a")
 
-    def test_a_run_is_judged_by_the_initial_loss_and_says_when_the_loss_changed(self) -> None:
+    def test_run_validates_with_the_initial_loss_and_reports_its_mutation(self) -> None:
         cross_entropy = nn.functional.cross_entropy
         losses = {"slow": lambda o, t: cross_entropy(o, t) / 10, "quick": cross_entropy}
 
@@ -241,7 +120,7 @@ class TestLoss:
         assert "loss slow -> quick" in result.describe()
 
     @pytest.mark.parametrize(
-        ("bad", "error", "message"),
+        ("arguments", "error", "message"),
         [
             ({}, TypeError, r"needs an initial loss or `choices`.*initial=None.*nn.MSELoss"),
             ({"initial": "mse"}, TypeError, r"needs an initial loss.*initial='mse'"),
@@ -250,19 +129,23 @@ class TestLoss:
                 ValueError,
                 r"one of \['l1'\], got 'mse'",
             ),
-            ({"initial": nn.CTCLoss()}, ValueError, r"no list of losses.*CTCLoss.*`choices`"),
+            (
+                {"initial": nn.CTCLoss()},
+                ValueError,
+                r"no list of losses that can replace CTCLoss.*`choices`",
+            ),
             ({"choices": {}}, ValueError, "choices"),
         ],
     )
-    def test_what_cannot_be_suggested_is_refused(
-        self, bad: dict[str, Any], error: type[Exception], message: str
+    def test_invalid_arguments_are_refused(
+        self, arguments: dict[str, Any], error: type[Exception], message: str
     ) -> None:
         with pytest.raises(error, match=message):
-            miha.suggest_loss(first_trial(), **bad)
+            miha.suggest_loss(first_trial(), **arguments)
 
 
 class TestDropout:
-    def test_every_dropout_starts_from_its_own_rate(self) -> None:
+    def test_initial_rate_is_that_of_the_module(self) -> None:
         model = nn.Sequential(nn.Dropout(0.2), nn.Sequential(nn.Dropout2d(0.8)), nn.Linear(2, 2))
         trial = first_trial()
         miha.suggest_dropout(trial, model)
@@ -281,42 +164,44 @@ class TestDropout:
             nn.FeatureAlphaDropout(0.2),
         ],
     )
-    def test_the_suggested_rate_is_set(self, module: nn.Module) -> None:
+    def test_suggested_rate_is_set(self, module: nn.Module) -> None:
         model = nn.Sequential(module)
         miha.suggest_dropout(FixedTrial({"dropout.0": 0.45}), model)
         assert module.p == 0.45
 
-    def test_bounds_are_widened_downwards_too(self) -> None:
+    def test_lower_bound_is_widened_to_the_current_rate(self) -> None:
         trial = first_trial()
         miha.suggest_dropout(trial, nn.Sequential(nn.Dropout(0.1)), low=0.3, high=0.5)
         assert trial.distributions["dropout.0"] == FloatDistribution(0.1, 0.5)
         assert trial.params == {"dropout.0": 0.1}
 
     @pytest.mark.parametrize(("low", "high"), [(0.5, 0.4), (-0.1, 0.4), (0.0, 1.0)])
-    def test_bounds_that_are_not_rates_are_refused(self, low: float, high: float) -> None:
-        with pytest.raises(ValueError, match=rf"\[0, 1\) and ascend, got low={low}, high={high}"):
-            miha.suggest_dropout(first_trial(), net(), low=low, high=high)
+    def test_invalid_bounds_are_refused(self, low: float, high: float) -> None:
+        with pytest.raises(
+            ValueError, match=rf"\[0, 1\) and be ascending, got low={low}, high={high}"
+        ):
+            miha.suggest_dropout(first_trial(), mlp(), low=low, high=high)
 
 
 class TestLabelSmoothing:
     @pytest.mark.parametrize(("initial", "high", "upper"), [(0.0, 0.3, 0.3), (0.4, 0.3, 0.4)])
-    def test_it_starts_from_the_initial_value(
+    def test_initial_value_is_suggested_first(
         self, initial: float, high: float, upper: float
     ) -> None:
         trial = first_trial()
         assert miha.suggest_label_smoothing(trial, initial=initial, high=high) == initial
         assert trial.distributions["label_smoothing"] == FloatDistribution(0.0, upper)
 
-    @pytest.mark.parametrize("bad", [{"initial": -0.1}, {"high": 1.1}])
-    def test_values_out_of_range_are_refused(self, bad: dict[str, float]) -> None:
-        name, value = next(iter(bad.items()))
+    @pytest.mark.parametrize("arguments", [{"initial": -0.1}, {"high": 1.1}])
+    def test_values_out_of_range_are_refused(self, arguments: dict[str, float]) -> None:
+        name, value = next(iter(arguments.items()))
         with pytest.raises(ValueError, match=rf"lie in \[0, 1\].*{name}={value}"):
-            miha.suggest_label_smoothing(first_trial(), **bad)
+            miha.suggest_label_smoothing(first_trial(), **arguments)
 
 
-def everything(trial: Any) -> dict[str, Any]:
-    """All suggestions, and what came of them."""
-    model = net()
+def suggest_all(trial: Any) -> dict[str, Any]:
+    """Make all suggestions, and return the resulting settings."""
+    model = mlp()
     miha.suggest_activations(trial, model)
     miha.suggest_dropout(trial, model)
     optimizer = miha.suggest_optimizer(trial, model.parameters())
@@ -340,21 +225,21 @@ SAMPLERS: list[Callable[[], optuna.samplers.BaseSampler]] = [
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=["tpe", "random", "miha"])
-def test_any_sampler_can_answer_and_a_fixed_trial_repeats_it(
+def test_any_sampler_can_be_used_and_a_fixed_trial_repeats_its_values(
     sampler: Callable[[], optuna.samplers.BaseSampler],
 ) -> None:
     study = optuna.create_study(sampler=sampler())
-    made = []
+    outcomes = []
     for number in range(8):
         trial = study.ask()
-        made.append(everything(trial))
+        outcomes.append(suggest_all(trial))
         study.tell(trial, float(number))
-    assert len({str(outcome) for outcome in made}) > 4
-    for trial, outcome in zip(study.trials, made, strict=True):
-        assert everything(FixedTrial(trial.params)) == outcome
+    assert len({str(outcome) for outcome in outcomes}) > 4
+    for trial, outcome in zip(study.trials, outcomes, strict=True):
+        assert suggest_all(FixedTrial(trial.params)) == outcome
 
 
-def test_initial_values_survive_where_other_suggestions_are_made_between() -> None:
+def test_initial_values_are_kept_among_suggestions_of_the_user() -> None:
     trial = first_trial()
     width = trial.suggest_int("width", 2, 8)
     assert miha.suggest_batch_size(trial, initial=48) == 48

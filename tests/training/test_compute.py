@@ -1,11 +1,10 @@
-"""Precision, memory layout, threads and devices, by what they do to a run on the CPU."""
+"""Precision, memory layout, threads and devices of a run on the CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import optuna
 import pytest
 import torch
 from helpers.equality import same
@@ -40,10 +39,10 @@ def images(trial: Any) -> miha.Recipe:
     )
 
 
-class Spied(nn.Module):
-    """A network that notes the types of its outputs, and the strides of its weights."""
+class RecordingNetwork(nn.Module):
+    """Records output types, the memory layout of the weights, and the number of threads."""
 
-    seen: ClassVar[set[Any]] = set()
+    records: ClassVar[set[Any]] = set()
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,14 +52,14 @@ class Spied(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = self.inner(x)
-        is_last = self.inner[0].weight.is_contiguous(memory_format=torch.channels_last)
-        Spied.seen.add((output.dtype, is_last, torch.get_num_threads()))
+        is_channels_last = self.inner[0].weight.is_contiguous(memory_format=torch.channels_last)
+        RecordingNetwork.records.add((output.dtype, is_channels_last, torch.get_num_threads()))
         return output
 
 
-def spied(trial: Any) -> miha.Recipe:
+def recording(trial: Any) -> miha.Recipe:
     recipe = images(trial)
-    recipe.model = Spied()
+    recipe.model = RecordingNetwork()
     recipe.optimizer = torch.optim.Adam(recipe.model.parameters())
     return recipe
 
@@ -73,27 +72,27 @@ def spied(trial: Any) -> miha.Recipe:
         ({"precision": "bf16", "channels_last": True, "n_threads": 2}, torch.bfloat16),
     ],
 )
-def test_a_network_computes_as_it_was_asked_to(
+def test_settings_apply_in_training_and_validation(
     settings: dict[str, Any], expected: torch.dtype
 ) -> None:
-    Spied.seen.clear()
-    result = run(new_study(), spied, plan=SHORT, **settings)
-    # A kernel of one input channel counts as laid out both ways.
-    assert {dtype for dtype, _, _ in Spied.seen} == {expected}
+    RecordingNetwork.records.clear()
+    result = run(new_study(), recording, plan=SHORT, **settings)
+    # The layout is ambiguous here: a kernel with one input channel is contiguous in both.
+    assert {dtype for dtype, _, _ in RecordingNetwork.records} == {expected}
     n_threads = settings.get("n_threads", 1)
-    assert {n for _, _, n in Spied.seen} <= {n_threads, torch.get_num_threads()}
+    assert {n for _, _, n in RecordingNetwork.records} <= {n_threads, torch.get_num_threads()}
     assert {p.dtype for p in result.model.parameters()} == {torch.float32}
 
 
-def test_figures_are_computed_in_single_precision() -> None:
+def test_metrics_are_computed_in_single_precision() -> None:
     result = run(new_study(), images, plan=SHORT, precision="bf16")
     assert result.trial.user_attrs["miha:metrics"] == {"dtype is float32": 1.0}
 
 
-def test_bf16_changes_the_result_but_not_much() -> None:
-    exact, rough = (run(new_study(), images, plan=SHORT, precision=p) for p in (None, "bf16"))
-    assert not same(weights(exact), weights(rough))
-    assert abs(exact.value - rough.value) < 0.1
+def test_bf16_changes_the_result_slightly() -> None:
+    full, bf16 = (run(new_study(), images, plan=SHORT, precision=p) for p in (None, "bf16"))
+    assert not same(weights(full), weights(bf16))
+    assert abs(full.value - bf16.value) < 0.1
 
 
 def test_bf16_is_reproducible() -> None:
@@ -101,8 +100,8 @@ def test_bf16_is_reproducible() -> None:
     assert same(weights(one), weights(two))
 
 
-def test_the_layout_of_weights_passes_from_trunk_to_branch() -> None:
-    class Watched(Spied):
+def test_branches_inherit_the_memory_layout_of_the_weights() -> None:
+    class WithTwoChannels(RecordingNetwork):
         def __init__(self) -> None:
             super().__init__()
             self.inner[0] = nn.Conv2d(2, 4, 3)
@@ -110,17 +109,17 @@ def test_the_layout_of_weights_passes_from_trunk_to_branch() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x.expand(-1, 2, -1, -1))
 
-    def watched(trial: Any) -> miha.Recipe:
+    def model_fn(trial: Any) -> miha.Recipe:
         recipe = images(trial)
-        recipe.model = Watched()
+        recipe.model = WithTwoChannels()
         return recipe
 
-    Spied.seen.clear()
-    run(new_study(), watched, plan=SHORT, channels_last=True)
-    assert {is_last for _, is_last, _ in Spied.seen} == {True}
+    RecordingNetwork.records.clear()
+    run(new_study(), model_fn, plan=SHORT, channels_last=True)
+    assert {is_channels_last for _, is_channels_last, _ in RecordingNetwork.records} == {True}
 
 
-def test_the_layout_does_not_depend_on_processes() -> None:
+def test_memory_layout_does_not_depend_on_the_number_of_jobs() -> None:
     settings = {"plan": SHORT, "channels_last": True, "precision": "bf16"}
     one = run(new_study(), images, n_jobs=1, **settings)
     two = run(new_study(), images, n_jobs=2, **settings)
@@ -128,8 +127,8 @@ def test_the_layout_does_not_depend_on_processes() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:for .*meta parameter:UserWarning")
-def test_siblings_take_turns_on_devices() -> None:
-    """No data can lie on ``meta``, so that it shows who was sent there."""
+def test_siblings_are_distributed_over_the_devices() -> None:
+    # The device type of the network tells the device of the branch; "meta" is always available.
     devices: list[str] = []
 
     def trainer(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
@@ -142,14 +141,13 @@ def test_siblings_take_turns_on_devices() -> None:
     assert devices[:4] == ["cpu", "meta", "cpu", "meta"]
 
 
-def test_another_number_of_threads_on_resume_is_warned_of(
-    caplog: pytest.LogCaptureFixture,
+def test_different_number_of_threads_on_resume_logs_a_warning(
+    log: pytest.LogCaptureFixture,
 ) -> None:
     study = new_study()
     run(study, plan=TINY)
-    optuna.logging.enable_propagation()
     run(study, plan=None, n_epochs=TINY.n_epochs + 10, n_threads=2)
-    assert "n_threads" in caplog.text or "intra_op_threads=2" in caplog.text
+    assert "n_threads" in log.text or "intra_op_threads=2" in log.text
     assert study.user_attrs["miha:versions"]["intra_op_threads"] == 1
 
 
@@ -165,7 +163,7 @@ def test_another_number_of_threads_on_resume_is_warned_of(
         ({"device": "nowhere"}, RuntimeError, "nowhere"),
     ],
 )
-def test_bad_settings_are_refused_before_anything_is_written(
+def test_invalid_settings_are_refused_before_anything_is_written(
     settings: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     study = new_study()
@@ -175,23 +173,24 @@ def test_bad_settings_are_refused_before_anything_is_written(
     assert not study.user_attrs
 
 
-def test_precision_is_not_for_a_trainer_of_ones_own() -> None:
+def test_precision_is_refused_with_a_user_defined_trainer() -> None:
     def trainer(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
         yield miha.EpochResult(value=0.0)
 
-    with pytest.raises(ValueError, match=r"`precision` is for the built-in trainer.*autocast"):
+    message = r"`precision` applies only to the built-in trainer.*autocast"
+    with pytest.raises(ValueError, match=message):
         run(new_study(), trainer=trainer, precision="bf16")
 
 
-def test_threads_are_put_back() -> None:
+def test_number_of_threads_is_restored() -> None:
     before = torch.get_num_threads()
-    with pytest.raises(RuntimeError, match="out"), intra_op_threads(before + 1):
+    with pytest.raises(RuntimeError, match="failed"), intra_op_threads(before + 1):
         assert torch.get_num_threads() == before + 1
-        raise RuntimeError("out")
+        raise RuntimeError("failed")
     assert torch.get_num_threads() == before
 
 
-def test_the_default_engine_casts_nothing() -> None:
+def test_default_engine_does_not_autocast() -> None:
     with Engine().autocast(torch.device("cpu")):
         assert not torch.is_autocast_enabled("cpu")
     with Engine(precision="bf16").autocast(torch.device("cpu")):

@@ -1,4 +1,4 @@
-"""Runs whose trials are in PostgreSQL, whose checkpoints are in S3, and whose workers die."""
+"""Runs with PostgreSQL, with checkpoints in S3, on Dask, and with crashing workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import optuna
 import pytest
 from helpers import services
 from helpers.equality import same
-from helpers.mishaps import KillsAlways, KillsOnce, classifier_with
+from helpers.failures import KillsAlways, KillsOnce, classifier_with
 from helpers.problems import TINY, classifier, history, new_study, run, weights
 from optuna.trial import FrozenTrial, TrialState
 
@@ -32,16 +32,16 @@ def dask() -> Iterator[distributed.Client]:
         yield client
 
 
-def assert_equal(one: miha.Result, other: miha.Result) -> None:
-    """The same history, and bitwise the same model."""
+def assert_same_result(one: miha.Result, other: miha.Result) -> None:
+    """Assert that two runs have the same history and bitwise the same model."""
     assert history(one) == history(other)
     assert same(weights(one), weights(other))
     assert one.value == other.value
     assert one.params == other.params
 
 
-def interrupt_among_branches() -> Callable[[optuna.Study, FrozenTrial], None]:
-    """A callback that stands for Ctrl-C when the second branch of the run has ended."""
+def interrupt_after_two_branches() -> Callable[[optuna.Study, FrozenTrial], None]:
+    """A callback that raises KeyboardInterrupt when the second branch of the run has ended."""
     branches = []
 
     def callback(study: optuna.Study, trial: FrozenTrial) -> None:
@@ -53,7 +53,7 @@ def interrupt_among_branches() -> Callable[[optuna.Study, FrozenTrial], None]:
     return callback
 
 
-def test_dask_and_postgresql_give_the_model_of_one_process(
+def test_dask_and_postgresql_give_the_same_result_as_one_process(
     dask: distributed.Client,
     postgresql: services.PostgreSQL,
     whole_tiny: miha.Result,
@@ -64,36 +64,38 @@ def test_dask_and_postgresql_give_the_model_of_one_process(
         dask.get_executor() as executor,
     ):
         result = run(new_study(storage), executor=executor, checkpoint_dir=tmp_path)
-        assert_equal(result, whole_tiny)
+        assert_same_result(result, whole_tiny)
         again = miha.load_result(new_study(storage), classifier)
         assert same(weights(again), weights(whole_tiny))
 
 
-def test_interrupted_on_postgresql_it_ends_as_undisturbed(
+def test_interrupted_run_on_postgresql_resumes_to_the_same_result(
     postgresql: services.PostgreSQL, whole_tiny: miha.Result, tmp_path: Path
 ) -> None:
     url = postgresql.new_database()
     with services.rdb_storage(url) as storage, pytest.raises(KeyboardInterrupt):
-        run(new_study(storage), callbacks=[interrupt_among_branches()], checkpoint_dir=tmp_path)
-    with services.rdb_storage(url) as storage:  # New connections, as another process has them.
-        assert_equal(run(new_study(storage)), whole_tiny)
+        run(
+            new_study(storage), callbacks=[interrupt_after_two_branches()], checkpoint_dir=tmp_path
+        )
+    with services.rdb_storage(url) as storage:  # New connections, as in another process.
+        assert_same_result(run(new_study(storage)), whole_tiny)
 
 
-def test_checkpoints_in_s3_survive_an_interruption_and_one_is_left(
+def test_interrupted_run_with_checkpoints_in_s3_resumes_and_keeps_one(
     s3: services.S3, whole_tiny: miha.Result
 ) -> None:
     study, store = new_study(), s3.new_store()
     with pytest.raises(KeyboardInterrupt):
-        run(study, callbacks=[interrupt_among_branches()], artifact_store=store, keep="final")
+        run(study, callbacks=[interrupt_after_two_branches()], artifact_store=store, keep="final")
     assert s3.keys(store)
-    assert_equal(run(study, artifact_store=store, keep="final"), whole_tiny)
+    assert_same_result(run(study, artifact_store=store, keep="final"), whole_tiny)
     again = miha.load_result(study, classifier, store)
     assert same(weights(again), weights(whole_tiny))
     assert s3.keys(store) == [again.trial.user_attrs["miha:checkpoint"]["id"]]
 
 
-def arm_before_branches(folder: Path) -> Callable[[optuna.Study, FrozenTrial], None]:
-    """A callback that lets the first population lose a worker."""
+def arm_before_first_population(folder: Path) -> Callable[[optuna.Study, FrozenTrial], None]:
+    """A callback that makes a worker crash in the first population."""
 
     def callback(study: optuna.Study, trial: FrozenTrial) -> None:
         if (trial.user_attrs["miha:role"], trial.user_attrs["miha:cycle"]) == ("trunk", 0):
@@ -102,7 +104,7 @@ def arm_before_branches(folder: Path) -> Callable[[optuna.Study, FrozenTrial], N
     return callback
 
 
-def workers(where: str, request: pytest.FixtureRequest) -> dict[str, Any]:
+def worker_arguments(where: str, request: pytest.FixtureRequest) -> dict[str, Any]:
     """Arguments of ``optimize``."""
     if where == "dask":
         return {"executor": request.getfixturevalue("dask").get_executor()}
@@ -110,48 +112,47 @@ def workers(where: str, request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("where", ["dask", "n_jobs"])
-def test_a_worker_that_dies_costs_what_was_in_training(
+def test_crash_of_a_worker_repeats_only_the_jobs_in_training(
     where: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    quiet, loud = tmp_path / "quiet", tmp_path / "loud"
-    for folder in (quiet, loud):
+    without_crash, with_crash = tmp_path / "without_crash", tmp_path / "with_crash"
+    for folder in (without_crash, with_crash):
         folder.mkdir()
-    whole = run(new_study(), classifier_with(lambda: KillsOnce(quiet)))
+    whole = run(new_study(), classifier_with(lambda: KillsOnce(without_crash)))
     study = new_study()
     result = run(
         study,
-        classifier_with(lambda: KillsOnce(loud)),
-        callbacks=[arm_before_branches(loud)],
-        **workers(where, request),
+        classifier_with(lambda: KillsOnce(with_crash)),
+        callbacks=[arm_before_first_population(with_crash)],
+        **worker_arguments(where, request),
     )
-    assert (loud / "dead").exists(), "no worker died"
-    assert_equal(result, whole)
+    assert (with_crash / "dead").exists(), "no worker died"
+    assert_same_result(result, whole)
     assert len(study.trials) == len(whole.segments), "a trial was repeated"
-    again = (loud / "steps").stat().st_size - (quiet / "steps").stat().st_size
+    again = (with_crash / "steps").stat().st_size - (without_crash / "steps").stat().st_size
     if where == "dask":
-        assert again == KillsOnce.FATAL
+        assert again == KillsOnce.FATAL_STEP
     else:
-        # The job of the other worker is lost as well: half a branch, in batches of 8 at least.
-        assert KillsOnce.FATAL <= again <= KillsOnce.FATAL + TINY.branch_epochs // 2 * 8
+        # The job of the other worker is lost too: half a branch, in batches of at least 8.
+        fatal = KillsOnce.FATAL_STEP
+        assert fatal <= again <= fatal + TINY.branch_epochs // 2 * 8
 
 
 @pytest.mark.parametrize("where", ["dask", "n_jobs"])
-def test_a_job_that_kills_every_worker_ends_the_run_and_says_so(
+def test_job_that_kills_every_worker_ends_the_run_with_an_error(
     where: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # New ones take seconds to start; two deaths in a row show as much as three.
+    # Two crashes instead of three: new workers take seconds to start.
     monkeypatch.setattr(pools, "_MAX_CRASHES", 2)
     lethal = KillsAlways()
     study = new_study()
     with pytest.raises(miha.exceptions.WorkerError, match="died"):
-        run(study, classifier_with(lambda: lethal), **workers(where, request))
+        run(study, classifier_with(lambda: lethal), **worker_arguments(where, request))
     assert not study.get_trials(states=(TrialState.RUNNING,))
 
 
 @pytest.mark.parametrize("kind", ["threads", "dask"])
-def test_an_executor_that_is_shut_down_is_refused_at_once(
-    kind: str, request: pytest.FixtureRequest
-) -> None:
+def test_executor_that_is_shut_down_is_refused(kind: str, request: pytest.FixtureRequest) -> None:
     executor: Executor = ThreadPoolExecutor(1)
     if kind == "dask":
         executor = request.getfixturevalue("dask").get_executor()

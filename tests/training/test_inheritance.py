@@ -1,4 +1,4 @@
-"""What passes from the trunk to its branches, seen from a whole run."""
+"""What branches inherit from the trunk, in whole runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import nn
 
 import optuna_miha as miha
 from optuna_miha._training.compute import intra_op_threads
+from optuna_miha._training.trainer import train
 
 
-def test_a_lineage_of_controls_is_bit_identical_to_plain_training() -> None:
+def test_lineage_of_controls_equals_plain_training_bit_for_bit() -> None:
     plan = miha.Plan.classic(
         runup_epochs=3,
         n_cycles=3,
@@ -25,14 +26,12 @@ def test_a_lineage_of_controls_is_bit_identical_to_plain_training() -> None:
     )
     states = {}
 
-    def remember(recipe: miha.Recipe, n_epochs: int) -> Any:
-        from optuna_miha._training.trainer import train
-
+    def trainer(recipe: miha.Recipe, n_epochs: int) -> Any:
         for result in train(recipe, n_epochs):
             states["last"] = {k: v.clone() for k, v in recipe.model.state_dict().items()}
             yield result
 
-    run(new_study(seed=3), plan=plan, trainer=remember)
+    run(new_study(seed=3), plan=plan, trainer=trainer)
 
     torch.manual_seed(3)
     recipe = classifier(None)
@@ -52,55 +51,52 @@ def test_a_lineage_of_controls_is_bit_identical_to_plain_training() -> None:
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_the_mutated_learning_rate_is_the_one_in_force() -> None:
-    in_force: list[tuple[float, float]] = []
+def test_branches_train_with_their_mutated_learning_rate() -> None:
+    rates: list[tuple[float, float]] = []
 
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = explicit(trial)
-        recipe.model.lr = trial.params["lr"]  # What the segment was promised.
+        recipe.model.lr = trial.params["lr"]  # The rate that the segment should train with.
         return recipe
 
-    def watching(recipe: miha.Recipe, n_epochs: int) -> Any:
-        from optuna_miha._training.trainer import train
-
+    def trainer(recipe: miha.Recipe, n_epochs: int) -> Any:
         for result in train(recipe, n_epochs):
             assert recipe.optimizer is not None
-            in_force.append((recipe.model.lr, recipe.optimizer.param_groups[0]["lr"]))
+            rates.append((recipe.model.lr, recipe.optimizer.param_groups[0]["lr"]))
             yield result
 
     plan = miha.Plan(90, startup=4, fixing_epochs=3, anneal=None, mutations=("lr",))
-    result = run(new_study(), model_fn, plan=plan, trainer=watching)
+    result = run(new_study(), model_fn, plan=plan, trainer=trainer)
     assert len({s.params["lr"] for s in result.segments}) > 3
     final, trunk = result.segments[-1], {s.number: s for s in result.segments}
     assert final.role == "final"
-    assert final.params == trunk[final.parent].params, "Nothing is raised that is not annealed."
-    assert all(promised == actual for promised, actual in in_force)
+    assert final.params == trunk[final.parent].params, "Without annealing, the rate is not raised."
+    assert all(expected == used for expected, used in rates)
 
 
-def test_the_final_phase_anneals_the_learning_rate_to_almost_zero() -> None:
+def test_final_phase_anneals_the_learning_rate_to_almost_zero() -> None:
     rates: list[float] = []
 
-    def watching(recipe: miha.Recipe, n_epochs: int) -> Any:
-        from optuna_miha._training.trainer import train
-
+    def trainer(recipe: miha.Recipe, n_epochs: int) -> Any:
         for result in train(recipe, n_epochs):
             assert recipe.optimizer is not None
             rates.append(recipe.optimizer.param_groups[0]["lr"])
             yield result
 
-    result = run(new_study(), trainer=watching)
+    result = run(new_study(), trainer=trainer)
     final = next(s for s in result.segments if s.role == "final")
     annealed = rates[-final.trained :]
     trunk = next(s for s in result.segments if s.number == final.parent)
     peak = annealed.index(final.params["lr"])
-    assert annealed[0] == pytest.approx(trunk.params["lr"]), "It goes on as the trunk ended."
+    # The final phase starts with the rate of the trunk.
+    assert annealed[0] == pytest.approx(trunk.params["lr"])
     assert annealed[peak] == pytest.approx(3 * trunk.params["lr"])
     assert annealed[:peak] == sorted(annealed[:peak])
     assert annealed[peak:] == sorted(annealed[peak:], reverse=True)
     assert annealed[-1] < 0.01 * annealed[peak]
 
 
-def test_a_branch_of_another_shape_is_refused_by_parameter_name_and_shapes() -> None:
+def test_branch_with_other_shapes_is_refused_with_the_parameter_name() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         width = trial.suggest_categorical("width", [12, 16])
         model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
@@ -119,17 +115,15 @@ def test_a_branch_of_another_shape_is_refused_by_parameter_name_and_shapes() -> 
     assert "(16, 4)" in message
 
 
-def test_start_up_candidates_share_their_initial_weights() -> None:
-    firsts: list[torch.Tensor] = []
+def test_start_up_candidates_have_the_same_initial_weights() -> None:
+    initial_weights: list[torch.Tensor] = []
 
-    def watching(recipe: miha.Recipe, n_epochs: int) -> Any:
-        from optuna_miha._training.trainer import train
-
-        if len(firsts) < 4:
-            firsts.append(recipe.model[0].weight.detach().clone())
+    def trainer(recipe: miha.Recipe, n_epochs: int) -> Any:
+        if len(initial_weights) < 4:
+            initial_weights.append(recipe.model[0].weight.detach().clone())
         return train(recipe, n_epochs)
 
     study = new_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    run(study, explicit, trainer=watching)
-    assert len(firsts) == 4
-    assert all(torch.equal(weight, firsts[0]) for weight in firsts)
+    run(study, explicit, trainer=trainer)
+    assert len(initial_weights) == 4
+    assert all(torch.equal(weight, initial_weights[0]) for weight in initial_weights)

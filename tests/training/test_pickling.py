@@ -1,4 +1,4 @@
-"""Bytes that pass between processes."""
+"""Values serialized for other processes."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ TENSORS = {
 }
 
 
-@pytest.mark.parametrize("spilled", [False, True], ids=["in bytes", "in a file"])
+@pytest.mark.parametrize("in_file", [False, True], ids=["in bytes", "in a file"])
 @pytest.mark.parametrize("name", TENSORS)
-def test_a_tensor_arrives_as_it_was(name: str, spilled: bool, tmp_path: Path) -> None:
+def test_tensor_is_unpacked_unchanged(name: str, in_file: bool, tmp_path: Path) -> None:
     tensor = TENSORS[name]
-    arrived = unpack(pack({"t": tensor}, tmp_path / "data" if spilled else None))["t"]
-    assert type(arrived) is type(tensor)
-    assert arrived.dtype == tensor.dtype
-    assert arrived.requires_grad == tensor.requires_grad
+    unpacked = unpack(pack({"t": tensor}, tmp_path / "data" if in_file else None))["t"]
+    assert type(unpacked) is type(tensor)
+    assert unpacked.dtype == tensor.dtype
+    assert unpacked.requires_grad == tensor.requires_grad
     if tensor.layout == torch.strided:
-        assert arrived.stride() == tensor.stride()
-    assert torch.equal(arrived.to_dense(), tensor.to_dense())
+        assert unpacked.stride() == tensor.stride()
+    assert torch.equal(unpacked.to_dense(), tensor.to_dense())
 
 
-def test_what_is_shared_stays_shared() -> None:
+def test_shared_tensors_stay_shared() -> None:
     one = torch.zeros(3)
-    arrived = unpack(pack([one, one]))
-    arrived[0][0] = 1.0
-    assert arrived[1][0] == 1.0
+    unpacked = unpack(pack([one, one]))
+    unpacked[0][0] = 1.0
+    assert unpacked[1][0] == 1.0
 
 
-def test_a_part_does_not_take_the_whole_along() -> None:
+def test_slice_is_packed_without_the_rest_of_the_tensor() -> None:
     assert len(pack(torch.zeros(LARGE)[:10])) < 10_000
 
 
-def test_a_function_of_a_script_travels_with_its_data(tmp_path: Path) -> None:
+def test_function_of_a_script_is_packed_with_its_data(tmp_path: Path) -> None:
     data, offset = torch.arange(LARGE, dtype=torch.float32), np.arange(LARGE)
 
     def total() -> float:
@@ -70,13 +70,13 @@ def test_a_function_of_a_script_travels_with_its_data(tmp_path: Path) -> None:
     assert unpack(packed)() == total()
 
 
-def test_a_change_stays_with_the_process_that_made_it(tmp_path: Path) -> None:
+def test_changes_are_not_written_to_the_file(tmp_path: Path) -> None:
     packed = pack(torch.zeros(LARGE), tmp_path / "data")
     unpack(packed).fill_(1.0)
     assert not unpack(packed).any()
 
 
-def own_kilobytes() -> int:
+def private_kilobytes() -> int:
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
 
@@ -90,9 +90,9 @@ def test_processes_share_one_copy(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
         "from optuna_miha._training.pickling import unpack\n"
-        "from test_pickling import own_kilobytes\n"
-        "before = own_kilobytes(); t = unpack(Path(sys.argv[1]).read_bytes())\n"
-        "assert int(t.sum()) == len(t); print(own_kilobytes() - before)"
+        "from test_pickling import private_kilobytes\n"
+        "before = private_kilobytes(); t = unpack(Path(sys.argv[1]).read_bytes())\n"
+        "assert int(t.sum()) == len(t); print(private_kilobytes() - before)"
     )
     folders = [os.fspath(Path(__file__).parent), os.fspath(Path(__file__).parents[2])]
     command = [sys.executable, "-c", script, os.fspath(tmp_path / "packed"), *folders]
@@ -100,13 +100,13 @@ def test_processes_share_one_copy(tmp_path: Path) -> None:
     assert int(run.stdout) < n_bytes // 1024 // 10
 
 
-def test_nothing_but_small_things_needs_no_file_to_read(tmp_path: Path) -> None:
-    arrived: Any = unpack(pack({"a": 1, "b": np.empty(0), "c": "x"}, tmp_path / "data"))
-    assert arrived["a"] == 1
-    assert arrived["b"].shape == (0,)
+def test_values_without_arrays_are_unpacked_without_the_file(tmp_path: Path) -> None:
+    unpacked: Any = unpack(pack({"a": 1, "b": np.empty(0), "c": "x"}, tmp_path / "data"))
+    assert unpacked["a"] == 1
+    assert unpacked["b"].shape == (0,)
 
 
-def test_a_large_tensor_in_a_file_is_aligned(tmp_path: Path) -> None:
+def test_tensors_in_a_file_are_aligned(tmp_path: Path) -> None:
     mixed = [torch.ones(3, dtype=torch.uint8), torch.arange(5), torch.ones(7, dtype=torch.uint8)]
-    arrived: list[Tensor] = unpack(pack([*mixed, torch.randn(LARGE)], tmp_path / "data"))
-    assert all(tensor.data_ptr() % 64 == 0 for tensor in arrived)
+    unpacked: list[Tensor] = unpack(pack([*mixed, torch.randn(LARGE)], tmp_path / "data"))
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in unpacked)

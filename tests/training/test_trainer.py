@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.equality import same
-from helpers.networks import network, objects, recipe
+from helpers.networks import network, recipe, samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -26,8 +26,8 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-class Sum(nn.Module):
-    """Two inputs."""
+class TwoInputs(nn.Module):
+    """A network with two inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,77 +37,79 @@ class Sum(nn.Module):
         return self.left(left) + self.right(right)
 
 
-class Nothing(IterableDataset[Any]):
+class Empty(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         return iter(())
 
 
-def trainable(**changes: Any) -> Recipe:
+def trainable_recipe(**changes: Any) -> Recipe:
     torch.manual_seed(0)
-    made = recipe(**({"batch_size": 7} | changes))
-    made.optimizer = torch.optim.Adam(made.model.parameters(), lr=0.01)
-    return made
+    built = recipe(**({"batch_size": 7} | changes))
+    built.optimizer = torch.optim.Adam(built.model.parameters(), lr=0.01)
+    return built
 
 
-def by_hand(made: Recipe, n_epochs: int) -> list[float]:
-    """The loop that a user would write."""
-    assert isinstance(made.train_data, tuple) and isinstance(made.valid_data, tuple)
-    loader = DataLoader(TensorDataset(*made.train_data), batch_size=made.batch_size, shuffle=True)
-    x_valid, y_valid = made.valid_data
+def train_manually(built: Recipe, n_epochs: int) -> list[float]:
+    """Train with a loop that a user would write; returns the validation losses."""
+    assert isinstance(built.train_data, tuple) and isinstance(built.valid_data, tuple)
+    loader = DataLoader(
+        TensorDataset(*built.train_data), batch_size=built.batch_size, shuffle=True
+    )
+    x_valid, y_valid = built.valid_data
     values = []
     for _ in range(n_epochs):
-        made.model.train()
+        built.model.train()
         for x, y in loader:
-            made.optimizer.zero_grad()
-            loss = made.loss_fn(made.model(x), y)
+            built.optimizer.zero_grad()
+            loss = built.loss_fn(built.model(x), y)
             loss.backward()
-            made.optimizer.step()
-        made.model.eval()
+            built.optimizer.step()
+        built.model.eval()
         with torch.no_grad():
-            values.append(float(made.loss_fn(made.model(x_valid), y_valid)))
+            values.append(float(built.loss_fn(built.model(x_valid), y_valid)))
     return values
 
 
 @pytest.mark.parametrize("as_loader", [False, True])
-def test_training_equals_a_loop_written_by_hand_bit_for_bit(as_loader: bool) -> None:
-    ours, theirs = trainable(), trainable()
+def test_training_equals_a_manual_loop_bit_for_bit(as_loader: bool) -> None:
+    ours, theirs = trainable_recipe(), trainable_recipe()
     if as_loader:
         ours.train_data = DataLoader(TensorDataset(*ours.train_data), batch_size=7, shuffle=True)
     torch.manual_seed(5)
     results = list(train(ours, 3))
     torch.manual_seed(5)
-    # 16 validation objects: their mean times their number is exact.
-    assert [result.value for result in results] == by_hand(theirs, 3)
+    # With 16 validation samples, the mean times the number of samples is exact.
+    assert [result.value for result in results] == train_manually(theirs, 3)
     assert same(ours.model.state_dict(), theirs.model.state_dict())
 
 
-def test_the_training_loss_is_the_mean_over_the_objects_of_the_epoch() -> None:
-    made = trainable(model=nn.Linear(4, 3))
-    made.optimizer = torch.optim.SGD(made.model.parameters(), lr=0.0)
-    [result] = train(made, 1)
-    x, y = made.train_data
-    expected = float(nn.functional.cross_entropy(made.model(x), y).detach())
+def test_training_loss_is_the_mean_over_the_samples() -> None:
+    built = trainable_recipe(model=nn.Linear(4, 3))
+    built.optimizer = torch.optim.SGD(built.model.parameters(), lr=0.0)
+    [result] = train(built, 1)
+    x, y = built.train_data
+    expected = float(nn.functional.cross_entropy(built.model(x), y).detach())
     assert result.train_loss == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_result_follows_every_epoch_as_soon_as_it_is_trained() -> None:
-    made = trainable()
-    progress = train(made, 2)
-    before = copy.deepcopy(made.model.state_dict())
+def test_results_are_yielded_after_every_epoch() -> None:
+    built = trainable_recipe()
+    progress = train(built, 2)
+    before = copy.deepcopy(built.model.state_dict())
     next(progress)
-    between = copy.deepcopy(made.model.state_dict())
+    between = copy.deepcopy(built.model.state_dict())
     assert not same(before, between)
     next(progress)
-    assert not same(between, made.model.state_dict())
+    assert not same(between, built.model.state_dict())
     assert next(progress, None) is None
 
 
-def test_dropout_is_on_in_training_and_off_in_validation() -> None:
+def test_dropout_is_active_in_training_only() -> None:
     modes: list[bool] = []
-    made = trainable()
-    made.model.register_forward_hook(lambda module, *_: modes.append(module.training))
-    list(train(made, 2))
-    # 24 objects by 7 are four steps; 16 validation objects are one batch.
+    built = trainable_recipe()
+    built.model.register_forward_hook(lambda module, *_: modes.append(module.training))
+    list(train(built, 2))
+    # 24 samples in batches of 7 are four steps; 16 validation samples are one batch.
     assert modes == ([True] * 4 + [False]) * 2
 
 
@@ -116,7 +118,7 @@ sizes = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
 @given(sizes=sizes, seed=st.integers(0, 1000))
 @settings(deadline=None, max_examples=25)
-def test_the_validation_loss_is_a_mean_over_objects_whatever_the_batching(
+def test_validation_loss_is_the_mean_over_samples_for_any_batches(
     sizes: list[int], seed: int
 ) -> None:
     n = sum(sizes)
@@ -126,24 +128,24 @@ def test_the_validation_loss_is_a_mean_over_objects_whatever_the_batching(
     ends = torch.tensor(sizes).cumsum(0).tolist()
     cuts = [list(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
     spread = {"spread": lambda outputs, targets: (outputs - targets).abs().max()}
-    made = recipe(
+    built = recipe(
         model=model,
         loss_fn=nn.MSELoss(),
         valid_data=DataLoader(TensorDataset(x, y), batch_sampler=cuts),
         metrics=spread,
     )
-    values = evaluate(made, model)
+    values = evaluate(built, model)
     errors = (model(x) - y).detach()
     assert values["loss"] == pytest.approx(float((errors**2).mean()), rel=1e-12)
     assert values["spread"] == pytest.approx(float(errors.abs().max()), rel=1e-12)
 
 
-def test_more_objects_than_one_evaluation_batch_are_averaged_rightly() -> None:
+def test_validation_averages_over_several_batches() -> None:
     torch.manual_seed(0)
-    x, y = objects(1200)
+    x, y = samples(1200)
     model = nn.Linear(4, 3)
-    made = recipe(model=model, valid_data=(x, y), monitor="accuracy")
-    values = evaluate(made, model)
+    built = recipe(model=model, valid_data=(x, y), monitor="accuracy")
+    values = evaluate(built, model)
     outputs = model(x).detach()
     expected = float(nn.functional.cross_entropy(outputs.double(), y))
     assert values["loss"] == pytest.approx(expected, rel=1e-6)
@@ -157,53 +159,53 @@ def test_metrics_are_called_once_per_epoch_with_all_outputs() -> None:
         calls.append((len(outputs), len(targets)))
         return 7.0
 
-    made = trainable(
+    built = trainable_recipe(
         metrics={"count": count},
-        valid_data=DataLoader(TensorDataset(*objects(20)), batch_size=6),
+        valid_data=DataLoader(TensorDataset(*samples(20)), batch_size=6),
     )
-    results = list(train(made, 2))
+    results = list(train(built, 2))
     assert calls == [(20, 20), (20, 20)]
     assert [dict(result.metrics) for result in results] == [{"count": 7.0}] * 2
 
 
-def test_a_monitored_metric_is_the_value_and_the_loss_is_a_metric() -> None:
-    [result] = train(trainable(monitor="accuracy"), 1)
+def test_monitored_metric_is_the_value_and_the_loss_a_metric() -> None:
+    [result] = train(trainable_recipe(monitor="accuracy"), 1)
     assert 0 <= result.value <= 1 and (result.value * 16).is_integer()
     assert result.metrics.keys() == {"loss"}
 
 
-def test_validation_uses_its_own_loss() -> None:
-    made = trainable(valid_loss_fn=lambda outputs, targets: torch.tensor(42.0))
-    [result] = train(made, 1)
+def test_validation_uses_valid_loss_fn() -> None:
+    built = trainable_recipe(valid_loss_fn=lambda outputs, targets: torch.tensor(42.0))
+    [result] = train(built, 1)
     assert result.value == 42.0
     assert result.train_loss < 10
 
 
-def test_evaluation_leaves_the_weights_and_draws_nothing() -> None:
-    made = trainable()
-    before, rng = copy.deepcopy(made.model.state_dict()), torch.get_rng_state()
-    evaluate(made, made.model)
-    assert same(before, made.model.state_dict())
+def test_evaluation_changes_neither_weights_nor_random_state() -> None:
+    built = trainable_recipe()
+    before, rng = copy.deepcopy(built.model.state_dict()), torch.get_rng_state()
+    evaluate(built, built.model)
+    assert same(before, built.model.state_dict())
     assert torch.equal(rng, torch.get_rng_state())
 
 
-def test_evaluation_can_be_of_another_network() -> None:
-    made, other = trainable(), network()
+def test_evaluation_accepts_another_network() -> None:
+    built, other = trainable_recipe(), network()
     other.eval()
-    x, y = made.valid_data
+    x, y = built.valid_data
     expected = float(nn.functional.cross_entropy(other(x), y).detach())
-    assert evaluate(made, other)["loss"] == expected != evaluate(made, made.model)["loss"]
+    assert evaluate(built, other)["loss"] == expected != evaluate(built, built.model)["loss"]
 
 
-def test_a_train_step_takes_the_batch_as_it_is() -> None:
+def test_train_step_receives_the_unchanged_batch() -> None:
     def collate(items: list[Any]) -> dict[str, Tensor]:
         return {"x": torch.stack([x for x, _ in items]), "y": torch.stack([y for _, y in items])}
 
     def step(model: nn.Module, batch: Any, loss_fn: Any) -> Tensor:
         return loss_fn(model(batch["x"]), batch["y"])
 
-    plain = trainable()
-    stepped = trainable(train_step=step)
+    plain = trainable_recipe()
+    stepped = trainable_recipe(train_step=step)
     for name, n in (("train_data", 7), ("valid_data", 16)):
         dataset = TensorDataset(*getattr(plain, name))
         shuffle = name == "train_data"
@@ -216,24 +218,26 @@ def test_a_train_step_takes_the_batch_as_it_is() -> None:
     assert same(plain.model.state_dict(), stepped.model.state_dict())
 
 
-def test_a_train_step_validates_with_the_validation_loss() -> None:
+def test_train_step_validates_with_valid_loss_fn() -> None:
     def step(model: nn.Module, batch: Any, loss_fn: Any) -> Tensor:
         return loss_fn(model(batch[0]), batch[1])
 
-    made = trainable(train_step=step, valid_loss_fn=lambda outputs, targets: torch.tensor(42.0))
-    [result] = train(made, 1)
+    built = trainable_recipe(
+        train_step=step, valid_loss_fn=lambda outputs, targets: torch.tensor(42.0)
+    )
+    [result] = train(built, 1)
     assert result.value == 42.0
 
 
-def test_all_but_the_last_tensor_are_inputs() -> None:
-    x, y = objects(24)
-    made = trainable(
-        model=Sum(), train_data=(x, x[:, :2], y), valid_data=(x, x[:, :2], y), batch_size=5
+def test_all_tensors_but_the_last_are_inputs() -> None:
+    x, y = samples(24)
+    built = trainable_recipe(
+        model=TwoInputs(), train_data=(x, x[:, :2], y), valid_data=(x, x[:, :2], y), batch_size=5
     )
-    first, *_, last = train(made, 30)
+    first, *_, last = train(built, 30)
     assert last.value < first.value
     with torch.no_grad():
-        expected = float(nn.functional.cross_entropy(made.model(x, x[:, :2]), y))
+        expected = float(nn.functional.cross_entropy(built.model(x, x[:, :2]), y))
     assert last.value == pytest.approx(expected, rel=1e-6)
 
 
@@ -249,43 +253,40 @@ def test_all_but_the_last_tensor_are_inputs() -> None:
         ),
     ],
 )
-def test_a_loss_that_cannot_be_trained_on_is_refused(
+def test_invalid_training_loss_is_refused(
     loss_fn: Any, error: type[Exception], message: str
 ) -> None:
-    made = trainable(loss_fn=loss_fn)
-    before = copy.deepcopy(made.model.state_dict())
+    built = trainable_recipe(loss_fn=loss_fn)
+    before = copy.deepcopy(built.model.state_dict())
     with pytest.raises(error, match=message):
-        next(train(made, 1))
-    assert same(list(made.model.parameters()), [before[k] for k, _ in _parameters(made)])
-
-
-def _parameters(made: Recipe) -> list[tuple[str, nn.Parameter]]:
-    return list(made.model.named_parameters())
+        next(train(built, 1))
+    named = built.model.named_parameters()
+    assert all(same(parameter, before[name]) for name, parameter in named)
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        Nothing(),
-        DataLoader(TensorDataset(*objects(5)), sampler=SubsetRandomSampler([]), drop_last=True),
+        Empty(),
+        DataLoader(TensorDataset(*samples(5)), sampler=SubsetRandomSampler([]), drop_last=True),
     ],
 )
 def test_training_data_without_a_batch_are_refused(data: Any) -> None:
     with pytest.raises(ValueError, match=r"`train_data`.*batch size \(7\).*drop_last=False"):
-        next(train(trainable(train_data=data), 1))
+        next(train(trainable_recipe(train_data=data), 1))
 
 
 def test_validation_data_without_a_batch_are_refused() -> None:
-    made = trainable(valid_data=Nothing())
+    built = trainable_recipe(valid_data=Empty())
     with pytest.raises(ValueError, match="`valid_data` must yield at least one batch"):
-        evaluate(made, made.model)
+        evaluate(built, built.model)
 
 
-def test_all_that_a_recipe_holds_is_moved() -> None:
+def test_move_moves_all_parts_of_a_recipe() -> None:
     meta = torch.device("meta")
-    made = recipe(loss_fn=nn.CrossEntropyLoss(torch.ones(3)))
-    made.valid_loss_fn = nn.CrossEntropyLoss(torch.ones(3))
-    move(made, meta)
-    losses = [made.loss_fn.weight, made.valid_loss_fn.weight]
-    moved = [*made.model.parameters(), *losses, *made.train_data, *made.valid_data]
+    built = recipe(loss_fn=nn.CrossEntropyLoss(torch.ones(3)))
+    built.valid_loss_fn = nn.CrossEntropyLoss(torch.ones(3))
+    move(built, meta)
+    losses = [built.loss_fn.weight, built.valid_loss_fn.weight]
+    moved = [*built.model.parameters(), *losses, *built.train_data, *built.valid_data]
     assert {tensor.device for tensor in moved} == {meta}
