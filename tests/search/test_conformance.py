@@ -1,4 +1,4 @@
-"""Optuna's own tests of samplers."""
+"""Conformance tests of samplers from Optuna."""
 
 from __future__ import annotations
 

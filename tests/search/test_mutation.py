@@ -1,4 +1,4 @@
-"""Mutations: one thing changes, within its bounds, and in the way its kind calls for."""
+"""Mutations change one kind, by the rule of that kind, within the search space."""
 
 from __future__ import annotations
 
@@ -39,8 +39,10 @@ def mutants(
         yield mutate(start or START, space or FULL_SPACE, kind, rng, **settings)
 
 
-def reached(name: str, value: Any, distribution: BaseDistribution, **settings: Any) -> set[Any]:
-    """What a single parameter is mutated to."""
+def mutated_values(
+    name: str, value: Any, distribution: BaseDistribution, **settings: Any
+) -> set[Any]:
+    """The values to which a single parameter mutates."""
     space = {name: distribution}
     return {m[name] for m in mutants(kind_of(name), {name: value}, space, **settings)}
 
@@ -50,7 +52,7 @@ def changed(old: dict[str, Any], new: dict[str, Any]) -> set[str]:
 
 
 @given(st.data(), distributions(), st.sampled_from(["lr", "batch_size", "x"]), SEEDS)
-def test_a_mutated_value_is_offered(
+def test_a_mutated_value_is_valid(
     data: st.DataObject, distribution: BaseDistribution, name: str, seed: int
 ) -> None:
     if distribution.single():
@@ -64,9 +66,7 @@ def test_a_mutated_value_is_offered(
 
 
 @given(st.data(), KINDS, SEEDS)
-def test_of_a_full_space_every_value_stays_offered(
-    data: st.DataObject, kind: str, seed: int
-) -> None:
+def test_all_values_stay_valid_in_a_full_space(data: st.DataObject, kind: str, seed: int) -> None:
     start = {name: data.draw(values_of(dist), label=name) for name, dist in FULL_SPACE.items()}
     new = mutate(start, FULL_SPACE, kind, np.random.default_rng(seed))
     assert new.keys() == start.keys()
@@ -78,12 +78,12 @@ def test_exactly_one_kind_changes(kind: str, seed: int) -> None:
     new = mutate(START, FULL_SPACE, kind, np.random.default_rng(seed))
     names = changed(START, new)
     assert names
-    follows = {"lr"} if kind == "optimizer" else set()  # The rate is the class's own.
-    assert {kind_of(name) for name in names - follows} == {kind}
+    rescaled = {"lr"} if kind == "optimizer" else set()
+    assert {kind_of(name) for name in names - rescaled} == {kind}
 
 
 @given(KINDS, SEEDS)
-def test_the_trunks_parameters_are_left_alone(kind: str, seed: int) -> None:
+def test_the_trunks_parameters_are_not_modified(kind: str, seed: int) -> None:
     start = dict(START)
     mutate(start, FULL_SPACE, kind, np.random.default_rng(seed))
     assert start == START
@@ -98,21 +98,21 @@ def test_the_same_seed_gives_the_same_mutation(kind: str, seed: int) -> None:
 def test_the_learning_rate_is_only_raised() -> None:
     factors = np.array([m["lr"] / START["lr"] for m in mutants("lr")])
     assert (factors > 1).all()
-    assert 0.8 < np.log(factors).mean() < 1.0  # N(0.9, 0.4), folded at zero.
+    assert 0.8 < np.log(factors).mean() < 1.0  # The absolute value of N(0.9, 0.4).
 
 
-def test_the_learning_rate_moves_both_ways_where_nothing_brings_it_down() -> None:
+def test_the_learning_rate_changes_in_both_directions_without_upward_lr() -> None:
     factors = np.array([m["lr"] / START["lr"] for m in mutants("lr", upward_lr=False)])
     assert 0.35 < (factors > 1).mean() < 0.65
     assert (factors != 1).all()
 
 
-def test_the_learning_rate_keeps_to_its_bound() -> None:
-    assert reached("lr", 0.9, FloatDistribution(1e-5, 1.0, log=True)) <= {
-        *reached("lr", 0.9, FloatDistribution(1e-5, 100.0, log=True)),
+def test_the_learning_rate_is_clipped_to_its_bound() -> None:
+    assert mutated_values("lr", 0.9, FloatDistribution(1e-5, 1.0, log=True)) <= {
+        *mutated_values("lr", 0.9, FloatDistribution(1e-5, 100.0, log=True)),
         1.0,
     }
-    assert reached("lr", 1.0, FloatDistribution(1e-5, 1.0, log=True)) == {1.0}
+    assert mutated_values("lr", 1.0, FloatDistribution(1e-5, 1.0, log=True)) == {1.0}
 
 
 @pytest.mark.parametrize("multiple", [0.1, 1.0, 3.0, 10.0])
@@ -125,7 +125,7 @@ def test_another_optimizer_keeps_the_multiple_of_its_default_rate(multiple: floa
 
 
 @pytest.mark.parametrize("multiple", [0.05, 20.0])
-def test_another_optimizer_starts_at_its_default_rate_after_an_extreme_one(
+def test_another_optimizer_gets_its_default_rate_instead_of_an_extreme_multiple(
     multiple: float,
 ) -> None:
     start = START | {"lr": multiple * DEFAULT_LR["adam"]}
@@ -133,22 +133,22 @@ def test_another_optimizer_starts_at_its_default_rate_after_an_extreme_one(
         assert new["lr"] == pytest.approx(DEFAULT_LR[new["optimizer"]])
 
 
-def test_the_rate_of_another_optimizer_keeps_to_its_bounds() -> None:
+def test_the_rate_of_another_optimizer_is_clipped_to_its_bounds() -> None:
     space = FULL_SPACE | {"lr": FloatDistribution(1e-5, 0.01, log=True)}
     rates = {m["optimizer"]: m["lr"] for m in mutants("optimizer", START, space)}
     assert rates == {"adamw": 1e-3, "sgd": 0.01, "adadelta": 0.01}
 
 
-def test_an_optimizer_without_a_known_default_leaves_the_rate_alone() -> None:
+def test_an_optimizer_without_a_known_default_does_not_change_the_rate() -> None:
     space = FULL_SPACE | {"optimizer": CategoricalDistribution(("adam", "mine"))}
     assert all(m["lr"] == START["lr"] for m in mutants("optimizer", START, space, n=20))
 
 
-def test_an_optimizer_changes_where_no_rate_is_suggested() -> None:
-    assert reached("optimizer", "adam", CategoricalDistribution(("adam", "sgd"))) == {"sgd"}
+def test_the_optimizer_mutates_without_a_learning_rate() -> None:
+    assert mutated_values("optimizer", "adam", CategoricalDistribution(("adam", "sgd"))) == {"sgd"}
 
 
-def test_one_of_several_optimizers_can_change() -> None:
+def test_one_of_several_optimizers_can_mutate() -> None:
     space = {
         "optimizer.critic": CategoricalDistribution(("adam", "sgd")),
         "lr": FloatDistribution(1e-5, 1.0, log=True),
@@ -158,7 +158,7 @@ def test_one_of_several_optimizers_can_change() -> None:
     assert new["optimizer.critic"] == "sgd"
 
 
-def test_activations_change_in_one_layer_or_in_all() -> None:
+def test_activations_mutate_in_one_layer_or_in_all_layers() -> None:
     layers = {f"activation.{n}": FULL_SPACE["activation.1"] for n in range(4)}
     start = dict.fromkeys(layers, "relu")
     counts = []
@@ -171,14 +171,14 @@ def test_activations_change_in_one_layer_or_in_all() -> None:
 
 
 def test_a_layer_that_does_not_offer_the_new_activation_keeps_its_own() -> None:
-    whole = [new for new in mutants("activation") if len(changed(START, new)) > 1]
-    assert whole
-    for new in whole:
+    all_layers = [new for new in mutants("activation") if len(changed(START, new)) > 1]
+    assert all_layers
+    for new in all_layers:
         assert new["activation.1"] == new["activation.3"] != "elu"
         assert new["activation.5"] == "relu"
 
 
-def test_a_change_of_all_layers_levels_what_differed() -> None:
+def test_a_mutation_of_all_layers_makes_them_equal() -> None:
     start = START | {"activation.1": "gelu", "activation.3": "tanh"}
     space = {k: v for k, v in FULL_SPACE.items() if k in ("activation.1", "activation.3")}
     pairs = [
@@ -194,10 +194,10 @@ GROUPS = {
     for layer, n_groups in {"fc": 3, "1": 12, "encoder.1": 1}.items()
     for group in range(n_groups)
 }
-"""Two layers whose neurons form groups; of the third, there is but one group."""
+"""Two layers whose neurons form groups, and one layer with a single group."""
 
 
-def test_activations_change_in_one_group_or_one_layer_or_all() -> None:
+def test_activations_mutate_in_one_group_one_layer_or_all_layers() -> None:
     start = dict.fromkeys(GROUPS, "relu")
     counts = []
     for new in mutants("activation", start, GROUPS, n=600):
@@ -215,67 +215,67 @@ def test_activations_change_in_one_group_or_one_layer_or_all() -> None:
     "paths",
     [["0", "1"], ["encoder.1", "encoder.3"], ["blocks.0.act", "blocks.1.act"], ["op.0", "fc"]],
 )
-def test_layers_that_are_numbered_are_not_taken_for_groups(paths: list[str]) -> None:
+def test_numbered_layers_are_not_groups(paths: list[str]) -> None:
     layers = {f"activation.{path}": FULL_SPACE["activation.1"] for path in paths}
     start = dict.fromkeys(layers, "relu")
     counts = {len(changed(start, new)) for new in mutants("activation", start, layers)}
     assert counts == {1, 2}
-    whole = dict.fromkeys(layers, "gelu")
-    assert describe(start, whole) == " and ".join(layers) + " relu -> gelu"
+    new = dict.fromkeys(layers, "gelu")
+    assert describe(start, new) == " and ".join(layers) + " relu -> gelu"
 
 
-def test_batch_size_is_scaled() -> None:
-    sizes = reached("batch_size", 100, IntDistribution(16, 256, log=True))
+def test_batch_size_is_multiplied_by_a_factor() -> None:
+    sizes = mutated_values("batch_size", 100, IntDistribution(16, 256, log=True))
     assert sizes == {50, 70, 140, 200}
 
 
-def test_weight_decay_starts_from_zero() -> None:
-    assert reached("weight_decay", 0.0, FloatDistribution(0.0, 0.1)) == {1e-4, 1e-3, 1e-2}
+def test_weight_decay_of_zero_mutates_to_a_positive_value() -> None:
+    assert mutated_values("weight_decay", 0.0, FloatDistribution(0.0, 0.1)) == {1e-4, 1e-3, 1e-2}
     offered = CategoricalDistribution((0.0, 1e-4, 1e-3, 1e-2))
-    assert reached("weight_decay", 0.0, offered) == {1e-4, 1e-3, 1e-2}
+    assert mutated_values("weight_decay", 0.0, offered) == {1e-4, 1e-3, 1e-2}
 
 
 def test_weight_decay_is_scaled_to_the_nearest_choice() -> None:
-    assert reached("weight_decay", 1e-3, FloatDistribution(0.0, 0.1)) == {2e-4, 3e-3, 5e-3}
+    assert mutated_values("weight_decay", 1e-3, FloatDistribution(0.0, 0.1)) == {2e-4, 3e-3, 5e-3}
     offered = CategoricalDistribution((0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1))
-    assert reached("weight_decay", 1e-3, offered) == {1e-4, 1e-2}
+    assert mutated_values("weight_decay", 1e-3, offered) == {1e-4, 1e-2}
 
 
 def test_momentum_halves_or_doubles_its_distance_from_one() -> None:
-    assert reached("momentum", 0.9, FloatDistribution(0.0, 0.99)) == {0.95, 0.8}
-    assert reached("momentum", 0.2, FloatDistribution(0.0, 0.99)) == {0.6, 0.0}
+    assert mutated_values("momentum", 0.9, FloatDistribution(0.0, 0.99)) == {0.95, 0.8}
+    assert mutated_values("momentum", 0.2, FloatDistribution(0.0, 0.99)) == {0.6, 0.0}
 
 
-def test_dropout_moves_by_a_tenth_or_two() -> None:
-    assert reached("dropout.2", 0.3, FloatDistribution(0.0, 0.6)) == {0.2, 0.4, 0.5}
+def test_dropout_changes_by_a_tenth_or_two_tenths() -> None:
+    assert mutated_values("dropout.2", 0.3, FloatDistribution(0.0, 0.6)) == {0.2, 0.4, 0.5}
 
 
-def test_label_smoothing_moves_by_a_twentieth_or_two() -> None:
-    assert reached("label_smoothing", 0.1, FloatDistribution(0.0, 0.3)) == {0.05, 0.15, 0.2}
+def test_label_smoothing_changes_by_a_twentieth_or_a_tenth() -> None:
+    assert mutated_values("label_smoothing", 0.1, FloatDistribution(0.0, 0.3)) == {0.05, 0.15, 0.2}
 
 
-def test_a_mutation_is_turned_back_at_a_bound() -> None:
-    assert reached("dropout.2", 0.0, FloatDistribution(0.0, 0.6)) == {0.1, 0.2}
-    assert reached("dropout.2", 0.6, FloatDistribution(0.0, 0.6)) == {0.5, 0.4}
-    assert 0.0 not in reached("x", 0.0, FloatDistribution(0.0, 1.0))
-    assert 5 not in reached("x", 5, IntDistribution(0, 5))
+def test_a_mutation_is_reflected_at_a_bound() -> None:
+    assert mutated_values("dropout.2", 0.0, FloatDistribution(0.0, 0.6)) == {0.1, 0.2}
+    assert mutated_values("dropout.2", 0.6, FloatDistribution(0.0, 0.6)) == {0.5, 0.4}
+    assert 0.0 not in mutated_values("x", 0.0, FloatDistribution(0.0, 1.0))
+    assert 5 not in mutated_values("x", 5, IntDistribution(0, 5))
 
 
-def test_an_integer_moves_by_a_step_at_least() -> None:
-    assert 50 not in reached("x", 50, IntDistribution(0, 100))
-    assert reached("x", 1, IntDistribution(0, 2)) == {0, 2}
-    assert 8 not in reached("width", 8, IntDistribution(2, 20, step=3))
+def test_an_integer_changes_by_at_least_one_step() -> None:
+    assert 50 not in mutated_values("x", 50, IntDistribution(0, 100))
+    assert mutated_values("x", 1, IntDistribution(0, 2)) == {0, 2}
+    assert 8 not in mutated_values("width", 8, IntDistribution(2, 20, step=3))
 
 
-def test_a_choice_moves_to_another_one() -> None:
+def test_a_categorical_mutates_to_another_choice() -> None:
     words = CategoricalDistribution(("a", "b", "c"))
-    assert reached("x", "a", words) == {"b", "c"}
-    assert reached("batch_size", 64, CategoricalDistribution((16, 64, 256))) == {16, 256}
-    assert reached("x", None, CategoricalDistribution((None, "a"))) == {"a"}
+    assert mutated_values("x", "a", words) == {"b", "c"}
+    assert mutated_values("batch_size", 64, CategoricalDistribution((16, 64, 256))) == {16, 256}
+    assert mutated_values("x", None, CategoricalDistribution((None, "a"))) == {"a"}
 
 
-def test_words_for_a_numeric_kind_are_drawn_like_any_choice() -> None:
-    assert reached("lr", "low", CategoricalDistribution(("low", "high"))) == {"high"}
+def test_choices_that_are_not_numbers_are_drawn_for_a_numeric_kind() -> None:
+    assert mutated_values("lr", "low", CategoricalDistribution(("low", "high"))) == {"high"}
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_words_for_a_numeric_kind_are_drawn_like_any_choice() -> None:
     ],
 )
 def test_a_numeric_choice_of_zero_can_mutate(name: str, choices: tuple[float, ...]) -> None:
-    assert reached(name, 0.0, CategoricalDistribution(choices)) <= set(choices[1:])
+    assert mutated_values(name, 0.0, CategoricalDistribution(choices)) <= set(choices[1:])
 
 
 @pytest.mark.parametrize(
@@ -298,15 +298,17 @@ def test_a_numeric_choice_of_zero_can_mutate(name: str, choices: tuple[float, ..
         (1000.0, FloatDistribution(1000.0, 1000.4)),
     ],
 )
-def test_a_float_is_not_mutated_into_itself(value: float, distribution: BaseDistribution) -> None:
-    assert value not in reached("x", value, distribution)
+def test_a_float_changes_in_spite_of_rounding(
+    value: float, distribution: BaseDistribution
+) -> None:
+    assert value not in mutated_values("x", value, distribution)
 
 
-def test_choices_that_python_holds_equal_are_different_choices() -> None:
-    assert reached("x", 1, CategoricalDistribution((1, True))) == {True}
+def test_choices_that_compare_equal_are_different_choices() -> None:
+    assert mutated_values("x", 1, CategoricalDistribution((1, True))) == {True}
 
 
-def test_floats_are_written_with_four_digits() -> None:
+def test_floats_are_rounded_to_four_digits() -> None:
     for new in mutants("lr", n=50):
         assert float(f"{new['lr']:.4g}") == new["lr"]
 
@@ -325,7 +327,7 @@ def test_a_custom_mutation_replaces_the_built_in_one() -> None:
     assert calls == [(START["lr"], FULL_SPACE["lr"])]
 
 
-def test_a_custom_mutation_that_leaves_the_space_is_refused() -> None:
+def test_a_custom_mutation_that_leaves_the_space_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"must return a value of .* for 'lr', got -1.0"):
         mutate(
             START,
@@ -352,7 +354,7 @@ def test_a_custom_mutation_that_leaves_the_space_is_refused() -> None:
         ({"a": None}, {"a": 1}, "a None -> 1"),
     ],
 )
-def test_a_change_is_described_in_words(old: Any, new: Any, text: str) -> None:
+def test_a_mutation_is_described(old: Any, new: Any, text: str) -> None:
     assert describe(old, new) == text
 
 
@@ -370,12 +372,12 @@ def test_a_change_is_described_in_words(old: Any, new: Any, text: str) -> None:
         ),
     ],
 )
-def test_groups_that_change_alike_are_named_as_their_layer(new: list[str], text: str) -> None:
+def test_the_layer_is_named_if_all_its_groups_change_alike(new: list[str], text: str) -> None:
     start = dict.fromkeys(GROUPS, "relu")
     assert describe(start, start | {f"activation.{name}": "gelu" for name in new}) == text
 
 
-def test_groups_that_level_are_named_by_what_they_were() -> None:
+def test_groups_with_different_old_values_are_described_separately() -> None:
     start = dict.fromkeys(GROUPS, "relu") | {"activation.fc.1": "tanh"}
     new = start | {f"activation.fc.{n}": "gelu" for n in range(3)}
     text = "activation.fc.0 and activation.fc.2 relu -> gelu, activation.fc.1 tanh -> gelu"
@@ -383,7 +385,7 @@ def test_groups_that_level_are_named_by_what_they_were() -> None:
 
 
 @given(KINDS, SEEDS)
-def test_every_mutation_is_described_by_its_names(kind: str, seed: int) -> None:
+def test_the_description_names_the_changed_parameters_only(kind: str, seed: int) -> None:
     new = mutate(START, FULL_SPACE, kind, np.random.default_rng(seed))
     text = describe(START, new)
     assert text != NO_CHANGE
@@ -391,7 +393,7 @@ def test_every_mutation_is_described_by_its_names(kind: str, seed: int) -> None:
     assert not any(name in text.split() for name in START.keys() - changed(START, new))
 
 
-def test_raised_rates_end_at_a_finite_value() -> None:
+def test_repeatedly_raised_rates_end_at_the_upper_bound() -> None:
     rate = START["lr"]
     for seed in range(30):
         rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""The budget: what is accepted, what is refused, and how it is divided."""
+"""Plans: validation and the division of the budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optuna_miha._search.plan import race_cost, race_rungs
 
 
 @pytest.mark.parametrize(
-    ("name", "least"),
+    ("name", "minimum"),
     [
         ("n_epochs", 1),
         ("population_size", 1),
@@ -30,21 +30,22 @@ from optuna_miha._search.plan import race_cost, race_rungs
         ("n_cycles", 0),
     ],
 )
-def test_a_number_below_its_least_is_refused_with_both(name: str, least: int) -> None:
-    with pytest.raises(ValueError, match=f"`{name}` must be at least {least}, got {least - 1}"):
-        Plan(**{name: least - 1})
+def test_a_number_below_its_minimum_is_rejected(name: str, minimum: int) -> None:
+    message = f"`{name}` must be at least {minimum}, got {minimum - 1}"
+    with pytest.raises(ValueError, match=message):
+        Plan(**{name: minimum - 1})
     if name != "n_epochs":
-        assert getattr(Plan(400, **{name: least}), name) == least
+        assert getattr(Plan(400, **{name: minimum}), name) == minimum
 
 
 @pytest.mark.parametrize("name", ["n_epochs", "population_size", "branch_epochs", "startup"])
 @pytest.mark.parametrize("value", [3.0, True, "3", None])
-def test_what_is_no_integer_is_refused_with_its_value(name: str, value: Any) -> None:
+def test_a_value_that_is_not_an_integer_is_rejected(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"`{name}` must be an integer, got {value!r}"):
         Plan(**{name: value})
 
 
-def test_integers_of_other_kinds_are_kept_as_pythons() -> None:
+def test_integers_of_other_types_are_stored_as_int() -> None:
     plan = Plan(np.int64(400), population_size=torch.tensor(4), patience=np.uint8(3))
     assert plan == Plan(400, population_size=4, patience=3)
     assert json.loads(json.dumps(plan.asdict())) == plan.asdict()
@@ -52,31 +53,31 @@ def test_integers_of_other_kinds_are_kept_as_pythons() -> None:
 
 @pytest.mark.parametrize("name", ["n_epochs", "population_size", "startup", "n_cycles"])
 @pytest.mark.parametrize(("power", "shown"), [(30, "1073741824"), (20_000, "20001 bits")])
-def test_a_number_beyond_all_bounds_is_refused(name: str, power: int, shown: str) -> None:
+def test_a_number_above_the_maximum_is_rejected(name: str, power: int, shown: str) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be at most 1000000000, got .*{shown}"):
         Plan(**{name: 2**power})
 
 
-def test_the_largest_numbers_are_told_what_they_need_at_once() -> None:
-    most = 10**9
+def test_the_largest_numbers_are_checked_quickly() -> None:
+    maximum = 10**9
     with pytest.raises(ValueError, match="too small for one cycle"):
-        Plan(most, population_size=most, branch_epochs=most, final_share=1 - 2**-53)
-    assert Plan(most, startup=most).race_size(most) > 1_000_000
+        Plan(maximum, population_size=maximum, branch_epochs=maximum, final_share=1 - 2**-53)
+    assert Plan(maximum, startup=maximum).race_size(maximum) > 1_000_000
 
 
 @pytest.mark.parametrize("name", ["startup_share", "final_share", "ema_decay"])
 @pytest.mark.parametrize("value", [-0.1, 1.0, float("nan"), "0.5", None])
-def test_a_share_outside_its_range_is_refused_with_its_value(name: str, value: Any) -> None:
+def test_a_share_outside_its_range_is_rejected(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"`{name}` must lie in \[0, 1\), got {value!r}"):
         Plan(**{name: value})
 
 
-def test_an_unknown_annealing_is_refused_with_the_known_one() -> None:
+def test_an_unknown_annealing_is_rejected() -> None:
     with pytest.raises(ValueError, match="`anneal` must be \"cosine\" or None, got 'linear'"):
         Plan(anneal="linear")  # type: ignore[arg-type]
 
 
-def test_too_small_a_budget_is_refused_with_what_would_suffice() -> None:
+def test_a_budget_that_is_too_small_is_rejected_with_the_smallest_one() -> None:
     with pytest.raises(ValueError) as caught:
         Plan(10)
     message = str(caught.value)
@@ -94,7 +95,7 @@ def test_too_small_a_budget_is_refused_with_what_would_suffice() -> None:
     fixing_epochs=st.integers(0, 5),
     final_share=st.floats(0, 0.9),
 )
-def test_least_budget_is_the_border_between_refused_and_accepted(**settings: Any) -> None:
+def test_least_n_epochs_is_the_smallest_valid_budget(**settings: Any) -> None:
     least = Plan(10_000, **settings).least_n_epochs()
     assert Plan(least, **settings).least_n_epochs() == least
     if least > 1:
@@ -106,12 +107,12 @@ def test_a_plan_without_cycles_needs_no_room_for_one() -> None:
     assert Plan(1, n_cycles=0).n_epochs == 1
 
 
-def test_a_plan_cannot_be_changed() -> None:
+def test_a_plan_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Plan().n_epochs = 5  # type: ignore[misc]
 
 
-def test_only_the_budget_may_be_given_by_position() -> None:
+def test_only_the_budget_is_a_positional_argument() -> None:
     assert Plan(150).n_epochs == 150
     with pytest.raises(TypeError):
         Plan(150, 3)  # type: ignore[misc]
@@ -128,7 +129,7 @@ def test_only_the_budget_may_be_given_by_position() -> None:
         ),
     ],
 )
-def test_a_plan_survives_json(plan: Plan) -> None:
+def test_a_plan_can_be_restored_from_json(plan: Plan) -> None:
     assert Plan(**json.loads(json.dumps(plan.asdict()))) == plan
 
 
@@ -144,7 +145,7 @@ def test_a_plan_from_json_is_hashable() -> None:
     n=st.integers(1, 5),
     k=st.integers(0, 8),
 )
-def test_classic_budget_is_the_published_sum(m: int, c: int, pop: int, n: int, k: int) -> None:
+def test_the_classic_budget_is_the_published_sum(m: int, c: int, pop: int, n: int, k: int) -> None:
     if m == c == 0:
         with pytest.raises(ValueError, match="`n_epochs` must be at least 1, got 0"):
             _classic(m, c, pop, n, k)
@@ -154,7 +155,7 @@ def test_classic_budget_is_the_published_sum(m: int, c: int, pop: int, n: int, k
     assert plan.reserve(plan.n_epochs) == m
 
 
-def test_classic_switches_off_what_was_added_since() -> None:
+def test_the_classic_plan_switches_off_later_additions() -> None:
     plan = _classic(5, 2, 3, 4, 6)
     assert plan.race_size(plan.n_epochs) == 1
     assert plan.anneal is None
@@ -165,7 +166,7 @@ def test_classic_switches_off_what_was_added_since() -> None:
     assert plan.mutations == ("activation", "batch_size", "optimizer")
 
 
-def test_no_search_is_plain_training_of_the_whole_budget() -> None:
+def test_no_search_trains_for_the_whole_budget() -> None:
     plan = Plan.no_search(50)
     assert (plan.n_epochs, plan.runup_epochs, plan.n_cycles) == (50, 50, 0)
     assert plan.race_size(plan.n_epochs) == 1
@@ -190,23 +191,25 @@ def _classic(m: int, c: int, pop: int, n: int, k: int) -> Plan:
         (8, [(8, 3), (4, 3), (2, 6)]),
     ],
 )
-def test_a_race_halves_until_one_is_left(size: int, rungs: list[tuple[int, int]]) -> None:
+def test_a_race_is_halved_until_one_configuration_is_left(
+    size: int, rungs: list[tuple[int, int]]
+) -> None:
     assert race_rungs(size) == rungs
 
 
 @pytest.mark.parametrize(
     ("n_epochs", "startup", "share", "size"),
     [
-        (200, 8, 0.26, 8),  # 48 of 52 epochs.
-        (100, 8, 0.26, 4),  # 18 of 26; five would cost 36.
+        (200, 8, 0.26, 8),  # It costs 48 of 52 epochs.
+        (100, 8, 0.26, 4),  # It costs 18 of 26 epochs. A race of five would cost 36.
         (200, 8, 0.0, 1),
         (200, 1, 0.9, 1),
         (200, 3, 0.26, 3),
-        (23, 8, 0.26, 1),  # Two would cost 6 of 5.
-        (24, 8, 0.9, 1),  # One epoch is left besides the reserve, a population and a trunk epoch.
+        (23, 8, 0.26, 1),  # 5 epochs are available. A race of two would cost 6.
+        (24, 8, 0.9, 1),  # Reserve, population and one epoch of the trunk leave one epoch.
     ],
 )
-def test_a_race_is_as_large_as_it_can_be_paid(
+def test_the_race_size_depends_on_the_budget(
     n_epochs: int, startup: int, share: float, size: int
 ) -> None:
     plan = Plan(n_epochs, startup=startup, startup_share=share)
@@ -219,7 +222,7 @@ def test_a_race_is_as_large_as_it_can_be_paid(
     startup_share=st.floats(0, 0.99),
     final_share=st.floats(0, 0.5),
 )
-def test_a_race_leaves_room_for_a_cycle_and_keeps_to_its_share(
+def test_a_race_respects_its_share_and_leaves_epochs_for_a_cycle(
     n_epochs: int, startup: int, startup_share: float, final_share: float
 ) -> None:
     plan = Plan(n_epochs, startup=startup, startup_share=startup_share, final_share=final_share)
@@ -231,7 +234,7 @@ def test_a_race_leaves_room_for_a_cycle_and_keeps_to_its_share(
 
 
 @given(share=st.floats(0, 0.06), startup=st.integers(1, 40))
-def test_a_race_is_the_largest_that_can_be_paid(share: float, startup: int) -> None:
+def test_a_race_is_the_largest_within_its_share(share: float, startup: int) -> None:
     affordable = math.floor(share * 10_000)
     sizes = [size for size in range(1, startup + 1) if race_cost(size) <= affordable]
     plan = Plan(10_000, startup=startup, startup_share=share)
@@ -242,13 +245,13 @@ def test_a_race_is_the_largest_that_can_be_paid(share: float, startup: int) -> N
     ("branch_epochs", "prune", "rungs"),
     [(4, True, (2, 2)), (5, True, (2, 3)), (1, True, (1,)), (4, False, (4,))],
 )
-def test_the_pruner_is_asked_half_way(
+def test_the_pruner_is_called_half_way(
     branch_epochs: int, prune: bool, rungs: tuple[int, ...]
 ) -> None:
     assert Plan(branch_epochs=branch_epochs, prune=prune).branch_rungs == rungs
 
 
-def test_a_single_kind_of_mutation_is_not_taken_apart_into_letters() -> None:
+def test_a_string_of_mutations_is_not_split_into_letters() -> None:
     try:
         plan = Plan(mutations="lr")  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Who races at the start."""
+"""The configurations of the start-up race."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def candidates(
     return startup_candidates(initial, space, size, np.random.default_rng(seed))
 
 
-def distinct(points: list[dict[str, Any]]) -> int:
+def count_distinct(points: list[dict[str, Any]]) -> int:
     return len({tuple(sorted((k, repr(v)) for k, v in point.items())) for point in points})
 
 
 @st.composite
 def spaces(draw: st.DrawFn) -> tuple[dict[str, BaseDistribution], dict[str, Any]]:
-    """A part of the full space with a few unknown parameters, and a point of it."""
+    """A part of the full space with a few other parameters, and a point of it."""
     names = draw(st.sets(st.sampled_from(sorted(FULL_SPACE))))
     space = {name: FULL_SPACE[name] for name in names}
     space |= draw(st.dictionaries(st.sampled_from("xyz"), distributions(), max_size=2))
@@ -41,7 +41,7 @@ def spaces(draw: st.DrawFn) -> tuple[dict[str, BaseDistribution], dict[str, Any]
 
 
 @given(spaces(), st.integers(1, 20), SEEDS)
-def test_the_initial_configuration_is_first_and_the_size_is_kept(
+def test_a_race_has_the_given_size_and_starts_with_the_initial_configuration(
     space: Any, size: int, seed: int
 ) -> None:
     distributions_, initial = space
@@ -51,18 +51,18 @@ def test_the_initial_configuration_is_first_and_the_size_is_kept(
 
 
 @given(spaces(), st.integers(1, 20), SEEDS)
-def test_every_candidate_is_a_point_of_the_space(space: Any, size: int, seed: int) -> None:
+def test_every_candidate_is_in_the_search_space(space: Any, size: int, seed: int) -> None:
     distributions_, initial = space
     for candidate in candidates(initial, distributions_, size, seed):
         assert candidate.keys() >= initial.keys()
         for name, distribution in distributions_.items():
-            if name != "momentum":  # See the test of its bound below.
+            if name != "momentum":  # Another test checks its bounds.
                 assert is_valid(distribution, candidate[name])
 
 
 @given(st.integers(1, 20), SEEDS)
 def test_candidates_of_a_full_space_are_pairwise_different(size: int, seed: int) -> None:
-    assert distinct(candidates(START, FULL_SPACE, size, seed)) == size
+    assert count_distinct(candidates(START, FULL_SPACE, size, seed)) == size
 
 
 @given(st.integers(1, 12), SEEDS)
@@ -79,7 +79,7 @@ def test_the_portfolio_does_not_depend_on_the_seed(start: str) -> None:
     assert candidates(initial, FULL_SPACE, 7, 0) == candidates(initial, FULL_SPACE, 7, 1)
 
 
-def test_all_entries_are_raced_where_the_space_offers_them() -> None:
+def test_all_entries_that_the_space_contains_are_candidates() -> None:
     initial = START | {"activation.1": "silu", "activation.3": "tanh"}
     race = candidates(initial, FULL_SPACE, 8)
     optimizers = ["adam", "sgd", "adamw", "adam", "adam", "adamw", "adam", "adam"]
@@ -91,38 +91,38 @@ def test_all_entries_are_raced_where_the_space_offers_them() -> None:
         "gelu",
         1e-3,
     )
-    assert sgd["activation.5"] == "relu"  # It does not offer gelu.
+    assert sgd["activation.5"] == "relu"  # GELU is not one of its choices.
     assert {c["lr"] for c in race} >= {1e-3, 0.09, 4e-3, 3e-3}
 
 
-def test_an_optimizer_that_is_not_offered_does_not_race() -> None:
+def test_an_optimizer_that_the_space_does_not_contain_is_not_a_candidate() -> None:
     space = FULL_SPACE | {"optimizer": CategoricalDistribution(("adam", "adadelta"))}
     race = candidates(START, space, 8)
     assert {c["optimizer"] for c in race} <= {"adam", "adadelta"}
-    assert 0.09 not in {c["lr"] for c in race}  # The rate of SGD.
+    assert 0.09 not in {c["lr"] for c in race}  # The rate of the entry with SGD.
 
 
-def test_rates_are_cut_to_the_bounds() -> None:
+def test_learning_rates_are_clipped_to_their_bounds() -> None:
     space = FULL_SPACE | {"lr": FloatDistribution(1e-5, 2e-3, log=True)}
     assert max(c["lr"] for c in candidates(START, space, 5)) == 2e-3
 
 
 @pytest.mark.parametrize(("initial", "raced"), [(8, 32), (128, 32), (16, 16), (64, 64), (20, 20)])
-def test_an_unusual_batch_size_is_raced_against_32(initial: int, raced: int) -> None:
+def test_an_unusual_batch_size_is_compared_with_32(initial: int, raced: int) -> None:
     space = FULL_SPACE | {"batch_size": IntDistribution(1, 512, log=True)}
     race = candidates(START | {"batch_size": initial}, space, 6)
     assert race[0]["batch_size"] == initial
     assert [c["batch_size"] for c in race[1:]] == [raced] * 5
 
 
-def test_free_places_are_filled_with_mutations() -> None:
+def test_duplicates_are_replaced_by_mutations() -> None:
     space = {"width": IntDistribution(0, 1000)}
     race = candidates({"width": 500}, space, 8)
-    assert distinct([{"width": c["width"]} for c in race[2:]]) == 6
+    assert count_distinct([{"width": c["width"]} for c in race[2:]]) == 6
     assert race != candidates({"width": 500}, space, 8, seed=1)
 
 
-def test_a_space_of_too_few_points_repeats_the_initial_one() -> None:
+def test_a_space_with_too_few_points_repeats_the_initial_configuration() -> None:
     space = {"loss": CategoricalDistribution(("mse", "l1"))}
     race = candidates({"loss": "mse"}, space, 5)
     assert len(race) == 5
@@ -130,11 +130,11 @@ def test_a_space_of_too_few_points_repeats_the_initial_one() -> None:
     assert sum(c["loss"] == "l1" for c in race) == 1
 
 
-def test_an_empty_space_races_the_initial_configuration() -> None:
+def test_an_empty_space_repeats_the_initial_configuration() -> None:
     assert [c.get("lr") for c in candidates({}, {}, 3)] == [None] * 3
 
 
-def test_candidates_differ_in_what_is_suggested() -> None:
+def test_candidates_have_only_suggested_parameters() -> None:
     space = {name: FULL_SPACE[name] for name in ("activation.1", "lr", "width")}
     initial = {name: START[name] for name in space}
     race = candidates(initial, {"activation.1": space["activation.1"]} | space, 8)
@@ -144,7 +144,7 @@ def test_candidates_differ_in_what_is_suggested() -> None:
     assert len({c["activation.1"] for c in narrow}) == 4
 
 
-def test_momentum_is_cut_to_its_bounds() -> None:
+def test_momentum_is_clipped_to_its_bounds() -> None:
     space = FULL_SPACE | {"momentum": FloatDistribution(0.0, 0.5)}
     race = candidates(START | {"momentum": 0.1}, space, 8)
     assert all(c["momentum"] <= 0.5 for c in race)
@@ -160,7 +160,7 @@ def test_momentum_is_cut_to_its_bounds() -> None:
         ("lr", "high", CategoricalDistribution(("high", "low"))),
     ],
 )
-def test_a_value_that_does_not_suit_a_parameter_leaves_it_as_it_is(
+def test_a_value_of_the_wrong_type_for_a_parameter_is_ignored(
     name: str, initial: Any, distribution: BaseDistribution
 ) -> None:
     space = {name: distribution, "weight_decay": FULL_SPACE["weight_decay"]}

@@ -1,4 +1,4 @@
-"""The sampler in ordinary studies, and as it answers the slots of a run."""
+"""The sampler in ordinary studies, and its proposals in a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def new_study(sampler: BaseSampler | None = None, **settings: Any) -> optuna.Stu
 
 
 def mixed(trial: optuna.Trial) -> float:
-    """Every kind of distribution, and a parameter that comes and goes with another."""
+    """Distributions of several classes, and a parameter that depends on another one."""
     cost = abs(np.log(trial.suggest_float("lr", 1e-5, 1.0, log=True) / 0.1))
     cost += abs(trial.suggest_int("batch_size", 16, 256, log=True) - 100) / 100
     if trial.suggest_categorical("optimizer", ["adam", "sgd"]) == "sgd":
@@ -48,7 +48,7 @@ def test_an_ordinary_study_improves_over_its_first_trial(seed: int, direction: s
     assert sign * study.best_value < 1.0
 
 
-def test_an_ordinary_study_starts_in_the_middle() -> None:
+def test_an_ordinary_study_starts_in_the_middle_of_the_space() -> None:
     study = new_study()
     study.optimize(mixed, n_trials=1)
     assert study.trials[0].params == {
@@ -71,7 +71,7 @@ def test_an_ordinary_study_starts_from_declared_values() -> None:
     assert study.best_value < 49
 
 
-def test_each_trial_differs_from_the_best_before_it_in_one_kind() -> None:
+def test_each_trial_differs_from_the_best_one_so_far_in_one_kind() -> None:
     study = new_study()
     study.optimize(mixed, n_trials=40)
     best, n_changed = study.trials[0], 0
@@ -83,10 +83,10 @@ def test_each_trial_differs_from_the_best_before_it_in_one_kind() -> None:
         assert trial.value is not None
         assert best.value is not None
         best = trial if trial.value < best.value else best
-    assert n_changed > 30  # A bound may stand in the way of a few.
+    assert n_changed > 30  # A few mutations may be lost at a bound.
 
 
-def test_a_learning_rate_is_also_lowered_where_no_final_phase_does_it() -> None:
+def test_the_learning_rate_is_also_lowered_in_an_ordinary_study() -> None:
     study = new_study()
     study.optimize(
         lambda trial: abs(np.log(trial.suggest_float("lr", 1e-6, 1, log=True) / 1e-5)), n_trials=40
@@ -94,7 +94,7 @@ def test_a_learning_rate_is_also_lowered_where_no_final_phase_does_it() -> None:
     assert study.best_params["lr"] < 1e-4
 
 
-def test_the_same_seed_proposes_the_same() -> None:
+def test_the_same_seed_gives_the_same_proposals() -> None:
     runs = []
     for seed in (1, 1, 2):
         study = new_study(MihaSampler(seed=seed))
@@ -104,26 +104,26 @@ def test_the_same_seed_proposes_the_same() -> None:
     assert runs[0] != runs[2]
 
 
-def test_a_resumed_study_proposes_what_an_uninterrupted_one_does() -> None:
-    whole, part = new_study(MihaSampler(seed=3)), new_study(MihaSampler(seed=3))
-    whole.optimize(mixed, n_trials=15)
-    part.optimize(mixed, n_trials=6)
-    part.sampler = MihaSampler(seed=3)
-    part.optimize(mixed, n_trials=9)
-    assert [t.params for t in part.trials] == [t.params for t in whole.trials]
+def test_a_resumed_study_gets_the_proposals_of_an_uninterrupted_one() -> None:
+    uninterrupted, resumed = new_study(MihaSampler(seed=3)), new_study(MihaSampler(seed=3))
+    uninterrupted.optimize(mixed, n_trials=15)
+    resumed.optimize(mixed, n_trials=6)
+    resumed.sampler = MihaSampler(seed=3)
+    resumed.optimize(mixed, n_trials=9)
+    assert [t.params for t in resumed.trials] == [t.params for t in uninterrupted.trials]
 
 
-def test_reseeding_leaves_the_proposals_as_they_are() -> None:
+def test_reseeding_does_not_change_the_proposals() -> None:
     plain, reseeded = new_study(MihaSampler(seed=3)), new_study(MihaSampler(seed=3))
     for study in (plain, reseeded):
         for _ in range(8):
             study.optimize(mixed, n_trials=1)
             if study is reseeded:
-                study.sampler.reseed_rng()  # As Optuna does where `n_jobs` exceeds 1.
+                study.sampler.reseed_rng()  # As Optuna does if `n_jobs` exceeds 1.
     assert [t.params for t in plain.trials] == [t.params for t in reseeded.trials]
 
 
-def test_unseeded_samplers_propose_otherwise() -> None:
+def test_samplers_without_seed_give_different_proposals() -> None:
     runs = []
     for _ in range(2):
         study = new_study(MihaSampler())
@@ -132,22 +132,22 @@ def test_unseeded_samplers_propose_otherwise() -> None:
     assert runs[0] != runs[1]
 
 
-def test_pruned_and_failed_trials_are_not_the_trunk() -> None:
+def test_pruned_and_failed_trials_are_not_mutated() -> None:
     study = new_study()
     study.optimize(quadratic, n_trials=1)
 
-    def bad_end(trial: optuna.Trial) -> float:
+    def prune_or_fail(trial: optuna.Trial) -> float:
         quadratic(trial)
         trial.report(-100.0, step=0)
         raise optuna.TrialPruned if trial.number % 2 else RuntimeError
 
-    study.optimize(bad_end, n_trials=10, catch=(RuntimeError,))
+    study.optimize(prune_or_fail, n_trials=10, catch=(RuntimeError,))
     start = study.trials[0].params
     for trial in study.trials[1:]:
         assert sum(trial.params[name] != start[name] for name in start) == 1
 
 
-def test_a_seed_is_an_integer_from_0_on() -> None:
+def test_an_invalid_seed_is_rejected() -> None:
     assert type(miha.MihaSampler(seed=np.int64(3)).seed) is int
     with pytest.raises(ValueError, match="`seed` must be a non-negative integer, got -1"):
         miha.MihaSampler(seed=-1)
@@ -155,29 +155,29 @@ def test_a_seed_is_an_integer_from_0_on() -> None:
         miha.MihaSampler(seed=0.5)  # type: ignore[arg-type]
 
 
-def test_several_objectives_are_refused() -> None:
+def test_a_multi_objective_study_is_rejected() -> None:
     study = new_study(directions=["minimize", "maximize"])
     with pytest.raises(ValueError, match="needs a single objective, got 2 directions"):
         study.ask().suggest_float("x", 0, 1)
 
 
-def test_a_custom_mutation_makes_the_proposals() -> None:
-    def step_up(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+def test_a_custom_mutation_is_used() -> None:
+    def increment(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
         return value + 1
 
-    study = new_study(MihaSampler(seed=0, mutation=step_up), direction="maximize")
+    study = new_study(MihaSampler(seed=0, mutation=increment), direction="maximize")
     study.optimize(lambda trial: trial.suggest_int("x", 0, 100), n_trials=5)
     assert [t.params["x"] for t in study.trials] == [50, 51, 52, 53, 54]
 
 
-def test_a_custom_mutation_that_leaves_the_space_is_refused() -> None:
+def test_a_custom_mutation_that_leaves_the_space_is_rejected() -> None:
     study = new_study(MihaSampler(mutation=lambda value, distribution, rng: 1000))
     study.optimize(lambda trial: trial.suggest_int("x", 0, 100), n_trials=1)
     with pytest.raises(ValueError, match=r"must return a value of .* got 1000"):
         study.ask().suggest_int("x", 0, 100)
 
 
-def test_two_threads_share_a_sampler() -> None:
+def test_two_threads_can_share_a_sampler() -> None:
     study = new_study()
     study.optimize(mixed, n_trials=40, n_jobs=2)
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 40
@@ -187,7 +187,7 @@ def test_two_threads_share_a_sampler() -> None:
     assert study.best_value < (study.trials[0].value or 0)
 
 
-def test_a_pickled_sampler_proposes_the_same() -> None:
+def test_a_pickled_sampler_gives_the_same_proposals() -> None:
     study = new_study(MihaSampler(seed=5))
     study.optimize(mixed, n_trials=5)
     copy = pickle.loads(pickle.dumps(study.sampler))
@@ -199,19 +199,19 @@ def test_a_pickled_sampler_proposes_the_same() -> None:
     ) == study.sampler.sample_independent(study, frozen, "lr", distribution)
 
 
-def test_a_range_that_shrank_gets_its_middle_instead_of_a_value_outside() -> None:
+def test_a_range_that_excludes_the_old_value_starts_in_the_middle() -> None:
     study = new_study()
     study.optimize(lambda trial: trial.suggest_float("x", 50, 100), n_trials=3)
     assert study.ask().suggest_float("x", 0, 10) == 5.0
 
 
-def test_a_grid_that_changed_gets_a_value_on_it() -> None:
+def test_a_changed_grid_gets_a_value_on_the_grid() -> None:
     study = new_study(MihaSampler(mutation=lambda value, distribution, rng: 3))
     study.optimize(lambda trial: trial.suggest_int("x", 0, 10), n_trials=1)
     assert study.ask().suggest_int("x", 0, 10, step=2) % 2 == 0
 
 
-def test_a_trial_keeps_its_proposal_while_others_run() -> None:
+def test_a_trial_keeps_its_proposal_while_other_trials_finish() -> None:
     for seed in range(6):
         study = new_study(MihaSampler(seed=seed))
         study.optimize(quadratic, n_trials=1)
@@ -227,7 +227,7 @@ def test_a_trial_keeps_its_proposal_while_others_run() -> None:
         assert (first_x != start["x"]) + (first_y != start["y"]) == 1
 
 
-def test_a_start_that_fails_is_not_tried_for_ever() -> None:
+def test_initial_parameters_that_fail_are_not_repeated() -> None:
     study = new_study()
 
     def objective(trial: optuna.Trial) -> float:
@@ -238,7 +238,7 @@ def test_a_start_that_fails_is_not_tried_for_ever() -> None:
 
 
 def run_study(seed: int = 0, **plan: Any) -> optuna.Study:
-    """A study that says of itself what a run says."""
+    """A study with the attributes of a run."""
     study = new_study(MihaSampler(seed=99))
     attrs = {
         attributes.PLAN: miha.Plan(**plan).asdict(),
@@ -252,14 +252,14 @@ def run_study(seed: int = 0, **plan: Any) -> optuna.Study:
 
 
 def proposed(study: optuna.Study, role: str, branch: int, **attrs: Any) -> dict[str, Any]:
-    """What the slot of a run is given."""
-    slot = {
+    """The parameters that a trial of a run gets."""
+    run_attrs = {
         attributes.ROLE: role,
         attributes.CYCLE: 0,
         attributes.BRANCH: branch,
         attributes.PARENT: None,
     }
-    study.enqueue_trial({}, user_attrs=slot | attrs)
+    study.enqueue_trial({}, user_attrs=run_attrs | attrs)
     trial = study.ask()
     for name, distribution in FULL_SPACE.items():
         suggest(trial, name, distribution)
@@ -310,16 +310,16 @@ def test_cycles_change_different_kinds() -> None:
 def test_a_branchs_proposal_does_not_depend_on_its_trial_number_or_sampler() -> None:
     one, other = run_study(seed=7), run_study(seed=7)
     other.add_trial(optuna.trial.create_trial(value=0.0))
-    other.sampler = MihaSampler(seed=12345)  # The run's seed is what counts.
+    other.sampler = MihaSampler(seed=12345)  # It is ignored: the run has its own seed.
     order = [(c, b) for c in (1, 2) for b in (0, 1, 2)]
-    ours = {(c, b): proposed(one, "branch", b, **{attributes.CYCLE: c}) for c, b in order}
-    theirs = {
+    forward = {(c, b): proposed(one, "branch", b, **{attributes.CYCLE: c}) for c, b in order}
+    backward = {
         (c, b): proposed(other, "branch", b, **{attributes.CYCLE: c}) for c, b in order[::-1]
     }
-    assert ours == theirs
+    assert forward == backward
 
 
-def test_another_run_seed_proposes_otherwise() -> None:
+def test_another_seed_of_the_run_gives_other_proposals() -> None:
     one, other = (
         [proposed(run_study(seed=seed), "branch", b) for b in range(3)] for seed in (0, 1)
     )
@@ -337,7 +337,7 @@ def test_a_branch_mutates_its_parent_and_not_the_best_trial() -> None:
     assert kinds_changed(parent, new) == {"dropout"}
 
 
-def test_a_branchs_learning_rate_is_never_lowered_by_itself() -> None:
+def test_a_mutation_of_the_learning_rate_raises_it_in_a_run() -> None:
     study = run_study(mutations=("lr",))
     for cycle in range(10):
         new = proposed(study, "branch", 1, **{attributes.CYCLE: cycle})
@@ -345,7 +345,7 @@ def test_a_branchs_learning_rate_is_never_lowered_by_itself() -> None:
 
 
 @pytest.mark.parametrize("allowed", [("batch_size",), ("activation", "width")])
-def test_only_allowed_kinds_mutate(allowed: tuple[str, ...]) -> None:
+def test_only_kinds_in_mutations_mutate(allowed: tuple[str, ...]) -> None:
     study = run_study(mutations=allowed)
     seen = set()
     for cycle in range(8):
@@ -353,47 +353,47 @@ def test_only_allowed_kinds_mutate(allowed: tuple[str, ...]) -> None:
     assert seen == set(allowed)
 
 
-def test_where_no_kind_is_allowed_a_branch_keeps_its_parameters() -> None:
+def test_a_branch_keeps_its_parameters_if_no_kind_may_mutate() -> None:
     study = run_study(mutations=("loss",))
     assert proposed(study, "branch", 1) == START
 
 
-def test_a_trial_of_the_users_keeps_the_trunks_other_parameters() -> None:
+def test_an_enqueued_trial_gets_the_trunks_other_parameters() -> None:
     study = run_study()
     study.enqueue_trial({"lr": 0.7})
     trial = study.ask()
-    slot = {"role": "branch", "cycle": 1, "branch": 3, "parent": None, "guest": True}
-    for key, value in slot.items():
+    run_attrs = {"role": "branch", "cycle": 1, "branch": 3, "parent": None, "guest": True}
+    for key, value in run_attrs.items():
         trial.set_user_attr(attributes.PREFIX + key, value)
     for name, distribution in FULL_SPACE.items():
         suggest(trial, name, distribution)
     assert trial.params == START | {"lr": 0.7}
 
 
-def test_a_race_starts_with_the_initial_configuration_and_has_no_double() -> None:
+def test_a_race_starts_with_the_initial_configuration_and_has_no_duplicates() -> None:
     study = run_study()
     race = [proposed(study, "startup", branch) for branch in range(8)]
     assert race[0] == START
     assert all(one not in race[:n] for n, one in enumerate(race))
-    again = [proposed(study, "startup", branch) for branch in reversed(range(8))]
-    assert again[::-1] == race
+    backward = [proposed(study, "startup", branch) for branch in reversed(range(8))]
+    assert backward[::-1] == race
 
 
-def test_a_search_space_without_choice_is_left_alone() -> None:
+def test_a_parameter_with_a_single_value_does_not_mutate() -> None:
     study = new_study()
     study.optimize(lambda trial: trial.suggest_float("x", 2, 2), n_trials=3)
     assert {t.params["x"] for t in study.trials} == {2.0}
 
 
-def test_relative_sampling_proposes_what_independent_sampling_does() -> None:
+def test_relative_sampling_gives_the_proposals_of_independent_sampling() -> None:
     study = new_study()
     study.optimize(quadratic, n_trials=3)
     space = study.trials[0].distributions
     number = study.ask().number
     frozen: FrozenTrial = study.trials[number]
-    together = study.sampler.sample_relative(study, frozen, space)
-    apart = {
+    relative = study.sampler.sample_relative(study, frozen, space)
+    independent = {
         name: study.sampler.sample_independent(study, frozen, name, distribution)
         for name, distribution in space.items()
     }
-    assert together == apart
+    assert relative == independent

@@ -1,4 +1,4 @@
-"""Initial values, kinds, and values that fit their distribution."""
+"""Initial values, kinds, and valid values of distributions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from optuna_miha._search.space import (
 
 
 @given(distributions())
-def test_an_initial_value_can_be_suggested(distribution: BaseDistribution) -> None:
+def test_an_initial_value_is_valid(distribution: BaseDistribution) -> None:
     assert is_valid(distribution, initial_value("x", distribution))
 
 
@@ -46,13 +46,13 @@ def test_an_initial_value_can_be_suggested(distribution: BaseDistribution) -> No
         (CategoricalDistribution(("b", "a")), "b"),
     ],
 )
-def test_without_a_declaration_the_initial_value_is_the_middle(
+def test_the_default_initial_value_is_the_middle(
     distribution: BaseDistribution, middle: Any
 ) -> None:
     assert initial_value("x", distribution) == pytest.approx(middle)
 
 
-def test_a_declared_value_is_the_initial_one_of_its_parameter_alone() -> None:
+def test_a_declared_value_is_the_initial_value_of_its_parameter() -> None:
     distribution = FloatDistribution(0.0, 1.0)
     with declare_initial("x", 0.9):
         assert initial_value("x", distribution) == 0.9
@@ -60,13 +60,13 @@ def test_a_declared_value_is_the_initial_one_of_its_parameter_alone() -> None:
     assert initial_value("x", distribution) == 0.5
 
 
-def test_a_declaration_ends_when_its_suggestion_raises() -> None:
+def test_a_declaration_ends_when_its_context_raises() -> None:
     with pytest.raises(RuntimeError), declare_initial("x", 0.9):
         raise RuntimeError
     assert initial_value("x", FloatDistribution(0.0, 1.0)) == 0.5
 
 
-def test_a_declared_value_that_is_not_offered_is_passed_over() -> None:
+def test_an_invalid_declared_value_is_ignored() -> None:
     with declare_initial("x", 7.0):
         assert initial_value("x", FloatDistribution(0.0, 1.0)) == 0.5
     with declare_initial("x", "z"):
@@ -74,7 +74,9 @@ def test_a_declared_value_that_is_not_offered_is_passed_over() -> None:
 
 
 @given(st.data(), distributions())
-def test_every_point_is_contained(data: st.DataObject, distribution: BaseDistribution) -> None:
+def test_every_valid_value_is_contained(
+    data: st.DataObject, distribution: BaseDistribution
+) -> None:
     assert contains(distribution, data.draw(values_of(distribution)))
 
 
@@ -94,7 +96,7 @@ def test_every_point_is_contained(data: st.DataObject, distribution: BaseDistrib
         (CategoricalDistribution(("a",)), "b"),
     ],
 )
-def test_what_is_no_point_is_not_contained(distribution: BaseDistribution, value: Any) -> None:
+def test_an_invalid_value_is_not_contained(distribution: BaseDistribution, value: Any) -> None:
     assert not contains(distribution, value)
 
 
@@ -105,14 +107,12 @@ def test_what_is_no_point_is_not_contained(distribution: BaseDistribution, value
         (FloatDistribution(0.0, 1.0, step=0.5), 0.3),
     ],
 )
-def test_what_lies_beside_the_grid_is_not_contained(
-    distribution: BaseDistribution, value: Any
-) -> None:
+def test_a_value_off_the_grid_is_not_contained(distribution: BaseDistribution, value: Any) -> None:
     assert not contains(distribution, value)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_is_no_integer(value: float) -> None:
+def test_an_integer_distribution_does_not_contain_infinity_and_nan(value: float) -> None:
     assert not contains(IntDistribution(0, 3), value)
 
 
@@ -120,30 +120,30 @@ NUMERIC = distributions().filter(lambda d: not isinstance(d, CategoricalDistribu
 
 
 @given(NUMERIC, st.floats(-1e6, 1e6))
-def test_what_was_fitted_can_be_suggested(distribution: Any, value: float) -> None:
+def test_a_fitted_value_is_valid(distribution: Any, value: float) -> None:
     assert is_valid(distribution, fit(distribution, value))
 
 
 @given(st.data(), NUMERIC)
-def test_fitting_leaves_a_point_where_it_is(data: st.DataObject, distribution: Any) -> None:
+def test_fitting_does_not_change_a_valid_value(data: st.DataObject, distribution: Any) -> None:
     value = data.draw(values_of(distribution))
     assert fit(distribution, value) == pytest.approx(value)
 
 
 @given(st.data(), NUMERIC, st.floats(-1e4, 1e4))
-def test_no_point_is_nearer_than_the_fitted_one(
+def test_no_valid_value_is_nearer_than_the_fitted_one(
     data: st.DataObject, distribution: Any, value: float
 ) -> None:
     other = data.draw(values_of(distribution))
     assert abs(fit(distribution, value) - value) <= abs(other - value) * (1 + 1e-9) + 1e-6
 
 
-def test_kind_is_the_name_before_the_first_dot() -> None:
+def test_the_kind_is_the_name_before_the_first_dot() -> None:
     assert kind_of("activation.encoder.1") == "activation"
     assert kind_of("lr") == "lr"
 
 
-def test_kinds_group_what_can_change_in_alphabetical_order() -> None:
+def test_kinds_group_variable_parameters_in_alphabetical_order() -> None:
     fixed = {"only": CategoricalDistribution(("a",)), "point": FloatDistribution(1.0, 1.0)}
     shuffled = dict(reversed([*FULL_SPACE.items(), *fixed.items()]))
     groups = kinds(shuffled)
@@ -152,7 +152,7 @@ def test_kinds_group_what_can_change_in_alphabetical_order() -> None:
     assert sum(map(len, groups.values())) == len(FULL_SPACE)
 
 
-def test_other_choices_are_all_but_the_present_one() -> None:
+def test_other_choices_are_all_choices_except_the_present_one() -> None:
     assert other_choices(CategoricalDistribution(("a", "b", "c")), "b") == ["a", "c"]
 
 
@@ -160,7 +160,7 @@ def test_every_offered_optimizer_has_a_default_learning_rate() -> None:
     assert set(OFFERED_OPTIMIZERS) <= DEFAULT_LR.keys()
 
 
-def test_a_declaration_is_not_seen_by_another_thread() -> None:
+def test_a_declaration_does_not_affect_other_threads() -> None:
     seen = []
 
     def objective(trial: optuna.Trial) -> float:
