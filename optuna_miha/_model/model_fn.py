@@ -52,8 +52,8 @@ def build_recipe(model_fn: ModelFn, trial: optuna.trial.BaseTrial, seed: int) ->
     """Call ``model_fn`` with seeded random generators, and complete the recipe.
 
     The default search space is suggested if ``model_fn`` suggests nothing, and a recipe without
-    an optimizer gets Adam. The same seed gives the same initial weights, whatever values are
-    suggested. The global random generators are restored afterwards.
+    an optimizer gets Adam. The initial weights depend on the seed, not on the suggested values.
+    The global random generators are restored afterwards.
 
     Args:
         model_fn: The user's function.

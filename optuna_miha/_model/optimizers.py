@@ -94,8 +94,8 @@ def _parameters_in(groups: Iterable[Any]) -> Iterator[Tensor]:
 def move_optimizer_state(optimizer: optim.Optimizer, device: torch.device) -> None:
     """Move the state of a new optimizer to the device of its parameters.
 
-    Only Adagrad has state before its first step. Its fused implementation is switched off on
-    other devices than the CPU, for which torch 2.7 has none.
+    Only Adagrad has state before its first step. Its fused implementation is used on the CPU
+    only, because torch 2.7 has none for other devices.
 
     Args:
         optimizer: The optimizer, changed in place.
@@ -136,8 +136,8 @@ def inherit_optimizer(optimizer: optim.Optimizer, captured: dict[str, Any]) -> N
     n_params = _n_params(optimizer)
     if n_params != captured["n_params"]:
         raise InheritanceError(
-            f"The optimizer must hold {captured['n_params']} parameters as that of the parent "
-            f"does, got {n_params}: build it from the same parameters in every branch."
+            f"The optimizer must hold the parent's {captured['n_params']} parameters, got "
+            f"{n_params}: build it from the same parameters in every branch."
         )
     # Without a copy, siblings would share their moments.
     state = {int(index): copy_tensors(entry) for index, entry in captured["state"].items()}
@@ -173,7 +173,7 @@ def _with_missing_state(entry: dict[str, Any], group: Mapping[str, Any]) -> dict
 
 
 def _convert(entry: dict[str, Any], old: str, new: str, momentum: float) -> dict[str, Any]:
-    """Convert the state of a parameter from the class ``old`` to ``new``, or return none."""
+    """Convert the state of a parameter to another class; the result may be empty."""
     if old not in _SHARE_MOMENTS:
         return {}
     if new == "SGD" and momentum > 0:

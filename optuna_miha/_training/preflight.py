@@ -148,7 +148,7 @@ def check_valid_loss(first: Recipe, second: Recipe, context: Context) -> None:
             error = None
             try:
                 is_alike = _agree(expected, _seeded_loss(losses[0], batch, context.seed))
-            except Exception as caught:  # It needs attributes that a forward pass sets.
+            except Exception as caught:  # It needs attributes set by a forward pass.
                 is_alike, error = False, caught
     if not is_alike:
         raise ValueError(

@@ -163,8 +163,8 @@ def _as_scalar(recipe: Recipe, loss: Any) -> Tensor:
     """Convert a validation loss, which may be a number, to a tensor without dimensions."""
     value: Tensor = torch.as_tensor(loss)
     if value.numel() != 1:
-        own = recipe.valid_loss_fn not in (None, recipe.loss_fn)
-        raise _not_scalar("valid_loss_fn" if own else "loss_fn", value)
+        is_separate = recipe.valid_loss_fn not in (None, recipe.loss_fn)
+        raise _not_scalar("valid_loss_fn" if is_separate else "loss_fn", value)
     return value.reshape(())
 
 

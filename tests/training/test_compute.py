@@ -128,7 +128,7 @@ def test_memory_layout_does_not_depend_on_the_number_of_jobs() -> None:
 
 @pytest.mark.filterwarnings("ignore:for .*meta parameter:UserWarning")
 def test_siblings_are_distributed_over_the_devices() -> None:
-    # The device type of the network tells the device of the branch; "meta" is always available.
+    # The second device is "meta", which is always available.
     devices: list[str] = []
 
     def trainer(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:

@@ -20,15 +20,16 @@ from helpers.jobs import (
     trainer_of_values,
     values_of,
 )
-from helpers.networks import run_context, samples, succeed
+from helpers.networks import CPU, recipe, run_context, samples, succeed
+from optuna.study import StudyDirection
 from optuna.trial import FixedTrial
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from optuna_miha import EpochResult, Recipe
 from optuna_miha._model.model_fn import build_recipe
-from optuna_miha._training.compute import intra_op_threads
-from optuna_miha._training.job import Job, run_job
+from optuna_miha._training.compute import Engine, intra_op_threads
+from optuna_miha._training.job import Context, Job, run_job
 from optuna_miha._training.trainer import train
 
 
@@ -256,6 +257,17 @@ def test_validation_loss_is_that_of_the_recipe_or_the_context() -> None:
     own = fixed_model_fn(valid_loss_fn=lambda outputs, targets: torch.tensor(7.0))
     outcome = succeed(run_context(own, valid_loss_fn=constant), params=UNUSED_PARAM, n_epochs=1)
     assert outcome.results[0].value == 7.0
+
+
+@pytest.mark.parametrize("valid_loss_fn", [None, nn.MSELoss()])
+def test_context_is_built_from_the_initial_recipe(valid_loss_fn: nn.Module | None) -> None:
+    initial = recipe(valid_loss_fn=valid_loss_fn)
+    context = Context.of(
+        initial, fixed_model_fn(), direction=StudyDirection.MAXIMIZE, seed=3, devices=(CPU,)
+    )
+    assert context.valid_loss_fn is (valid_loss_fn or initial.loss_fn)
+    assert (context.sign, context.seed, context.devices) == (-1, 3, (CPU,))
+    assert (context.trainer, context.ema_decay, context.engine) == (None, 0.0, Engine())
 
 
 def test_user_defined_trainer_has_no_average() -> None:
