@@ -35,7 +35,7 @@ _MIN_MULTIPLE, _MAX_MULTIPLE = 0.1, 10
 """Bounds of the multiples of a class's default learning rate that another class takes over."""
 
 
-def pace(epoch: int, n_epochs: int) -> float:
+def warmup_cosine(epoch: int, n_epochs: int) -> float:
     """The factor of the learning rate in an epoch of an annealed training.
 
     Over the first tenth of the epochs it rises from a third to one. Then it falls to zero along

@@ -19,7 +19,7 @@ from optuna_miha._model.model_fn import ModelFn, build_recipe
 from optuna_miha._model.recipe import LossFn, Recipe
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.tensors import copy_tensors
-from optuna_miha._search.learning_rate import half_cosine, pace
+from optuna_miha._search.learning_rate import half_cosine, warmup_cosine
 from optuna_miha._search.space import scalable_rate
 from optuna_miha._training.compute import DEFAULT_ENGINE, Engine, intra_op_threads
 from optuna_miha._training.out_of_memory import is_out_of_memory, release_memory
@@ -107,7 +107,7 @@ class Job:
         params: The hyperparameters.
         state: The state to continue from. :obj:`None`: the initial weights.
         n_epochs: Epochs to train. 0: only validate the state.
-        anneal: Whether to anneal the learning rate over these epochs: by :func:`pace` if it is a
+        anneal: Whether to anneal the learning rate over these epochs: by :func:`warmup_cosine` if it is a
             float parameter named ``lr``, otherwise without the initial rise.
         patience: Stop after this many epochs without improvement. :obj:`None`: never.
         birth_cost: With ``patience``, the cost that the first epochs must improve on.
@@ -212,8 +212,8 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
         return state | {"best": _validate(context, recipe, ema, epoch)}
     assert recipe.optimizer is not None
     set_rate = rate_setter(recipe.optimizer)
-    # `pace` starts at a third of the rate. This suits only a rate that was raised before.
-    rate_factor = half_cosine if scalable_rate(trial.distributions) is None else pace
+    # `warmup_cosine` starts at a third of the rate. This suits only a rate that was raised before.
+    rate_factor = half_cosine if scalable_rate(trial.distributions) is None else warmup_cosine
     trainer = context.trainer or partial(train, engine=context.engine)
     epochs = iter(trainer(recipe, job.n_epochs))
     least_cost, n_without_improvement = job.birth_cost, 0

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from optuna_miha._search.learning_rate import pace
+from optuna_miha._search.learning_rate import warmup_cosine
 from optuna_miha._search.space import kind_of
 from optuna_miha.visualization._phase_bands import STRIP_HEIGHT, add_phases
 from optuna_miha.visualization._run_view import RunView, read_run_view
@@ -232,7 +232,7 @@ def _add_steps(figure: Any, row: _Row, key: str) -> dict[str, Any]:
             continue
         for epoch in range(start, end):
             x += [epoch, epoch + 1]
-            y += [value * pace(epoch - start, zero_at - start)] * 2
+            y += [value * warmup_cosine(epoch - start, zero_at - start)] * 2
     figure.add_scatter(
         x=x,
         y=y,

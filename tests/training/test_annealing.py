@@ -16,7 +16,7 @@ from helpers.networks import run_context, succeed
 from torch import Tensor, nn
 
 from optuna_miha import EpochResult, Recipe
-from optuna_miha._search.learning_rate import pace
+from optuna_miha._search.learning_rate import warmup_cosine
 
 
 def model_fn_with_lr(**changes: Any) -> Callable[[Any], Recipe]:
@@ -113,7 +113,7 @@ def test_learning_rate_that_was_not_raised_is_annealed_without_a_rise(
 
 @pytest.mark.parametrize("n_epochs", range(1, 41))
 def test_annealing_ends_far_below_its_peak(n_epochs: int) -> None:
-    rates = [pace(epoch, n_epochs) for epoch in range(n_epochs)]
+    rates = [warmup_cosine(epoch, n_epochs) for epoch in range(n_epochs)]
     top = rates.index(max(rates))
     assert max(rates) == (1 if n_epochs >= 5 else pytest.approx(1 / 3))
     assert rates[: top + 1] == sorted(rates[: top + 1])
