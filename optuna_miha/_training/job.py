@@ -107,8 +107,8 @@ class Job:
         params: The hyperparameters.
         state: The state to continue from. :obj:`None`: the initial weights.
         n_epochs: Epochs to train. 0: only validate the state.
-        anneal: Whether to anneal the learning rate over these epochs: by :func:`warmup_cosine` if it is a
-            float parameter named ``lr``, otherwise without the initial rise.
+        anneal: Whether to anneal the learning rate over these epochs: by :func:`warmup_cosine` if
+            it is a float parameter named ``lr``, otherwise without the initial rise.
         patience: Stop after this many epochs without improvement. :obj:`None`: never.
         birth_cost: With ``patience``, the cost that the first epochs must improve on.
         index: The branch index among its siblings, which selects the device.
