@@ -13,7 +13,7 @@ from typing import Any, overload
 from optuna_miha._history.text_table import text_table
 
 ANNEAL_TO = "anneal_to"
-PLACE = ("from_epoch", "to_epoch", "role", ANNEAL_TO)
+RESERVED_COLUMNS = ("from_epoch", "to_epoch", "role", ANNEAL_TO)
 """The entries of a row that are not hyperparameters."""
 
 
@@ -117,7 +117,7 @@ class Schedule(Sequence[dict[str, Any]]):
 
 def params_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """The hyperparameters of a row."""
-    return {name: value for name, value in row.items() if name not in PLACE}
+    return {name: value for name, value in row.items() if name not in RESERVED_COLUMNS}
 
 
 def _check_epochs(number: int, row: Mapping[str, Any], end: int) -> None:

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from torch import nn
 
 from optuna_miha._history.scalars import as_python
-from optuna_miha._history.schedule import PLACE
+from optuna_miha._history.schedule import RESERVED_COLUMNS
 from optuna_miha._model.activations import find_activations
 from optuna_miha._model.losses import with_label_smoothing
 from optuna_miha._model.optimizers import make_optimizer, optimizer_name
@@ -113,10 +113,10 @@ def build_initial(
                     f"`initial_params` must name parameters that `model_fn` suggests, got "
                     f"{name!r}; it suggests {sorted(trial.distributions)}."
                 )
-    taken = sorted(trial.distributions.keys() & set(PLACE))
+    taken = sorted(trial.distributions.keys() & set(RESERVED_COLUMNS))
     if taken:
         raise ValueError(
-            f"A hyperparameter must not have the name of a column of the schedule {PLACE}, got "
+            f"A hyperparameter must not have the name of a column of the schedule {RESERVED_COLUMNS}, got "
             f"{taken[0]!r}: give it another name."
         )
     return Initial(recipe, dict(trial.params), dict(trial.distributions))
