@@ -116,8 +116,8 @@ def build_initial(
     taken = sorted(trial.distributions.keys() & set(RESERVED_COLUMNS))
     if taken:
         raise ValueError(
-            f"A hyperparameter must not have the name of a column of the schedule {RESERVED_COLUMNS}, got "
-            f"{taken[0]!r}: give it another name."
+            "A hyperparameter must not have the name of a column of the schedule "
+            f"{RESERVED_COLUMNS}, got {taken[0]!r}: give it another name."
         )
     return Initial(recipe, dict(trial.params), dict(trial.distributions))
 

@@ -31,7 +31,7 @@ class Plan:
             two values by then and therefore prunes nothing below 4.
         fixing_epochs:
             Maximum number of epochs that the trunk trains alone in a cycle (*fixing* in MIHA).
-            ``0``: the trunk does not train alone.
+            ``0``: populations follow each other directly.
         startup:
             Maximum number of configurations in the start-up race. The race has fewer if
             ``startup_share`` does not suffice for them. ``1``: there is no race, and the initial
@@ -68,12 +68,12 @@ class Plan:
             the part of a parameter's name before its first dot. :obj:`None`: all parameters that
             ``model_fn`` suggests.
         restarts:
-            Whether the rest of the budget is spent on restarts from the initial weights, instead
-            of the final phase, if the network overfits early, because continuing an overfitted
-            trunk does not help. Each restart takes one and a half times as many epochs as the
-            best network had trained. It uses the best parameters so far, from the second restart
-            on with two changes. The learning rate rises to twice that of the best parameters and
-            then falls to zero. Without ``anneal`` there are no restarts.
+            Whether to spend the rest of the budget on restarts from the initial weights, instead
+            of the final phase, if the network overfits early. Continuing an overfitted trunk does
+            not help. Each restart takes one and a half times as many epochs as the best network
+            had trained. It uses the best parameters so far, from the second restart on with two
+            mutations. The learning rate rises to twice that of the best parameters and then falls
+            to zero. Without ``anneal`` there are no restarts.
 
     Raises:
         TypeError: If a value has the wrong type.
