@@ -27,7 +27,8 @@ from optuna_miha._search.learning_rate import half_cosine
 from optuna_miha._study.checkpoint_store import CheckpointStore
 from optuna_miha._training.compute import intra_op_threads
 from optuna_miha._training.job import Context
-from optuna_miha._training.trainer import rate_setter, train
+from optuna_miha._training.optimizer_steps import OptimizerSteps
+from optuna_miha._training.trainer import train
 
 # Attributes of a trial.
 BEST = "compare:best"
@@ -234,14 +235,14 @@ class BaselineRun:
         context = self._context
         recipe = context.on_device(build_recipe(context.model_fn, trial, context.seed))
         assert recipe.optimizer is not None
-        set_rate = rate_setter(recipe.optimizer)
+        steps = OptimizerSteps(recipe.optimizer)
         best: dict[str, Any] | None = None
         with intra_op_threads(context.engine.n_threads), preserved_rng():
             seed_all(context.seed)
             epochs = train(recipe, step.n_epochs, engine=context.engine)
             for epoch in range(1, step.n_epochs + 1):
                 if step.anneal:
-                    set_rate(half_cosine(epoch - 1, step.n_epochs))
+                    steps.factor = half_cosine(epoch - 1, step.n_epochs)
                 value = next(epochs).value
                 trial.report(value, step=epoch)
                 on_epoch()

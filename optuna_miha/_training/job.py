@@ -22,9 +22,10 @@ from optuna_miha._model.tensors import copy_tensors
 from optuna_miha._search.learning_rate import half_cosine, warmup_cosine
 from optuna_miha._search.space import scalable_rate
 from optuna_miha._training.compute import DEFAULT_ENGINE, Engine, intra_op_threads
+from optuna_miha._training.optimizer_steps import OptimizerSteps
 from optuna_miha._training.out_of_memory import is_out_of_memory, release_memory
 from optuna_miha._training.state import State, capture, inherit, make_ema
-from optuna_miha._training.trainer import Trainer, evaluate, is_failed, move, rate_setter, train
+from optuna_miha._training.trainer import Trainer, evaluate, is_failed, move, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +212,7 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
         state = capture(recipe, ema, epoch)
         return state | {"best": _validate(context, recipe, ema, epoch)}
     assert recipe.optimizer is not None
-    set_rate = rate_setter(recipe.optimizer)
+    steps = OptimizerSteps(recipe.optimizer)
     # `warmup_cosine` starts at a third of the rate. This suits only a rate that was raised before.
     rate_factor = half_cosine if scalable_rate(trial.distributions) is None else warmup_cosine
     trainer = context.trainer or partial(train, engine=context.engine)
@@ -219,7 +220,7 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
     least_cost, n_without_improvement = job.birth_cost, 0
     while len(log.results) < job.n_epochs and n_without_improvement != job.patience:
         if job.anneal:
-            set_rate(rate_factor(len(log.results), job.n_epochs))
+            steps.factor = rate_factor(len(log.results), job.n_epochs)
         log.begun += 1
         result = next(epochs, None)
         if result is None:

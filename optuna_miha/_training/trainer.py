@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -29,9 +29,10 @@ class Trainer(Protocol):
 
     It trains ``recipe.model`` in place for ``n_epochs`` epochs and yields one
     :class:`~optuna_miha.EpochResult` after each. The caller reports and prunes, anneals the
-    learning rate of ``recipe.optimizer``, and makes the checkpoints, which hold the state of
-    ``recipe.model``, ``recipe.optimizer`` and the global random generators. A segment may call
-    the trainer several times, each time with the state that the previous call left.
+    learning rate of ``recipe.optimizer`` during its steps, and makes the checkpoints, which hold
+    the state of ``recipe.model``, ``recipe.optimizer`` and the global random generators. A
+    segment may call the trainer several times, each time with the state that the previous call
+    left.
     """
 
     def __call__(self, recipe: Recipe, n_epochs: int) -> Iterator[EpochResult]:
@@ -208,18 +209,6 @@ def batch_loss(recipe: Recipe, model: nn.Module, batch: Any, loss_fn: LossFn) ->
         return recipe.train_step(model, batch, loss_fn)
     *inputs, target = batch
     return loss_fn(model(*inputs), target)
-
-
-def rate_setter(optimizer: torch.optim.Optimizer) -> Callable[[float], None]:
-    """Return a function that sets the learning rates to a multiple of the current ones."""
-    groups = optimizer.param_groups
-    rates = [group["lr"] for group in groups]
-
-    def set_rate(factor: float) -> None:
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate * factor
-
-    return set_rate
 
 
 def is_failed(result: EpochResult) -> bool:

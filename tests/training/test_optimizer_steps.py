@@ -1,0 +1,101 @@
+"""The rates during the steps of an optimizer, and their number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import SGD, Optimizer
+
+from optuna_miha._training.optimizer_steps import OptimizerSteps
+
+
+def weight() -> torch.nn.Parameter:
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    parameter.grad = torch.ones(())
+    return parameter
+
+
+class Lookahead(Optimizer):
+    """A wrapper that shares the groups of the optimizer that it wraps."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        super().__init__(inner.param_groups, {})
+        self.param_groups = inner.param_groups
+        self.inner = inner
+
+    def step(self, closure: Any = None) -> None:
+        self.inner.step()
+
+
+class Uninitialized(Optimizer):
+    """One that does not call the constructor of torch."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.param_groups = inner.param_groups
+        self.inner = inner
+
+    def step(self, closure: Any = None) -> None:
+        self.inner.step()
+
+
+@pytest.mark.parametrize("wrapper", [lambda o: o, Lookahead, Uninitialized])
+def test_each_step_is_scaled_and_counted_once(wrapper: Any) -> None:
+    parameter = weight()
+    optimizer = wrapper(SGD([parameter], lr=1.0))
+    steps = OptimizerSteps(optimizer)
+    optimizer.step()
+    steps.factor = 0.5
+    optimizer.step()
+    assert parameter.item() == -1.5
+    assert steps.count == 2
+    assert optimizer.param_groups[0]["lr"] == 1.0
+
+
+def test_steps_of_the_wrapped_optimizer_alone_are_scaled() -> None:
+    """As with SAM, whose second half is called on its own."""
+    parameter = weight()
+    optimizer = Lookahead(SGD([parameter], lr=1.0))
+    steps = OptimizerSteps(optimizer)
+    steps.factor = 0.5
+    optimizer.inner.step()
+    assert parameter.item() == -0.5
+    assert steps.count == 1
+
+
+def test_rate_is_restored_after_a_step_that_failed() -> None:
+    parameter = weight()
+    optimizer = SGD([parameter], lr=1.0)
+    steps = OptimizerSteps(optimizer)
+    steps.factor = 0.5
+
+    def closure() -> float:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        optimizer.step(closure)
+    optimizer.step()
+    assert parameter.item() == -0.5
+    assert optimizer.param_groups[0]["lr"] == 1.0
+
+
+def test_rate_that_a_closure_sets_is_kept() -> None:
+    optimizer = SGD([weight()], lr=1.0)
+    OptimizerSteps(optimizer).factor = 0.5
+
+    def closure() -> float:
+        optimizer.param_groups[0]["lr"] = 3.0
+        return 0.0
+
+    optimizer.step(closure)
+    assert optimizer.param_groups[0]["lr"] == 3.0
+
+
+def test_rate_that_is_a_tensor_is_scaled_and_restored() -> None:
+    parameter = weight()
+    optimizer = SGD([parameter], lr=torch.tensor(1.0))
+    OptimizerSteps(optimizer).factor = 0.5
+    optimizer.step()
+    assert parameter.item() == -0.5
+    assert float(optimizer.param_groups[0]["lr"]) == 1.0
