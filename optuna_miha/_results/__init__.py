@@ -1,4 +1,5 @@
-"""What a user takes home: the result, its schedule and code, replays, ensembles, comparisons.
+"""The results of a run: the trained model, its code, replays, ensembles and comparisons.
 
-Nothing here trains branches or writes to a study. This room stands on ``_study``.
+This room reads studies and writes only files of the user. It does not train branches. This room
+stands on ``_study``.
 """

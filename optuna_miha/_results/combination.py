@@ -1,4 +1,4 @@
-"""The outputs of several networks as one."""
+"""Combination of the outputs of several networks."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch.nn import functional
 from optuna_miha._model.recipe import LossFn
 
 Combine: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""``combine(outputs, weights)``: makes one output, ``(n_samples, ...)``, of those of several
-networks, ``(n_models, n_samples, ...)``. The weights, ``(n_models,)``, sum to one."""
+"""``combine(outputs, weights)`` combines the outputs of several networks, of shape
+``(n_models, n_samples, ...)``, into one output of shape ``(n_samples, ...)``. The weights have
+shape ``(n_models,)`` and sum to one."""
 
 
 def combination_for(loss_fn: LossFn) -> Combine:
-    """What to average, going by what the loss takes outputs for.
+    """Choose what to average by how the loss interprets outputs.
 
     Args:
-        loss_fn: The loss of validation; one that is not known averages the outputs themselves.
+        loss_fn: The validation loss. For an unknown loss, the outputs themselves are averaged.
     """
     for classes, function, combine in (
         ((nn.CrossEntropyLoss,), functional.cross_entropy, class_logits),
@@ -38,19 +39,19 @@ def combination_for(loss_fn: LossFn) -> Combine:
 
 def mean_output(outputs: Tensor, weights: Tensor) -> Tensor:
     """The mean of the outputs."""
-    return (outputs * _beside(outputs, weights)).sum(dim=0)
+    return (outputs * _broadcast(weights, outputs)).sum(dim=0)
 
 
 def log_probabilities(outputs: Tensor, weights: Tensor) -> Tensor:
     """The logarithm of the mean probability, for outputs that are log-probabilities."""
-    return torch.logsumexp(outputs + _beside(outputs, weights.log()), dim=0)
+    return torch.logsumexp(outputs + _broadcast(weights.log(), outputs), dim=0)
 
 
 def class_logits(outputs: Tensor, weights: Tensor) -> Tensor:
     """The logarithm of the mean probability of each class, for outputs that are logits.
 
-    Log-probabilities are logits as well: their softmax is the mean probability, and their
-    cross-entropy is its negative log-likelihood.
+    Log-probabilities are also logits: their softmax is the mean probability, and their
+    cross-entropy is the negative log-likelihood of the mean probability.
 
     Args:
         outputs: ``(n_models, n_samples, n_classes, ...)``.
@@ -60,12 +61,12 @@ def class_logits(outputs: Tensor, weights: Tensor) -> Tensor:
 
 
 def binary_logits(outputs: Tensor, weights: Tensor) -> Tensor:
-    """The logit of the mean probability, for outputs that are logits of yes against no."""
+    """The logit of the mean probability, for outputs that are logits of a binary decision."""
     yes = log_probabilities(functional.logsigmoid(outputs), weights)
     no = log_probabilities(functional.logsigmoid(-outputs), weights)
     return yes - no
 
 
-def _beside(outputs: Tensor, weights: Tensor) -> Tensor:
-    """``weights`` in the precision of ``outputs``, shaped to be broadcast over them."""
+def _broadcast(weights: Tensor, outputs: Tensor) -> Tensor:
+    """Reshape ``weights`` and convert them to the precision of ``outputs``, for broadcasting."""
     return weights.to(outputs.dtype).reshape(-1, *[1] * (outputs.ndim - 1))

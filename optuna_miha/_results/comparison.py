@@ -1,4 +1,4 @@
-"""What a comparison found: its runs and a table of them."""
+"""The runs of a comparison, and tables of them."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from optuna_miha._history.text_table import text_table
 from optuna_miha._results.significance import mean, sign_flip_p, standard_deviation, standard_error
 
 REFERENCE = "miha"
-"""The method that the others are compared with."""
+"""The method that the other methods are compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One method with one seed.
+    """A run of one method with one seed.
 
     Args:
         method: The method.
         seed: The seed of weights, data order and proposals.
-        n_epochs: The budget.
-        epochs: Epochs trained, pruned and failed ones included.
-        seconds: Wall-clock time of training and of writing to the storage, interrupted attempts
-            included. A run of ``optimize`` writes after every epoch, the others after every
-            trial, which counts where epochs are short.
-        value: The best validation value; NaN if there never was a finite one.
+        n_epochs: The budget, in epochs.
+        epochs: Trained epochs, including those of pruned and failed trials.
+        seconds: Wall-clock time of training and of writing to the storage, including interrupted
+            attempts. A run of ``optimize`` writes after every epoch, other methods write after
+            every trial. The difference matters if epochs are short.
+        value: The best validation value; NaN if none was finite.
         test: ``"loss"`` and the metrics of the selected weights on the test data;
             :obj:`None` without test data.
-        curve: Pairs of epochs spent and the best validation value so far, where it improved.
-        trial_epochs: Epochs of a full trial; :obj:`None` where the method does not search by
-            trials from scratch.
+        curve: Pairs of trained epochs and best validation value so far, one per improvement.
+        trial_epochs: Epochs of a full trial; :obj:`None` if the method does not train trials from
+            scratch.
     """
 
     method: str
@@ -50,12 +50,12 @@ class Run:
     trial_epochs: int | None
 
     def asdict(self) -> dict[str, Any]:
-        """The run as a JSON-serializable dictionary, in which NaN is :obj:`None`."""
+        """Convert the run to a JSON-serializable dictionary, in which NaN is :obj:`None`."""
         return {**asdict(self), "value": _json(self.value), "test": _json(self.test)}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Run:
-        """Read what :meth:`asdict` returned, back from JSON."""
+        """Create a run from a dictionary of :meth:`asdict`."""
         test = content["test"]
         return cls(
             **{
@@ -69,12 +69,12 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Methods at an equal number of trained epochs.
+    """The results of several methods with equal budgets of epochs.
 
     Args:
-        runs: All runs, those of a method together.
-        monitor: What decides on validation data: ``"loss"``, or the name of a metric.
-        direction: ``"minimize"`` or ``"maximize"``, of what is monitored.
+        runs: All runs, grouped by method.
+        monitor: The monitored validation value: ``"loss"``, or the name of a metric.
+        direction: ``"minimize"`` or ``"maximize"``: the direction of the monitored value.
     """
 
     runs: tuple[Run, ...]
@@ -82,79 +82,80 @@ class Comparison:
     direction: str = "minimize"
 
     def table(self) -> list[dict[str, Any]]:
-        """One row per method; ``pandas.DataFrame(comparison.table())`` takes it.
+        """A table with one row per method, for example for ``pandas.DataFrame``.
 
         Returns:
-            Dictionaries of ``method``, ``n`` (seeds), ``value`` and ``value sd`` (mean and
-            standard deviation of the validation value), ``epochs`` and ``seconds`` (medians).
-            With test data also, for the loss and every metric, ``test NAME`` and
-            ``test NAME sd``, and the paired difference to the method ``miha`` over equal seeds:
+            Dictionaries with ``method``, ``n`` (number of seeds), ``value`` and ``value sd`` (mean
+            and standard deviation of the validation value), ``epochs`` and ``seconds`` (medians).
+            With test data, also ``test NAME`` and ``test NAME sd`` for the loss and every metric,
+            and the paired difference from the method ``miha`` over equal seeds:
             ``test NAME vs miha`` (mean of method minus miha), ``… se`` (its standard error),
-            ``… n`` (pairs) and ``… p`` (two-sided, by enumerating sign flips, which with five
-            pairs cannot be below 0.0625). What cannot be computed is :obj:`None`.
+            ``… n`` (number of pairs) and ``… p`` (two-sided p value of the sign-flip test, which
+            is at least 0.0625 with five pairs). Values that cannot be computed are :obj:`None`.
         """
-        figures = self._figures()
+        metrics = self._metric_names()
         reference = [run for run in self.runs if run.method == REFERENCE]
         rows = []
         for method, runs in self._by_method().items():
             values = [run.value for run in runs]
             row: dict[str, Any] = {"method": method, "n": len(runs)}
             row |= {"value": mean(values), "value sd": standard_deviation(values)}
-            for figure in figures:
-                tests = [run.test[figure] for run in runs if run.test and figure in run.test]
-                row[f"test {figure}"] = mean(tests)
-                row[f"test {figure} sd"] = standard_deviation(tests)
-                pairs = _paired(runs, reference, figure) if method != REFERENCE else []
-                name = f"test {figure} vs {REFERENCE}"
-                row[name] = mean(pairs)
-                row[f"{name} se"] = standard_error(pairs)
-                row[f"{name} n"] = len(pairs)
-                row[f"{name} p"] = sign_flip_p(pairs)
+            for metric in metrics:
+                tests = [run.test[metric] for run in runs if run.test and metric in run.test]
+                row[f"test {metric}"] = mean(tests)
+                row[f"test {metric} sd"] = standard_deviation(tests)
+                is_compared = method != REFERENCE
+                differences = _paired_differences(runs, reference, metric) if is_compared else []
+                name = f"test {metric} vs {REFERENCE}"
+                row[name] = mean(differences)
+                row[f"{name} se"] = standard_error(differences)
+                row[f"{name} n"] = len(differences)
+                row[f"{name} p"] = sign_flip_p(differences)
             row["epochs"] = statistics.median(run.epochs for run in runs)
             row["seconds"] = statistics.median(run.seconds for run in runs)
             rows.append({key: _json(value) for key, value in row.items()})
         return rows
 
     def describe(self) -> str:
-        """The table as aligned text, with the paired differences of what is monitored."""
-        figures = self._figures()
-        paired = f"test {self.monitor} vs {REFERENCE}"
-        header = ["method", "n", f"validation {self.monitor}", *(f"test {f}" for f in figures)]
+        """The table as aligned text, with the paired differences of the monitored value."""
+        metrics = self._metric_names()
+        difference = f"test {self.monitor} vs {REFERENCE}"
+        header = ["method", "n", f"validation {self.monitor}", *(f"test {m}" for m in metrics)]
         methods = self._by_method()
-        is_paired = self.monitor in figures and REFERENCE in methods and len(methods) > 1
-        header += [f"{paired} (± se)", "p"] if is_paired else []
-        lines = [[*header, "epochs", "seconds"]]
+        is_paired = self.monitor in metrics and REFERENCE in methods and len(methods) > 1
+        header += [f"{difference} (± se)", "p"] if is_paired else []
+        rows = [[*header, "epochs", "seconds"]]
         for row in self.table():
-            line = [row["method"], str(row["n"]), _spread(row["value"], row["value sd"])]
-            line += [_spread(row[f"test {f}"], row[f"test {f} sd"]) for f in figures]
+            cells = [row["method"], str(row["n"]), _mean_text(row["value"], row["value sd"])]
+            cells += [_mean_text(row[f"test {m}"], row[f"test {m} sd"]) for m in metrics]
             if is_paired:
-                line.append(_spread(row[paired], row[f"{paired} se"], signed=True))
-                p = row[f"{paired} p"]
-                line.append("" if p is None else f"{p:.3g}")
-            lines.append([*line, f"{row['epochs']:g}", f"{row['seconds']:.1f}"])
-        text = text_table(lines)
+                cells.append(_mean_text(row[difference], row[f"{difference} se"], signed=True))
+                p = row[f"{difference} p"]
+                cells.append("" if p is None else f"{p:.3g}")
+            rows.append([*cells, f"{row['epochs']:g}", f"{row['seconds']:.1f}"])
+        lines = text_table(rows)
         better = "smaller" if self.direction == "minimize" else "larger"
-        text.append(f"Mean ± standard deviation over n seeds; {better} {self.monitor} is better.")
-        if not figures:
-            text.append(
-                "Without `test_data` in the recipe there are only validation values, which every "
-                "method selected by: they do not tell which model is better."
+        lines.append(f"Mean ± standard deviation over n seeds; {better} {self.monitor} is better.")
+        if not metrics:
+            lines.append(
+                "These are validation values, by which every method selected its weights: they do "
+                "not show which model is better. Add `test_data` to the recipe."
             )
-        return "\n".join(text)
+        return "\n".join(lines)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write one row per run as CSV."""
-        figures = self._figures()
-        names = ["method", "seed", "value", *(f"test {f}" for f in figures), "epochs", "seconds"]
+        metrics = self._metric_names()
+        names = ["method", "seed", "value", *(f"test {m}" for m in metrics), "epochs", "seconds"]
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names, extrasaction="ignore")
             writer.writeheader()
             for run in self.runs:
-                tests = {f"test {f}": (run.test or {}).get(f) for f in figures}
+                tests = {f"test {m}": (run.test or {}).get(m) for m in metrics}
                 writer.writerow({**run.asdict(), **tests})
 
     def to_json(self, path: str | PathLike[str]) -> None:
-        """Write runs, with their curves, and the table as JSON."""
+        """Write the table and all runs with their curves as JSON."""
         content = {
             "monitor": self.monitor,
             "direction": self.direction,
@@ -169,29 +170,32 @@ class Comparison:
             groups.setdefault(run.method, []).append(run)
         return groups
 
-    def _figures(self) -> list[str]:
-        """What was measured on test data, in any run."""
+    def _metric_names(self) -> list[str]:
+        """Names of the values that any run has on test data."""
         return list(dict.fromkeys(name for run in self.runs for name in run.test or {}))
 
 
-def _paired(runs: Sequence[Run], reference: Sequence[Run], figure: str) -> list[float]:
-    """Differences of a test figure over the seeds that both have."""
-    theirs = {run.seed: run.test.get(figure, math.nan) for run in reference if run.test}
+def _paired_differences(runs: Sequence[Run], reference: Sequence[Run], metric: str) -> list[float]:
+    """Differences of a test metric between two methods, over the seeds of both."""
+    by_seed = {run.seed: run.test.get(metric, math.nan) for run in reference if run.test}
     differences = [
-        run.test.get(figure, math.nan) - theirs.get(run.seed, math.nan) for run in runs if run.test
+        run.test.get(metric, math.nan) - by_seed.get(run.seed, math.nan)
+        for run in runs
+        if run.test
     ]
     return [difference for difference in differences if math.isfinite(difference)]
 
 
-def _spread(centre: float | None, width: float | None, *, signed: bool = False) -> str:
-    if centre is None:
+def _mean_text(mean: float | None, spread: float | None, *, signed: bool = False) -> str:
+    """A mean with its standard deviation or standard error, such as ``"0.25 ± 0.01"``."""
+    if mean is None:
         return ""
-    text = f"{centre:+.4g}" if signed else f"{centre:.4g}"
-    return text if width is None else f"{text} ± {width:.2g}"
+    text = f"{mean:+.4g}" if signed else f"{mean:.4g}"
+    return text if spread is None else f"{text} ± {spread:.2g}"
 
 
 def _json(value: Any) -> Any:
-    """The same without NaN and infinity, which JSON lacks."""
+    """Replace NaN and infinity, which JSON does not support, by :obj:`None`."""
     if isinstance(value, dict):
         return {key: _json(part) for key, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""An ensemble of what a run leaves over: chosen greedily, not trained."""
+"""Greedy selection of an ensemble from the networks of a run, without training."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _logger = optuna.logging.get_logger("optuna.miha")
 
 
 class Ensemble(nn.Module):
-    """Several networks that answer as one.
+    """A module that combines the outputs of several networks.
 
     Args:
         models: The networks, which take the same inputs.
-        weights: The weight of each, summing to one.
-        combine: Makes one output of theirs.
-        trials: The number of the trial that each comes from.
-        value: The validation value of the whole.
+        weights: The weight of each network. They sum to one.
+        combine: Combines the outputs of the networks.
+        trials: The trial number of each network.
+        value: The validation value of the ensemble.
 
     Attributes:
         models: The networks.
-        weights: Their weights, ``(n_models,)``; a part of the state.
-        trials: Numbers of the trials that they come from.
-        value: The validation value, in the study's own direction.
+        weights: Their weights, of shape ``(n_models,)``; a buffer.
+        trials: The trial number of each network.
+        value: The validation value, in the study's direction.
     """
 
     weights: Tensor
@@ -61,15 +61,15 @@ class Ensemble(nn.Module):
         self._combine = combine
 
     def forward(self, *inputs: Any) -> Tensor:
-        """The combined output.
+        """Combine the outputs of all networks.
 
         Args:
-            inputs: What each of the networks takes.
+            inputs: The inputs of each network.
         """
         return self._combine(torch.stack([model(*inputs) for model in self.models]), self.weights)
 
     def extra_repr(self) -> str:
-        """Where the networks come from."""
+        """The trials and the validation value, for ``repr``."""
         return f"trials={list(self.trials)}, value={self.value:.6g}"
 
 
@@ -78,45 +78,46 @@ def select(
 ) -> tuple[Counter[int], float]:
     """Greedy forward selection with repetition.
 
-    ``size`` times the candidate is added that lowers the cost of the whole most, or raises it
-    least; what was best on the way is returned, so that it costs no more than the best candidate
-    alone. A candidate that is chosen again gains weight. Where costs tie, the first candidate
-    and the smaller ensemble are chosen.
+    In each of ``size`` steps, the candidate is added that gives the ensemble with the lowest cost.
+    The best ensemble of all steps is returned, so that its cost is at most that of the best
+    candidate. A candidate that is chosen repeatedly gains weight. If costs tie, the first
+    candidate and the smaller ensemble are chosen.
 
     Reference: R. Caruana, A. Niculescu-Mizil, G. Crew and A. Ksikes, *Ensemble Selection from
     Libraries of Models*, ICML 2004, section 2.
 
     Args:
-        n_candidates: How many candidates there are, at least one.
-        cost: The cost of an ensemble, given how often each candidate is in it. NaN: never.
-        size: How many are chosen, counting repetitions.
+        n_candidates: The number of candidates, at least one.
+        cost: The cost of an ensemble, given the count of each candidate. Ensembles with a cost of
+            NaN are not chosen.
+        size: The number of steps, and so the maximum size, counting repetitions.
 
     Returns:
-        How often each candidate is chosen, and the cost.
+        The count of each chosen candidate, and the cost.
     """
     chosen: Counter[int] = Counter()
-    best, least = Counter([0]), math.inf
+    best, lowest = Counter([0]), math.inf
     for _ in range(size):
         extended = [chosen + Counter([candidate]) for candidate in range(n_candidates)]
-        costs = [c if not math.isnan(c := cost(one)) else math.inf for one in extended]
+        costs = [c if not math.isnan(c := cost(counts)) else math.inf for counts in extended]
         candidate = min(range(n_candidates), key=costs.__getitem__)
         chosen = extended[candidate]
-        if costs[candidate] < least:
-            best, least = chosen, costs[candidate]
-    return best, least
+        if costs[candidate] < lowest:
+            best, lowest = chosen, costs[candidate]
+    return best, lowest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Library:
-    """The networks that a run leaves over: of each of its better segments, the best weights.
+    """The networks from which ensembles are selected: the best weights of the best segments.
 
     Args:
         segments: The segments, the best first.
-        store: Where their weights lie.
+        store: The store of their weights.
         model_fn: Builds the networks.
-        seed: The run's.
-        initial_params: The initial configuration, whose data and loss are those of validation.
-        sign: 1 where the study minimizes, -1 where it maximizes.
+        seed: The run's seed.
+        initial_params: The initial configuration, which defines validation data and loss.
+        sign: 1 if the study minimizes, -1 if it maximizes.
     """
 
     segments: Sequence[Segment]
@@ -127,21 +128,21 @@ class Library:
     sign: int
 
     def ensemble(self, size: int, combine: Combine | None, device: torch.device) -> Ensemble:
-        """The ensemble of ``size`` that validates best, as far as greedy selection finds it.
+        """Select an ensemble of up to ``size`` networks greedily by its validation value.
 
-        The outputs of every network on the validation data are held in main memory meanwhile;
-        the networks themselves are loaded one at a time.
+        During selection, the outputs of every network on the validation data are held in main
+        memory. The networks themselves are loaded one at a time.
 
         Args:
-            size: How many networks are chosen, counting repetitions.
-            combine: Makes one output of several; :obj:`None`: what suits the loss.
-            device: Where to compute, and where to leave the ensemble.
+            size: The maximum number of networks, counting repetitions.
+            combine: Combines the outputs of several networks; default by the loss.
+            device: The device of the computation and of the returned ensemble.
 
         Raises:
-            MihaError: If there is no network to choose.
+            MihaError: If no network is available.
             TypeError: If the networks do not return a tensor.
-            ValueError: If ``size`` is not positive, the recipe has a ``train_step``, or the
-                validation data come in another order each time.
+            ValueError: If ``size`` is not positive, the recipe has a ``train_step``, or the order
+                of the validation data changes.
         """
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"`size` must be a positive number of networks, got {size!r}.")
@@ -149,7 +150,7 @@ class Library:
         if recipe.train_step is not None:
             raise ValueError(
                 "An ensemble needs batches of `(*inputs, target)`, got a recipe with a "
-                "`train_step`: average the outputs of the networks in code of your own."
+                "`train_step`: average the outputs of the networks in your own code."
             )
         validation = _Validation(recipe, device, self.seed)
         available: list[tuple[Segment, Tensor]] = []
@@ -162,8 +163,8 @@ class Library:
                 available.append((segment, validation.outputs(model.to(device))))
         if not available:
             raise MihaError(
-                "The run left no networks over to choose an ensemble from: run it with "
-                '`keep="trunk"` or `keep="all"`, not with `keep="final"`.'
+                "An ensemble needs the weights of at least one segment, got none: run `optimize` "
+                'with `keep="trunk"` or `keep="all"`, not with `keep="final"`.'
             )
         combine = combine or combination_for(validation.loss_fn)
 
@@ -172,14 +173,14 @@ class Library:
             outputs = torch.stack([available[i][1] for i in sorted(counts)]).to(device)
             return self.sign * validation.value(combine(outputs, weights))
 
-        counts, least = select(len(available), cost, size)
+        counts, lowest = select(len(available), cost, size)
         chosen = [available[i][0] for i in sorted(counts)]
         ensemble = Ensemble(
             [self._model(segment) for segment in chosen],
             _weights(counts),
             combine,
             trials=[segment.number for segment in chosen],
-            value=self.sign * least,
+            value=self.sign * lowest,
         )
         return ensemble.to(device).eval()
 
@@ -195,12 +196,12 @@ class Library:
 
 
 class _Validation:
-    """The validation data and what is measured on them.
+    """Computes outputs and the monitored value on the validation data.
 
     Args:
-        recipe: Of the initial configuration.
-        device: Where to compute.
-        seed: Of the random generators, from which a loader may draw its order.
+        recipe: The recipe of the initial configuration.
+        device: The device of the computation.
+        seed: The seed of the random generators, which may determine the order of a loader.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, seed: int) -> None:
@@ -210,17 +211,17 @@ class _Validation:
         self._recipe = recipe
         self._device = device
         self._seed = seed
-        self._lengths: list[int] = []
-        self._pieces: list[int] = []
+        self._batch_lengths: list[int] = []
+        self._output_lengths: list[int] = []
         self._targets: list[Any] = []
 
     @torch.no_grad()
     def outputs(self, model: nn.Module) -> Tensor:
-        """What ``model`` answers to all objects, in main memory.
+        """The outputs of ``model`` for all validation samples, in main memory.
 
         Raises:
-            TypeError: If that is not a tensor.
-            ValueError: If the objects come in another order than they did for another model.
+            TypeError: If the model does not return a tensor.
+            ValueError: If the order of the samples differs from that for an earlier model.
         """
         model.eval()
         outputs, targets, lengths = [], [], []
@@ -237,37 +238,37 @@ class _Validation:
                 targets.append(target)
                 lengths.append(batch_length([*inputs, target]))
         if not self._targets:
-            self._targets, self._lengths = targets, lengths
-            self._pieces = [len(output) for output in outputs]
-        elif lengths != self._lengths or not _same(targets, self._targets):
+            self._targets, self._batch_lengths = targets, lengths
+            self._output_lengths = [len(output) for output in outputs]
+        elif lengths != self._batch_lengths or not _is_equal(targets, self._targets):
             raise ValueError(
-                "`valid_data` must yield the same objects in the same order each time, got "
-                "another order: use `shuffle=False` for the DataLoader of validation."
+                "`valid_data` must yield the same samples in the same order each time, got "
+                "another order: use `shuffle=False` in the DataLoader for validation."
             )
         return torch.cat(outputs)
 
     @torch.no_grad()
     def value(self, outputs: Tensor) -> float:
-        """The monitored value of outputs for all objects, computed as after an epoch."""
+        """The monitored value of the outputs for all samples, computed as after an epoch."""
         if self._recipe.monitor != "loss":
             targets = torch.cat(self._targets)
             return float(self._recipe.metrics[self._recipe.monitor](outputs, targets))
-        pieces = torch.split(outputs, self._pieces)
-        losses = map(self.loss_fn, pieces, self._targets)
-        total = sum(float(loss) * n for loss, n in zip(losses, self._lengths, strict=True))
-        return total / sum(self._lengths)
+        batches = torch.split(outputs, self._output_lengths)
+        losses = map(self.loss_fn, batches, self._targets)
+        total = sum(float(loss) * n for loss, n in zip(losses, self._batch_lengths, strict=True))
+        return total / sum(self._batch_lengths)
 
 
 def _weights(counts: Counter[int]) -> list[float]:
-    """The weight of each candidate that is chosen, in their order."""
+    """The weight of each chosen candidate, in the order of the candidates."""
     return [counts[candidate] / counts.total() for candidate in sorted(counts)]
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether nested containers of tensors are equal; of anything else, its type is compared."""
+def _is_equal(one: Any, other: Any) -> bool:
+    """Whether nested containers of tensors are equal. Of other objects, the types are compared."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        # What is not a number stands for a gap, and does not equal itself.
+        # NaN marks missing targets, and is not equal to itself.
         return one.shape == other.shape and bool(((one == other) | (one != one)).all())
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(_is_equal, one, other))
     return type(one) is type(other)

@@ -1,4 +1,4 @@
-"""One configuration as PyTorch code that needs nothing of this package."""
+"""A configuration as PyTorch code that does not depend on this package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optuna_miha._model.activations import GroupedActivation, activation_name
 from optuna_miha._model.recipe import Recipe
 
 _REDUCTIONS = ("size_average", "reduce")
-"""Arguments that torch's losses keep for code of ten years ago."""
+"""Deprecated arguments of torch's losses."""
 
 
 def code_of(
@@ -24,17 +24,18 @@ def code_of(
     n_annealed: int | None = None,
     is_raised: bool = True,
 ) -> str:
-    """Python code that puts a configuration into a network named ``model``.
+    """Generate Python code that applies a configuration to a network named ``model``.
 
-    It sets the activations and dropout rates that were suggested, and defines ``optimizer``,
-    ``batch_size``, where it is one of torch's ``loss_fn``, and ``params``, a dictionary of what
-    ``model_fn`` suggests by itself.
+    The code sets the suggested activations and dropout rates, and defines ``optimizer``,
+    ``batch_size``, ``loss_fn`` if it is a loss of torch, and a dictionary ``params`` with the
+    parameters that ``model_fn`` suggests itself.
 
     Args:
-        recipe: What ``model_fn`` returns for the configuration.
+        recipe: The recipe that ``model_fn`` returns for the configuration.
         params: The configuration.
-        n_annealed: Over how many epochs its learning rate was annealed; :obj:`None`: it was not.
-        is_raised: Whether it rose before it fell.
+        n_annealed: Epochs over which the learning rate was annealed; :obj:`None` if it was
+            constant.
+        is_raised: Whether the learning rate rose before it fell.
     """
     model, loss_fn = recipe.model, recipe.loss_fn
     used = {"batch_size", "optimizer", "lr", "weight_decay", "momentum", "loss"}
@@ -49,18 +50,18 @@ def code_of(
     parts = []
     if grouped:
         parts.append(_imports_of_groups() + "\n\n\n" + inspect.getsource(GroupedActivation))
-    parts.append("# `model` is the network as you wrote it.")
+    parts.append("# `model` is the network with its original architecture.")
     parts += changes
     assert recipe.optimizer is not None
     if n_annealed is not None and not is_raised:
         parts.append(
-            f"# The learning rate is the first of {n_annealed} epochs: it fell from it to zero "
+            f"# `lr` is the initial learning rate of {n_annealed} epochs. It was annealed to zero "
             "along half a\n# cosine."
         )
     elif n_annealed is not None:
         parts.append(
-            f"# The learning rate is the highest of {n_annealed} epochs: it rose to it from a "
-            "third over the first\n# tenth of them, then fell to zero along half a cosine."
+            f"# `lr` is the highest learning rate of {n_annealed} epochs. It rose from `lr / 3` "
+            "over the first tenth,\n# then was annealed to zero along half a cosine."
         )
     parts.append(_optimizer(recipe.optimizer, model))
     parts.append(f"batch_size = {recipe.batch_size}")
@@ -68,32 +69,32 @@ def code_of(
         parts.append(f"loss_fn = {_call(f'nn.{type(loss_fn).__name__}', _settings(loss_fn))}")
         used.add("label_smoothing")
     else:
-        parts.append("# `loss_fn` is yours.")
+        parts.append("# Use your own `loss_fn`.")
     others = {name: value for name, value in params.items() if name not in used}
     if others:
-        parts.append(f"params = {others!r}  # What you suggest yourself.")
+        parts.append(f"params = {others!r}  # Suggested by your own code.")
     return "import torch\nfrom torch import nn\n" + "\n".join(parts) + "\n"
 
 
 def _change(model: nn.Module, name: str, value: Any) -> Iterator[str]:
-    """The lines that one parameter of an activation or a dropout module needs."""
+    """The lines of code for one parameter of an activation or dropout module."""
     kind, _, path = name.partition(".")
     if kind == "dropout" and hasattr(_submodule(model, path), "p"):
         yield f"model.get_submodule({path!r}).p = {value!r}"
     if kind != "activation":
         return
-    # In the name of a group of neurons, the last part is the group.
+    # If neurons have groups, the last part of the name is the group.
     found = (_submodule(model, p) for p in (path, path.rpartition(".")[0]))
     module = next((m for m in found if _is_activation(m)), None)
     if module is None:
         return
-    for place, other in model.named_modules(remove_duplicate=False):
+    for other_path, other in model.named_modules(remove_duplicate=False):
         if other is not module:
             continue
-        yield f"model.set_submodule({place!r}, {_activation(module)})"
-        parent = place.rpartition(".")[0]
+        yield f"model.set_submodule({other_path!r}, {_activation(module)})"
+        parent = other_path.rpartition(".")[0]
         if isinstance(model.get_submodule(parent), nn.TransformerEncoderLayer):
-            # Its fused evaluation path would go on computing the old activation.
+            # Its fused evaluation path would still compute the old activation.
             owner = f"model.get_submodule({parent!r})" if parent else "model"
             yield f"{owner}.activation_relu_or_gelu = 0"
 
@@ -112,7 +113,7 @@ def _is_activation(module: nn.Module | None) -> bool:
 
 
 def _activation(module: nn.Module) -> str:
-    """The call that builds an activation; torch prints all of its settings."""
+    """The call that creates an activation. The ``repr`` of torch shows all its settings."""
     if not isinstance(module, GroupedActivation):
         return f"nn.{module!r}"
     lengths = [end - start for start, end in pairwise(module.bounds)]
@@ -141,7 +142,7 @@ def _optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> str:
     accepted = inspect.signature(cls).parameters
     groups = optimizer.param_groups
     defaults = {k: v for k, v in optimizer.defaults.items() if k in accepted}
-    # Read from the groups, which may have been changed after construction.
+    # The groups may have been changed after construction.
     own = [k for k in defaults if any(group[k] != groups[0][k] for group in groups)]
     settings = {
         k: groups[0][k]
@@ -163,7 +164,7 @@ def _optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> str:
 
 
 def _settings(loss_fn: nn.Module) -> dict[str, Any]:
-    """The arguments of a loss of torch that are not the default."""
+    """The arguments of a torch loss that differ from their defaults."""
     arguments = inspect.signature(type(loss_fn)).parameters
     values = {
         name: getattr(loss_fn, name)
@@ -183,7 +184,7 @@ def _call(name: str, settings: Mapping[str, Any], *first: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """The literal of a setting."""
+    """The value of a setting as code."""
     if isinstance(value, torch.Tensor):
         return f"torch.tensor({value.tolist()!r})" if value.ndim else repr(value.item())
     return repr(value)

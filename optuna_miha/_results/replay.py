@@ -1,4 +1,4 @@
-"""Training along a schedule that a run found, without the search."""
+"""Training along the schedule of a run, without the search."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Replay(Trained):
     """A network that was trained along a schedule.
 
     Args:
-        model: The network with the weights that validated best in the last row, in evaluation
-            mode.
+        model: The network with the weights of the best validation value in the last row, in
+            evaluation mode.
         params: The hyperparameters of the last row.
-        value: Its validation value.
+        value: The validation value of the model.
         schedule: The schedule.
-        best_epoch: The epoch whose weights the model has.
-        results: What came of each epoch.
+        best_epoch: The epoch of the model's weights.
+        results: The results of all epochs.
     """
 
     best_epoch: int
@@ -56,44 +56,43 @@ def replay(
 ) -> Replay:
     """Train a network from scratch along a discovered schedule.
 
-    It costs the epochs of the schedule, not those of the run that found it. Every row continues
-    from the weights, their average, the optimizer's state and the random state that the one
-    before left, as the segments of a run do, and changes the hyperparameters. In a row with
-    ``anneal_to`` the learning rate is annealed to zero at that epoch; it is trained to its end,
-    also where the run's best weights came before, and the best of it are returned.
+    Only the epochs of the schedule are trained. Like the segments of a run, each row continues
+    from the weights, their moving average, the optimizer's state and the random state at the end
+    of the row before, and changes the hyperparameters. In a row with ``anneal_to``, the learning
+    rate is annealed to zero until that epoch. Such a row is trained to its end, even if the best
+    weights of the run came earlier, and its best weights are returned.
 
-    With the run's seed, ``model_fn``, data and the same arguments here as there, the result is
-    the run's own model, bit by bit on a CPU. What a row cannot hold is not repeated: weights
-    that were averaged with those of a sibling (:class:`AverageWeights`), and an annealing that a
-    trainer of your own ended early. With another seed, or other data, nothing promises that the
-    same changes are good at the same epochs.
+    With the same seed, ``model_fn``, data and arguments as in the run, the result is the model of
+    the run, bit by bit on a CPU. Two things are not part of a schedule and are not repeated:
+    averaging of weights with those of a sibling (:class:`AverageWeights`), and an annealing that
+    a custom trainer ended early. With another seed or other data, the same changes at the same
+    epochs may not be good ones.
 
     Args:
         schedule:
-            ``result.schedule``, one read by :meth:`Schedule.from_json` or
-            :meth:`Schedule.from_csv`, or rows like theirs.
-        model_fn: As given to :func:`optimize`, or the same for other data.
+            ``result.schedule``, a schedule read by :meth:`Schedule.from_json` or
+            :meth:`Schedule.from_csv`, or a sequence of rows in the same form.
+        model_fn: As in :func:`optimize`, possibly with other data.
         seed:
-            Of the initial weights and of the order of the data: that of ``MihaSampler``, which is
-            in ``study.user_attrs["miha:seed"]``, or another.
+            The seed of the initial weights and of the data order. The seed of a run is that of
+            ``MihaSampler``, and is stored in ``study.user_attrs["miha:seed"]``.
         direction:
-            ``"minimize"`` or ``"maximize"``, for a metric of your own; that of the loss and of
-            the accuracy is known.
-        ema_decay: As in :class:`Plan`. It decides which weights are returned, and changes
-            nothing in training.
-        trainer: As given to :func:`optimize`; the weights are then not averaged.
-        device: Where to train; default the accelerator, if there is one, else the CPU.
-        precision: As given to :func:`optimize`.
-        channels_last: As given to :func:`optimize`.
-        n_threads: As given to :func:`optimize`.
+            ``"minimize"`` or ``"maximize"``; required for a custom metric. The directions of the
+            loss and the accuracy are known.
+        ema_decay: As in :class:`Plan`. It affects which weights are returned, but not training.
+        trainer: As in :func:`optimize`. With a trainer, weights are not averaged.
+        device: The device to train on; default the accelerator if available, else the CPU.
+        precision: As in :func:`optimize`.
+        channels_last: As in :func:`optimize`.
+        n_threads: As in :func:`optimize`.
 
     Returns:
         The trained model.
 
     Raises:
         TypeError: If ``model_fn`` does not return a recipe.
-        ValueError: If the schedule has a gap, or ``direction`` contradicts what is monitored.
-        MihaError: If a row could not be trained.
+        ValueError: If the schedule has a gap, or ``direction`` contradicts the monitored value.
+        MihaError: If training of a row failed.
     """
     if not isinstance(schedule, Schedule):
         schedule = Schedule(schedule)
@@ -114,7 +113,7 @@ def replay(
         end = row.get(ANNEAL_TO, row["to_epoch"])
         job = Job(
             params=params_of(row),
-            # The best weights are those of the row: the last one's are returned.
+            # Without "best", because the best weights of the last row alone are returned.
             state=state and {k: v for k, v in state.items() if k != "best"},
             n_epochs=end - row["from_epoch"],
             anneal=ANNEAL_TO in row,
@@ -124,8 +123,8 @@ def replay(
             epoch = row["from_epoch"] + len(outcome.results)
             raise MihaError(
                 f"Row {number} of the schedule (epochs {row['from_epoch']} to {end}) failed after "
-                f"epoch {epoch}: {outcome.error} Check that `model_fn` suggests what the rows "
-                "hold."
+                f"epoch {epoch}: {outcome.error} Check that `model_fn` suggests the parameters of "
+                "the schedule."
             ) from outcome.exception
         state = outcome.state
         results += outcome.results

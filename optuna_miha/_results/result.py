@@ -1,4 +1,4 @@
-"""What a run leaves in the user's hands."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -43,25 +43,26 @@ _COLUMNS = (
     "value",
     "fitness",
 )
-"""Of a segment, as :meth:`Result.to_dataframe` shows it."""
+"""Attributes of segments that are columns of :meth:`Result.to_dataframe`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result(Trained):
-    """A trained model and how it came about.
+    """The trained model of a run, and its history.
 
     Args:
-        model: The network with the weights that validated best, in evaluation mode.
+        model: The network with the weights of the best validation value, in evaluation mode.
         params:
-            The hyperparameters at that epoch; where the learning rate was annealed, ``lr`` is the
-            highest that it had meanwhile.
-        value: Its validation value.
-        trial: The trial that it comes from; ``study.best_trial`` of an undisturbed study.
-        schedule: The hyperparameters over the epochs of its lineage.
-        lineage: The segments that it descends from, the oldest first, its own last.
+            The hyperparameters at the epoch of these weights. If the learning rate was annealed,
+            ``lr`` is its highest value.
+        value: The validation value of the model.
+        trial: The trial of the model. It is ``study.best_trial``, unless the study has other
+            trials.
+        schedule: The hyperparameters over the epochs of the model's lineage.
+        lineage: The segments of the model's lineage, the oldest first.
         segments: All segments of the run.
-        n_epochs_trained: Epochs trained in the whole run, losers' and failures' included.
-        library: The networks that :meth:`ensemble` chooses from.
+        n_epochs_trained: Epochs trained in the whole run, including pruned and failed segments.
+        library: The networks from which :meth:`ensemble` selects.
     """
 
     trial: FrozenTrial
@@ -71,62 +72,63 @@ class Result(Trained):
     library: Library = field(repr=False)
 
     def ensemble(self, size: int = 12, *, combine: Combine | None = None) -> Ensemble:
-        """Several networks of the run that answer as one: no training, only validation.
+        """Select an ensemble from the networks of the run, without further training.
 
-        Every segment of training, losers included, leaves the weights that validated best in it;
-        the 60 best are kept, unless the run was told ``keep="final"``. Among them, greedy forward
-        selection with repetition minimizes the loss, or what else is monitored, on the validation
-        data: the returned network validates no worse than ``model``, and usually consists of
-        two to five networks, each of which has to be computed.
+        The best weights of the 60 best segments, including pruned ones, are kept during the run,
+        except with ``keep="final"``. From these networks, greedy forward selection with repetition
+        optimizes the monitored value on the validation data. The validation value of the ensemble
+        is at least as good as that of ``model``. An ensemble usually consists of two to five
+        networks, all of which are evaluated for a prediction.
 
-        What is averaged depends on the loss. For :class:`torch.nn.CrossEntropyLoss`,
+        The loss determines what is averaged. For :class:`torch.nn.CrossEntropyLoss`,
         :class:`torch.nn.NLLLoss`, :class:`torch.nn.KLDivLoss`,
-        :class:`torch.nn.BCEWithLogitsLoss` and :class:`torch.nn.MultiLabelSoftMarginLoss` it is
-        the probabilities; the output is the logarithm of their mean, or for the last two its
-        logit, so that the loss, ``argmax`` and ``softmax`` can be applied to it as to the output
-        of one network. For any other loss it is the outputs.
+        :class:`torch.nn.BCEWithLogitsLoss` and :class:`torch.nn.MultiLabelSoftMarginLoss`, these
+        are the probabilities. The output is the logarithm of their mean, or for the last two its
+        logit, so that the loss, ``argmax`` and ``softmax`` apply as to the output of a single
+        network. For any other loss, the outputs are averaged.
 
-        Weights that are missing or damaged are left out with a warning. The outputs of all 60
-        networks on the validation data are held in main memory meanwhile.
+        Missing or damaged weights are left out with a warning. During selection, the outputs of
+        all 60 networks on the validation data are held in main memory.
 
         Reference: R. Caruana, A. Niculescu-Mizil, G. Crew and A. Ksikes, *Ensemble Selection from
         Libraries of Models*, ICML 2004.
 
         Args:
             size:
-                How many networks are chosen, counting repetitions: their weights in the ensemble
-                are multiples of one over that number, or over a smaller one if that is better.
+                The maximum number of networks, counting repetitions. The weights of the networks
+                are multiples of ``1 / size``, or of a larger fraction if fewer networks are
+                better.
             combine:
-                ``combine(outputs, weights)`` makes one output, ``(n_samples, ...)``, of those of
-                several networks, ``(n_models, n_samples, ...)``, for a loss that is none of the
-                above; the weights, ``(n_models,)``, sum to one.
+                ``combine(outputs, weights)`` combines outputs of shape
+                ``(n_models, n_samples, ...)`` into one of shape ``(n_samples, ...)``. The weights,
+                of shape ``(n_models,)``, sum to one. Default by the loss, as described above.
 
         Returns:
-            A network in evaluation mode, on the device of ``model``.
+            The ensemble in evaluation mode, on the device of ``model``.
 
         Raises:
-            MihaError: If the run left no networks over.
+            MihaError: If the weights of no network are available.
             TypeError: If the networks do not return one tensor.
-            ValueError: If ``size`` is not positive, the recipe has a ``train_step``, or the
-                validation data come in another order each time.
+            ValueError: If ``size`` is not positive, the recipe has a ``train_step``, or the order
+                of the validation data changes.
         """
         return self.library.ensemble(size, combine, device_of(self.model))
 
     def describe(self) -> str:
-        """The run in words: the race, the best change of every cycle, the final phase."""
+        """Describe the run: the race, the best change of every cycle, and the final phase."""
         is_maximized = self.library.sign < 0
         direction = StudyDirection.MAXIMIZE if is_maximized else StudyDirection.MINIMIZE
         return describe_run(Lineage(direction, self.segments), self.lineage[-1])
 
     def code(self) -> str:
-        """The configuration of the returned model as PyTorch code, ready to paste.
+        """Generate PyTorch code for the configuration of the model, ready to paste.
 
-        It works on a network named ``model``, as you wrote it: it replaces the activations, sets
-        the dropout rates, and defines ``optimizer``, ``batch_size`` and ``loss_fn``. It does not
-        need this package, and calls ``model_fn`` once to be written.
+        The code modifies a network named ``model`` with the original architecture: it replaces
+        the activations, sets the dropout rates, and defines ``optimizer``, ``batch_size`` and
+        ``loss_fn``. It does not depend on this package. This method calls ``model_fn`` once.
 
-        This is where training ended, not how it got there: hyperparameters changed on the way,
-        and :func:`optuna_miha.replay` follows them.
+        The code contains the hyperparameters at the end of training only. To repeat their
+        changes during training, use :func:`optuna_miha.replay`.
         """
         recipe = build_recipe(self.library.model_fn, FixedTrial(self.params), self.library.seed)
         last = self.lineage[-1]
@@ -139,12 +141,12 @@ class Result(Trained):
         )
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """All segments of the run as a table, one row for each, in the order of their trials.
+        """Export all segments of the run as a table, in the order of their trials.
 
         Columns: ``number``, ``role``, ``cycle``, ``branch``, ``parent``, ``birth``, ``end`` and
         ``trained`` (epochs), ``mutation``, ``value``, ``last_score``, ``fitness``, ``state``,
-        ``in_lineage`` (whether the returned model descends from it), and ``params_<name>`` for
-        every hyperparameter.
+        ``in_lineage`` (whether it is in the lineage of the model), and ``params_<name>`` for every
+        hyperparameter.
 
         Raises:
             ImportError: If pandas is not installed.
@@ -152,13 +154,13 @@ class Result(Trained):
         alternative = ", or use `result.segments`, a tuple of dataclasses"
         with try_import("pandas", needed_by="to_dataframe()", alternative=alternative):
             import pandas
-        own = {segment.number for segment in self.lineage}
+        in_lineage = {segment.number for segment in self.lineage}
         rows = [
             {name: getattr(segment, name) for name in _COLUMNS}
             | {
                 "last_score": segment.last_score if segment.scores else math.nan,
                 "state": segment.state.name,
-                "in_lineage": segment.number in own,
+                "in_lineage": segment.number in in_lineage,
             }
             | {f"params_{name}": value for name, value in segment.params.items()}
             for segment in self.segments
@@ -182,8 +184,8 @@ def make_result(
     best = lineage.best()
     if best is None or best.checkpoint is None:
         raise MihaError(
-            f"No segment of the study {study.study_name!r} was completed, so there is no model "
-            f"yet: {_remedy(study, lineage)}"
+            f"The study {study.study_name!r} must have a completed segment, got none: "
+            f"{_remedy(study, lineage)}"
         )
     seed = study.user_attrs[attributes.RUN_SEED]
     recipe = build_recipe(model_fn, FixedTrial(best.params), seed)
@@ -214,23 +216,28 @@ def make_result(
 
 
 def _remedy(study: optuna.Study, lineage: Lineage) -> str:
-    """Why a run has no result, and what helps."""
+    """The reason why a run has no result, and the repair."""
     failed = [s.number for s in lineage if s.state == TrialState.FAIL]
     if not failed:
         return (
-            "it was stopped before, by `timeout` or `study.stop()`. Call `optuna_miha.optimize` "
-            "on it again."
+            "the run was stopped by `timeout` or `study.stop()`. Call `optuna_miha.optimize` on "
+            "it again."
         )
     last = study.get_trials(deepcopy=False)[failed[-1]]
     return (
-        f"{len(failed)} of {len(lineage)} trials failed (the last of them, trial {last.number}: "
-        f"{last.user_attrs[attributes.ERROR]}). Mend `model_fn`, then call "
-        "`optuna_miha.optimize` with a larger `n_epochs`, or on a study of another name."
+        f"{len(failed)} of {len(lineage)} trials failed (the last one, trial {last.number}, with "
+        f"{last.user_attrs[attributes.ERROR]}). Fix `model_fn`, then call "
+        "`optuna_miha.optimize` with a larger `n_epochs`, or on a study with another name."
     )
 
 
 def _row(segment: Segment, *, anneals: bool) -> dict[str, Any]:
-    """A row of the schedule; ``anneals``: whether the plan says that the learning rate falls."""
+    """A row of the schedule.
+
+    Args:
+        segment: The segment.
+        anneals: Whether the plan anneals the learning rate.
+    """
     row = {"from_epoch": segment.birth, "to_epoch": segment.end, "role": segment.role}
     if anneals and segment.role in ("restart", "final"):
         row[ANNEAL_TO] = segment.end

@@ -1,4 +1,4 @@
-"""A run in words, read from its record alone."""
+"""Descriptions of a run, generated from its history."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Segment
 from optuna_miha._search.mutation import NO_CHANGE, describe
 
-_ROLES = {"startup": "start-up race", "restart": "new training"}
-"""Roles whose own word is not that of the pages."""
+_ROLE_NAMES = {"startup": "start-up race"}
+"""Names of roles in descriptions, if they differ from the roles."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cycle:
-    """One cycle that had a population.
+    """A cycle with a population.
 
     Args:
-        number: The cycle.
+        number: The number of the cycle.
         winner: The fittest branch; :obj:`None` if every branch was pruned or failed.
-        before: The value at the end of the winner's parent; :obj:`None` if it has none.
-        after: The value at the end of the winner; :obj:`None` without one.
-        n_branches: Branches of the population.
-        n_pruned: Those of them that were cut.
-        n_failed: Those of them that failed.
+        before: The value at the end of the winner's parent; :obj:`None` without a parent.
+        after: The value at the end of the winner; :obj:`None` without a winner.
+        n_branches: The number of branches.
+        n_pruned: The number of pruned branches.
+        n_failed: The number of failed branches.
     """
 
     number: int
@@ -38,20 +38,20 @@ class Cycle:
 
     @property
     def change(self) -> str:
-        """What the winner changed, in words."""
+        """A description of the winner's mutation."""
         if self.winner is None:
             return "every branch was pruned or failed"
         return "the control" if self.winner.mutation == NO_CHANGE else self.winner.mutation
 
     @property
     def course(self) -> str:
-        """The values before and after it: ``"0.42 -> 0.39"``."""
+        """The values before and after the cycle, such as ``"0.42 -> 0.39"``."""
         values = [value for value in (self.before, self.after) if value is not None]
         return " -> ".join(f"{value:.4g}" for value in values)
 
 
 def cycles_of(lineage: Lineage) -> list[Cycle]:
-    """The cycles of a run that had branches."""
+    """The cycles of a run with branches."""
     last = max((segment.cycle for segment in lineage), default=0)
     cycles = []
     for number in range(1, last + 1):
@@ -76,7 +76,7 @@ def cycles_of(lineage: Lineage) -> list[Cycle]:
 
 
 def race_line(lineage: Lineage) -> str | None:
-    """The start-up race in words; :obj:`None` if there was none."""
+    """Describe the start-up race; :obj:`None` without one."""
     winner = lineage.winner("startup", 0)
     if winner is None:
         return None
@@ -85,28 +85,29 @@ def race_line(lineage: Lineage) -> str | None:
 
 
 def restarts_line(lineage: Lineage) -> str | None:
-    """The new trainings in words; :obj:`None` if there were none."""
+    """Describe the restarts; :obj:`None` without any."""
     restarts = [s for s in lineage if s.role == "restart"]
     if not restarts:
         return None
-    line = f"{len(restarts)} new trainings from the initial weights"
-    able = [s for s in restarts if s.value is not None]
-    if able:
-        best = min(able, key=lambda s: (lineage.cost(s), s.number))  # As the model is chosen.
+    line = f"{len(restarts)} restarts from the initial weights"
+    complete = [s for s in restarts if s.value is not None]
+    if complete:
+        # The model is selected by the same criterion.
+        best = min(complete, key=lambda s: (lineage.cost(s), s.number))
         change = "the best parameters so far" if best.mutation == NO_CHANGE else best.mutation
         line += f", the best: {change} ({best.value:.4g}, trial {best.number})"
     return line
 
 
 def best_line(lineage: Lineage, best: Segment) -> str:
-    """The best network of a run in words.
+    """Describe the best network of a run.
 
     Args:
-        lineage: The record.
-        best: The segment that the network comes from.
+        lineage: The history.
+        best: The segment of the network.
     """
     age = best.end if best.checkpoint is None else best.checkpoint["best_epoch"]
-    role = _ROLES.get(best.role, best.role)
+    role = _ROLE_NAMES.get(best.role, best.role)
     return (
         f"best value {best.value:.6g} in trial {best.number} ({role}) after "
         f"{age} epochs of its lineage; {lineage.spent} epochs trained in all"
@@ -114,22 +115,22 @@ def best_line(lineage: Lineage, best: Segment) -> str:
 
 
 def sentences(lineage: Lineage, best: Segment) -> list[str]:
-    """The best network of a run, its race and its new trainings, for a page.
+    """Sentences on the best network of a run, the race and the restarts, for reports.
 
     Args:
-        lineage: The record.
-        best: The segment that the network comes from.
+        lineage: The history.
+        best: The segment of the best network.
     """
     lines = [best_line(lineage, best), race_line(lineage), restarts_line(lineage)]
     return [f"{line[:1].upper()}{line[1:]}." for line in lines if line is not None]
 
 
 def describe_run(lineage: Lineage, best: Segment) -> str:
-    """The race, the best change of every cycle and the best network, a line each.
+    """Describe the race, the best change of every cycle and the best network, one line each.
 
     Args:
-        lineage: The record.
-        best: The segment that the best network comes from.
+        lineage: The history.
+        best: The segment of the best network.
     """
     lines = [race_line(lineage)]
     for cycle in cycles_of(lineage):

@@ -1,4 +1,4 @@
-"""A trained network, and the ways to take it along."""
+"""A trained network that can be saved and exported."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Trained:
     """A trained network.
 
     Args:
-        model: The network with the weights that validated best, in evaluation mode.
+        model: The network with the weights of the best validation value, in evaluation mode.
         params:
-            The hyperparameters at that epoch; where the learning rate was annealed, ``lr`` is the
-            highest that it had meanwhile.
-        value: Its validation value.
-        schedule: The hyperparameters over the epochs that it was trained.
+            The hyperparameters at the epoch of these weights. If the learning rate was annealed,
+            ``lr`` is its highest value.
+        value: The validation value of the model.
+        schedule: The hyperparameters over the epochs of training.
     """
 
     model: nn.Module
@@ -34,10 +34,13 @@ class Trained:
     schedule: Schedule
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write weights, hyperparameters, value and schedule into one file.
+        """Save weights, hyperparameters, value and schedule to one file.
 
-        ``torch.load(path, weights_only=True)`` reads it; its ``"state_dict"`` goes into
-        ``model.load_state_dict`` of a network with the same hyperparameters.
+        ``torch.load(path, weights_only=True)`` loads it as a dictionary. Pass its
+        ``"state_dict"`` to ``load_state_dict`` of a network with the same hyperparameters.
+
+        Args:
+            path: The file.
         """
         content = {
             "state_dict": map_tensors(self.model.state_dict(), torch.Tensor.cpu),
@@ -48,27 +51,27 @@ class Trained:
         torch.save(content, path)
 
     def export(self, path: str | PathLike[str], example_input: Any) -> None:
-        """Write the model so that it runs without the code that defined it.
+        """Export the model to a file that does not depend on the code of the network.
 
-        A path that ends in ``.onnx`` gets an ONNX file, for which ``onnx`` and ``onnxscript``
-        must be installed; any other a :func:`torch.export.export` program, to be run by
-        ``torch.export.load(path).module()``.
+        A path that ends in ``.onnx`` is written as an ONNX file, which needs ``onnx`` and
+        ``onnxscript``. Any other path is written as a :func:`torch.export.export` program, which
+        ``torch.export.load(path).module()`` loads.
 
         Args:
-            path: Where to write, customarily ending in ``.pt2`` or ``.onnx``.
-            example_input: An input of the model, or a tuple of them. What is exported takes
-                batches of any length.
+            path: The file, usually ending in ``.pt2`` or ``.onnx``.
+            example_input: An input of the model with the batch as its first dimension, or a tuple
+                of inputs. The exported model accepts batches of any length.
 
         Raises:
-            ImportError: If ONNX is asked for, and what it needs is not installed.
-            ValueError: If the model does not take ``example_input``.
+            ImportError: If ``onnx`` or ``onnxscript`` is needed and not installed.
+            ValueError: If the model does not accept ``example_input``.
         """
         inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-        # A length of one would be taken for a constant.
+        # torch would treat a batch length of one as a constant.
         inputs = tuple(
             torch.cat([x, x]) if isinstance(x, torch.Tensor) and len(x) == 1 else x for x in inputs
         )
-        self._check_takes(inputs)
+        self._check_inputs(inputs)
         batch = torch.export.Dim("batch")
         dynamic = tuple({0: batch} if isinstance(x, torch.Tensor) else None for x in inputs)
         if not fspath(path).endswith(".onnx"):
@@ -90,12 +93,12 @@ class Trained:
             fspath(path),
             dynamo=True,
             dynamic_shapes=dynamic,
-            external_data=False,  # One file, unless it were larger than 2 GB.
+            external_data=False,  # A single file, of at most 2 GB.
             verbose=False,
         )
 
     @torch.no_grad()
-    def _check_takes(self, inputs: tuple[Any, ...]) -> None:
+    def _check_inputs(self, inputs: tuple[Any, ...]) -> None:
         try:
             self.model(*inputs)
         except Exception as error:
@@ -104,6 +107,6 @@ class Trained:
                 for x in inputs
             )
             raise ValueError(
-                f"The example must be an input of the network, with the batch first, got {kinds}: "
-                f"{error}"
+                "`example_input` must be an input of the network with the batch as its first "
+                f"dimension, got {kinds}: {error}"
             ) from error

@@ -1,4 +1,4 @@
-"""An ensemble of what a run leaves over."""
+"""Ensembles of the networks of a run."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ X, Y = blobs(30, seed=1)
 
 @pytest.fixture(scope="module")
 def result() -> miha.Result:
-    """Of a run that is undisturbed; nothing may change it."""
+    """The result of an undisturbed run. Tests must not modify it."""
     return run(new_study())
 
 
-def members(folder: Path) -> list[Path]:
-    """The files of networks that an ensemble may want."""
+def member_files(folder: Path) -> list[Path]:
+    """The files with best weights of segments."""
     return sorted(folder.glob("member-*"))
 
 
 def assert_equal(one: Ensemble, other: Ensemble) -> None:
-    """Bitwise, whatever the numbers of trials."""
+    """Check for bitwise equality, except for trial numbers."""
     assert same(dict(one.state_dict()), dict(other.state_dict()))
     assert one.value == other.value
 
 
 class TestSelection:
-    """Of candidates whose cost is the mean square of the mean of their errors."""
+    """Selection of candidates, with the mean square of their mean error as the cost."""
 
     @staticmethod
     def cost_of(errors: np.ndarray[Any, Any]) -> Callable[[Counter[int]], float]:
@@ -82,29 +82,29 @@ class TestSelection:
 
     @given(errors=errors, size=st.integers(1, 9))
     @settings(deadline=None)
-    def test_is_the_same_each_time(self, errors: Any, size: int) -> None:
+    def test_is_reproducible(self, errors: Any, size: int) -> None:
         cost = self.cost_of(errors)
         assert select(len(errors), cost, size) == select(len(errors), cost, size)
 
     @given(errors=errors, size=st.integers(1, 8))
     @settings(deadline=None)
-    def test_gets_no_worse_with_size(self, errors: Any, size: int) -> None:
+    def test_does_not_get_worse_with_size(self, errors: Any, size: int) -> None:
         cost = self.cost_of(errors)
         assert select(len(errors), cost, size + 1)[1] <= select(len(errors), cost, size)[1]
 
-    def test_gives_a_candidate_more_weight_by_choosing_it_again(self) -> None:
+    def test_gives_a_candidate_more_weight_by_repetition(self) -> None:
         errors = np.array([[1.0, -1.0], [-2.0, 2.0]])
         assert select(2, self.cost_of(errors), 12) == (Counter({0: 2, 1: 1}), 0.0)
 
-    def test_goes_on_through_a_worse_ensemble_to_a_better_one(self) -> None:
+    def test_continues_after_a_worse_ensemble_to_a_better_one(self) -> None:
         costs = {1: 1.0, 2: 3.0, 3: 0.5, 4: 2.0}
         counts, least = select(1, lambda counts: costs[counts.total()], 4)
         assert (counts, least) == (Counter({0: 3}), 0.5)
 
-    def test_takes_the_first_candidate_and_the_smaller_ensemble_where_costs_tie(self) -> None:
+    def test_takes_the_first_candidate_and_the_smaller_ensemble_if_costs_tie(self) -> None:
         assert select(3, lambda counts: 1.0, 5)[0] == Counter([0])
 
-    def test_never_takes_what_is_not_a_number(self) -> None:
+    def test_never_takes_a_candidate_with_a_cost_of_nan(self) -> None:
         def cost(counts: Counter[int]) -> float:
             return float("nan") if 0 in counts else 5.0 - counts[2]
 
@@ -121,7 +121,7 @@ class TestCombination:
     @pytest.mark.parametrize(
         "loss_fn", [nn.CrossEntropyLoss(label_smoothing=0.1), functional.cross_entropy]
     )
-    def test_under_cross_entropy_is_the_mean_of_probabilities(self, loss_fn: Any) -> None:
+    def test_for_cross_entropy_is_the_mean_of_probabilities(self, loss_fn: Any) -> None:
         combined = combination_for(loss_fn)(self.logits, self.weights)
         expected = self.mean(self.logits.softmax(dim=2))
         torch.testing.assert_close(combined.exp(), expected)
@@ -130,26 +130,26 @@ class TestCombination:
             functional.cross_entropy(combined, y), functional.nll_loss(expected.log(), y)
         )
 
-    def test_of_images_averages_over_classes_too(self) -> None:
+    def test_for_segmentation_is_the_mean_of_probabilities_of_each_pixel(self) -> None:
         logits = torch.randn(3, 2, 4, 5, 5)
         combined = combination_for(nn.CrossEntropyLoss())(logits, self.weights)
         torch.testing.assert_close(combined.exp(), self.mean(logits.softmax(dim=2)))
 
-    def test_under_negative_log_likelihood_is_the_mean_of_probabilities(self) -> None:
+    def test_for_negative_log_likelihood_is_the_mean_of_probabilities(self) -> None:
         combined = combination_for(nn.NLLLoss())(self.logits.log_softmax(2), self.weights)
         torch.testing.assert_close(combined.exp(), self.mean(self.logits.softmax(2)))
 
-    def test_of_yes_or_no_is_the_logit_of_the_mean_probability(self) -> None:
+    def test_for_binary_logits_is_the_logit_of_the_mean_probability(self) -> None:
         combined = combination_for(nn.BCEWithLogitsLoss())(self.logits, self.weights)
         torch.testing.assert_close(combined.sigmoid(), self.mean(self.logits.sigmoid()))
 
     @pytest.mark.parametrize("loss_fn", [nn.MSELoss(), nn.L1Loss(), lambda output, y: output[0]])
-    def test_under_any_other_loss_is_the_mean_of_outputs(self, loss_fn: Any) -> None:
+    def test_for_any_other_loss_is_the_mean_of_outputs(self, loss_fn: Any) -> None:
         combined = combination_for(loss_fn)(self.logits, self.weights)
         torch.testing.assert_close(combined, self.mean(self.logits))
 
     @pytest.mark.parametrize("loss_fn", [nn.CrossEntropyLoss(), nn.BCEWithLogitsLoss()])
-    def test_of_very_sure_networks_stays_finite(self, loss_fn: Any) -> None:
+    def test_of_extreme_logits_is_finite(self, loss_fn: Any) -> None:
         combined = combination_for(loss_fn)(1e4 * self.logits, self.weights)
         assert combined.isfinite().all()
 
@@ -160,7 +160,7 @@ class TestCombination:
 
 
 class TestModule:
-    def test_validates_as_it_says_and_no_worse_than_the_single_network(
+    def test_has_its_stated_value_which_is_no_worse_than_that_of_the_single_network(
         self, result: miha.Result
     ) -> None:
         ensemble = result.ensemble()
@@ -186,11 +186,11 @@ class TestModule:
         )
         torch.testing.assert_close(ensemble(X), result.model(X).log_softmax(1))
 
-    def test_is_the_same_each_time(self, result: miha.Result) -> None:
+    def test_is_reproducible(self, result: miha.Result) -> None:
         assert_equal(result.ensemble(), result.ensemble())
         assert result.ensemble().trials == result.ensemble().trials
 
-    def test_is_copied_saved_and_exported_as_any_module(
+    def test_is_copied_saved_and_exported_like_any_module(
         self, result: miha.Result, tmp_path: Path
     ) -> None:
         ensemble = result.ensemble()
@@ -207,12 +207,12 @@ class TestModule:
         loaded = torch.export.load(tmp_path / "ensemble.pt2").module()
         torch.testing.assert_close(loaded(X[:7]), ensemble(X[:7]))
 
-    def test_leaves_the_random_generators_as_they_were(self, result: miha.Result) -> None:
+    def test_does_not_change_the_random_generators(self, result: miha.Result) -> None:
         state = torch.get_rng_state()
         result.ensemble()
         assert torch.equal(torch.get_rng_state(), state)
 
-    def test_combines_as_it_is_told(self, result: miha.Result) -> None:
+    def test_uses_a_custom_combination(self, result: miha.Result) -> None:
         def median(outputs: Tensor, weights: Tensor) -> Tensor:
             assert weights.shape == (len(outputs),)
             return outputs.median(dim=0).values
@@ -222,12 +222,12 @@ class TestModule:
         assert torch.equal(ensemble(X), outputs.median(dim=0).values)
 
     @pytest.mark.parametrize("size", [0, -3, 2.0, "all", True])
-    def test_of_no_size_is_refused(self, result: miha.Result, size: Any) -> None:
+    def test_of_an_invalid_size_is_refused(self, result: miha.Result, size: Any) -> None:
         with pytest.raises(ValueError, match=r"`size` must be a positive number of networks, got"):
             result.ensemble(size)
 
 
-def test_networks_of_different_hyperparameters_are_rebuilt_as_they_were(
+def test_networks_are_rebuilt_with_their_own_hyperparameters(
     result: miha.Result,
 ) -> None:
     segments = {s.number: s for s in result.segments}
@@ -238,7 +238,7 @@ def test_networks_of_different_hyperparameters_are_rebuilt_as_they_were(
         assert dropout.p == segments[number].params["dropout.3"]
 
 
-def test_a_metric_that_is_maximized_is_what_counts() -> None:
+def test_a_maximized_metric_is_optimized() -> None:
     result = run(new_study(direction="maximize"), accuracy_classifier)
     ensemble = result.ensemble()
     assert ensemble.value >= result.value
@@ -265,26 +265,26 @@ def test_outputs_of_a_regression_are_averaged() -> None:
     assert ensemble.value == pytest.approx(loss.item())
 
 
-def test_gaps_in_the_targets_do_not_make_them_differ() -> None:
+def test_missing_targets_compare_as_equal() -> None:
     x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
     y = x[:, :1].where(x[:, 1:2] > -1, torch.nan)
 
-    def without_gaps(output: Tensor, target: Tensor) -> Tensor:
+    def masked_loss(output: Tensor, target: Tensor) -> Tensor:
         return functional.mse_loss(output[~target.isnan()], target[~target.isnan()])
 
     def model_fn(trial: Any) -> miha.Recipe:
         return miha.Recipe(
             model=nn.Linear(4, 1),
-            loss_fn=without_gaps,
+            loss_fn=masked_loss,
             train_data=(x[:40], y[:40]),
             valid_data=(x[40:], y[40:]),
         )
 
     ensemble = run(new_study(), model_fn).ensemble()
-    assert ensemble.value == pytest.approx(without_gaps(ensemble(x[40:]), y[40:]).item())
+    assert ensemble.value == pytest.approx(masked_loss(ensemble(x[40:]), y[40:]).item())
 
 
-def test_a_trainer_of_the_users_leaves_networks_too() -> None:
+def test_an_ensemble_is_selected_after_a_custom_trainer() -> None:
     def trainer(recipe: miha.Recipe, n_epochs: int) -> Any:
         for _ in range(n_epochs):
             train_steps(recipe.model, recipe.optimizer)
@@ -305,18 +305,18 @@ class TestLoader:
         return run(new_study(), model_fn)
 
     @pytest.mark.parametrize("shuffle", [False, True])
-    def test_of_validation_data_is_gone_through_in_one_order(self, shuffle: bool) -> None:
+    def test_of_validation_data_is_read_in_the_same_order(self, shuffle: bool) -> None:
         ensemble = self.result(shuffle=shuffle).ensemble()
         with torch.no_grad():
             assert ensemble.value == pytest.approx(functional.cross_entropy(ensemble(X), Y).item())
 
-    def test_that_shuffles_by_itself_is_refused(self) -> None:
+    def test_with_a_generator_of_its_own_is_refused(self) -> None:
         result = self.result(shuffle=True, generator=torch.Generator())
         with pytest.raises(ValueError, match=r"same order each time.*`shuffle=False`"):
             result.ensemble()
 
 
-def test_data_that_are_no_inputs_and_a_target_are_refused() -> None:
+def test_a_train_step_is_refused() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
         recipe.train_step = lambda model, batch, loss_fn: loss_fn(model(batch[0]), batch[1])
@@ -334,11 +334,11 @@ class Pair(nn.Module):
         self.body = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Twice the same."""
+        """Return the same output twice."""
         return self.body(x), self.body(x)
 
 
-def test_networks_that_return_no_tensor_are_refused() -> None:
+def test_networks_that_do_not_return_a_tensor_are_refused() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
         return miha.Recipe(
@@ -353,18 +353,18 @@ def test_networks_that_return_no_tensor_are_refused() -> None:
 
 
 class TestFiles:
-    def test_of_a_run_that_keeps_the_final_one_are_none(self, tmp_path: Path) -> None:
+    def test_are_not_written_with_keep_final(self, tmp_path: Path) -> None:
         study = new_study()
         result = run(study, keep="final", checkpoint_dir=tmp_path)
-        assert members(tmp_path) == []
+        assert member_files(tmp_path) == []
         for one in (result, miha.load_result(study, classifier)):
-            with pytest.raises(MihaError, match=r'run it with `keep="trunk"` or `keep="all"`'):
+            with pytest.raises(MihaError, match=r'with `keep="trunk"` or `keep="all"`, not with'):
                 one.ensemble()
 
     @pytest.mark.parametrize("keep", ["trunk", "all"])
-    def test_hold_weights_and_nothing_else(self, keep: Any, tmp_path: Path) -> None:
+    def test_contain_only_weights(self, keep: Any, tmp_path: Path) -> None:
         result = run(new_study(), keep=keep, checkpoint_dir=tmp_path)
-        files = members(tmp_path)
+        files = member_files(tmp_path)
         assert len(files) == len(result.library.segments) == len(result.segments)
         for file in files:
             content = torch.load(file, weights_only=True)
@@ -394,23 +394,23 @@ class TestFiles:
         )
         assert lost not in ensemble.trials
 
-    def test_that_are_all_missing_are_an_error(self, tmp_path: Path) -> None:
+    def test_that_are_all_missing_raise_an_error(self, tmp_path: Path) -> None:
         result = run(new_study(), checkpoint_dir=tmp_path)
-        for file in members(tmp_path):
+        for file in member_files(tmp_path):
             file.unlink()
-        with pytest.raises(MihaError, match="left no networks over"):
+        with pytest.raises(MihaError, match="needs the weights of at least one segment"):
             result.ensemble()
 
-    def test_go_when_a_run_goes_on_without_them(self, tmp_path: Path) -> None:
+    def test_are_removed_when_a_run_is_continued_with_keep_final(self, tmp_path: Path) -> None:
         study = new_study(f"sqlite:///{tmp_path}/study.db")
         run(study, checkpoint_dir=tmp_path)
-        assert members(tmp_path)
+        assert member_files(tmp_path)
         miha.optimize(study, classifier, n_epochs=100, keep="final", show_progress_bar=False)
-        assert members(tmp_path) == []
+        assert member_files(tmp_path) == []
 
 
 class TestBound:
-    """On the number of files, with segments of made-up values."""
+    """The limit on the number of files, tested on segments with artificial values."""
 
     values = st.lists(
         st.integers(0, 40), min_size=LIBRARY_SIZE - 5, max_size=LIBRARY_SIZE + 20
@@ -420,7 +420,7 @@ class TestBound:
     def kept(
         values: list[int], folder: Path, *, sign: int, order: list[int], every: int
     ) -> list[tuple[int, int]]:
-        """Which (cycle, value) remain if the segments end in ``order``."""
+        """Cycles and values of the remaining files if the segments end in ``order``."""
         directions = {1: optuna.study.StudyDirection.MINIMIZE}
         lineage = Lineage(directions.get(sign, optuna.study.StudyDirection.MAXIMIZE))
         folder.mkdir()
@@ -444,7 +444,7 @@ class TestBound:
 
     @given(data=st.data(), sign=st.sampled_from([1, -1]))
     @settings(deadline=None, max_examples=20)
-    def test_keeps_the_best_whatever_the_order(
+    def test_keeps_the_best_in_any_completion_order(
         self, data: st.DataObject, sign: int, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         values = data.draw(self.values)
@@ -457,8 +457,8 @@ class TestBound:
         assert one == other == sorted((c, values[c]) for c in best[:LIBRARY_SIZE])
 
 
-class _Interrupt:
-    """Ends the run in the n-th trial's callback."""
+class _InterruptAfter:
+    """A callback that interrupts the run after ``n`` trials."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -470,7 +470,7 @@ class _Interrupt:
 
 
 class TestReproduction:
-    def test_loaded_from_the_study_it_is_the_same(self, tmp_path: Path) -> None:
+    def test_of_a_loaded_result_is_the_same(self, tmp_path: Path) -> None:
         study = new_study(f"sqlite:///{tmp_path}/study.db")
         ensemble = run(study).ensemble()
         loaded = miha.load_result(new_study(f"sqlite:///{tmp_path}/study.db"), classifier)
@@ -478,20 +478,20 @@ class TestReproduction:
         assert loaded.ensemble().trials == ensemble.trials
 
     @pytest.mark.parametrize("n", [2, 4, 7, 9, 11])
-    def test_of_an_interrupted_run_it_is_the_same(
+    def test_of_a_resumed_run_is_the_same(
         self, n: int, result: miha.Result, tmp_path: Path
     ) -> None:
         storage = f"sqlite:///{tmp_path}/study.db"
         with pytest.raises(KeyboardInterrupt):
-            run(new_study(storage), callbacks=[_Interrupt(n)])
+            run(new_study(storage), callbacks=[_InterruptAfter(n)])
         assert_equal(run(new_study(storage)).ensemble(), result.ensemble())
 
-    def test_of_two_processes_it_is_the_same(self, result: miha.Result) -> None:
+    def test_of_a_run_in_two_processes_is_the_same(self, result: miha.Result) -> None:
         assert_equal(run(new_study(), n_jobs=2).ensemble(), result.ensemble())
 
-    def test_of_an_interrupted_run_it_can_be_had_before_that_is_resumed(self) -> None:
+    def test_of_an_interrupted_run_is_available_before_it_is_resumed(self) -> None:
         study = new_study()
         with pytest.raises(KeyboardInterrupt):
-            run(study, callbacks=[_Interrupt(9)])
+            run(study, callbacks=[_InterruptAfter(9)])
         partial = miha.load_result(study, classifier)
         assert partial.ensemble().value <= partial.value * (1 + 1e-6)

@@ -1,4 +1,4 @@
-"""Training along a schedule gives what the run that found it gave."""
+"""Training along a schedule reproduces the run that found it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from optuna_miha.exceptions import MihaError
 
 
 def with_loader(trial: Any) -> miha.Recipe:
-    """Data from a ``DataLoader``, and accuracy as what decides."""
+    """Data from a ``DataLoader``, with accuracy as the monitored value."""
     recipe = explicit(trial)
     return miha.Recipe(
         model=recipe.model,
@@ -32,8 +32,8 @@ def with_loader(trial: Any) -> miha.Recipe:
     )
 
 
-def own_trainer(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
-    """Full batches."""
+def custom_trainer(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
+    """Trains with full batches."""
     assert recipe.optimizer is not None and recipe.valid_loss_fn is not None
     (x, y), (valid_x, valid_y) = blobs(60), blobs(30, seed=1)
     for _ in range(n_epochs):
@@ -49,45 +49,45 @@ def own_trainer(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_with_the_seed_of_the_run_the_model_is_the_same_bit_by_bit(seed: int) -> None:
+def test_with_the_seed_of_the_run_the_model_is_bit_identical(seed: int) -> None:
     result = run(new_study(seed=seed), device="cpu")
-    again = miha.replay(result.schedule, classifier, seed=seed, device="cpu")
-    assert same(weights(result), dict(again.model.state_dict()))
-    assert again.value == result.value
-    assert again.params == result.params
-    assert again.best_epoch == result.schedule[-1]["to_epoch"]
+    replayed = miha.replay(result.schedule, classifier, seed=seed, device="cpu")
+    assert same(weights(result), dict(replayed.model.state_dict()))
+    assert replayed.value == result.value
+    assert replayed.params == result.params
+    assert replayed.best_epoch == result.schedule[-1]["to_epoch"]
 
 
 @pytest.mark.parametrize(
     ("model_fn", "direction", "settings"),
     [
         (with_loader, "maximize", {}),
-        (explicit, "minimize", {"trainer": own_trainer}),
+        (explicit, "minimize", {"trainer": custom_trainer}),
         (explicit, "minimize", {"precision": "bf16"}),
     ],
     ids=["loader", "trainer", "bf16"],
 )
-def test_so_it_is_with_other_data_loops_and_precision(
+def test_loaders_trainers_and_precision_are_reproduced(
     model_fn: Any, direction: str, settings: dict[str, Any]
 ) -> None:
     study = new_study(direction=direction)
     result = run(study, model_fn, device="cpu", **settings)
-    again = miha.replay(result.schedule, model_fn, device="cpu", **settings)
-    assert same(weights(result), dict(again.model.state_dict()))
-    assert again.value == result.value
+    replayed = miha.replay(result.schedule, model_fn, device="cpu", **settings)
+    assert same(weights(result), dict(replayed.model.state_dict()))
+    assert replayed.value == result.value
 
 
-def test_so_it_is_when_a_trunk_was_crossed_and_a_constant_rate_ends_it() -> None:
+def test_crossover_and_a_constant_learning_rate_are_reproduced() -> None:
     plan = miha.Plan.classic(
         runup_epochs=4, n_cycles=3, population_size=3, branch_epochs=2, fixing_epochs=2
     )
     result = run(new_study(), plan=plan, crossover=miha.UniformCrossover(), device="cpu")
     assert all("anneal_to" not in row for row in result.schedule)
-    again = miha.replay(result.schedule, classifier, ema_decay=0.0, device="cpu")
-    assert same(weights(result), dict(again.model.state_dict()))
+    replayed = miha.replay(result.schedule, classifier, ema_decay=0.0, device="cpu")
+    assert same(weights(result), dict(replayed.model.state_dict()))
 
 
-def test_a_border_between_two_rows_of_the_same_parameters_makes_no_difference() -> None:
+def test_splitting_a_row_does_not_change_training() -> None:
     params = {"lr": 0.01, "batch_size": 16, "optimizer": "adam", "weight_decay": 0.0}
     activation = {"activation.2": "relu"}
     one = [{"from_epoch": 0, "to_epoch": 6, **params, **activation}]
@@ -96,23 +96,23 @@ def test_a_border_between_two_rows_of_the_same_parameters_makes_no_difference() 
     assert whole.results == parts.results
 
 
-def test_another_seed_trains_another_network() -> None:
+def test_another_seed_gives_another_network() -> None:
     result = run(new_study(), device="cpu")
-    again = miha.replay(result.schedule, classifier, seed=5, device="cpu")
-    assert not same(weights(result), dict(again.model.state_dict()))
-    assert 0 < again.value < 2 * result.value
+    replayed = miha.replay(result.schedule, classifier, seed=5, device="cpu")
+    assert not same(weights(result), dict(replayed.model.state_dict()))
+    assert 0 < replayed.value < 2 * result.value
 
 
 @pytest.mark.parametrize("name", ["json", "csv"])
-def test_a_schedule_from_a_file_will_do(name: str, tmp_path: Path) -> None:
+def test_a_schedule_from_a_file_is_replayed(name: str, tmp_path: Path) -> None:
     result = run(new_study(), device="cpu")
     getattr(result.schedule, f"to_{name}")(tmp_path / "schedule")
     schedule = getattr(miha.Schedule, f"from_{name}")(tmp_path / "schedule")
-    again = miha.replay(schedule, classifier, device="cpu")
-    assert same(weights(result), dict(again.model.state_dict()))
+    replayed = miha.replay(schedule, classifier, device="cpu")
+    assert same(weights(result), dict(replayed.model.state_dict()))
 
 
-def test_the_learning_rate_rises_and_falls_to_zero_and_all_of_it_is_trained() -> None:
+def test_the_learning_rate_rises_and_falls_to_zero_over_the_whole_row() -> None:
     rates = []
 
     def trainer(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
@@ -131,21 +131,21 @@ def test_the_learning_rate_rises_and_falls_to_zero_and_all_of_it_is_trained() ->
         {"from_epoch": 0, "to_epoch": 2, "lr": 0.1},
         {"from_epoch": 2, "to_epoch": 3, "lr": 0.2, "anneal_to": 7},
     ]
-    again = miha.replay(rows, model_fn, trainer=trainer, device="cpu")
+    replayed = miha.replay(rows, model_fn, trainer=trainer, device="cpu")
     falling = [0.2, 0.1 * (1 + math.sqrt(0.5)), 0.1, 0.1 * (1 - math.sqrt(0.5))]
     assert rates == pytest.approx([0.1, 0.1, 0.2 / 3, *falling])
-    assert len(again.results) == 7
-    assert again.best_epoch == 3
+    assert len(replayed.results) == 7
+    assert replayed.best_epoch == 3
 
 
-def test_a_row_that_cannot_be_trained_is_named() -> None:
+def test_an_error_names_the_row_that_failed() -> None:
     rows = [{"from_epoch": 0, "to_epoch": 2, "lr": 0.01}]
     with pytest.raises(MihaError, match=r"Row 0 of the schedule \(epochs 0 to 2\) failed") as info:
         miha.replay(rows, explicit, device="cpu")
     assert isinstance(info.value.__cause__, ValueError)
 
 
-def test_a_metric_of_ones_own_needs_its_direction() -> None:
+def test_a_custom_metric_needs_a_direction() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
         recipe.metrics, recipe.monitor = {"spread": lambda o, t: o.std()}, "spread"
@@ -165,7 +165,7 @@ def test_rows_with_a_gap_are_refused() -> None:
         miha.replay([{"from_epoch": 1, "to_epoch": 2}], explicit)
 
 
-def test_random_generators_and_the_study_stay_as_they_were() -> None:
+def test_random_generators_and_the_study_are_unchanged() -> None:
     study = new_study()
     result = run(study, device="cpu")
     n_trials = len(study.trials)
@@ -176,13 +176,13 @@ def test_random_generators_and_the_study_stay_as_they_were() -> None:
     assert study.direction == optuna.study.StudyDirection.MINIMIZE
 
 
-def test_a_replay_is_saved_and_exported_as_a_result_is(tmp_path: Path) -> None:
+def test_a_replay_is_saved_and_exported_like_a_result(tmp_path: Path) -> None:
     result = run(new_study(), device="cpu")
-    again = miha.replay(result.schedule, classifier, device="cpu")
-    again.save(tmp_path / "model.pt")
+    replayed = miha.replay(result.schedule, classifier, device="cpu")
+    replayed.save(tmp_path / "model.pt")
     saved = torch.load(tmp_path / "model.pt", weights_only=True)
     assert saved["schedule"] == list(result.schedule)
-    again.export(tmp_path / "model.pt2", blobs(2)[0])
+    replayed.export(tmp_path / "model.pt2", blobs(2)[0])
     program = torch.export.load(tmp_path / "model.pt2").module()
     x, _ = blobs(7, seed=2)
-    assert torch.allclose(program(x), again.model(x), atol=1e-6)
+    assert torch.allclose(program(x), replayed.model(x), atol=1e-6)

@@ -1,4 +1,4 @@
-"""What a result gives to take along: a table, code, ONNX."""
+"""Exports of a result: table, code and ONNX."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def result() -> miha.Result:
 
 
 def executed(code: str, model: nn.Module) -> dict[str, Any]:
-    """The namespace after the code ran beside ``model``."""
+    """The namespace after the code has been executed with ``model``."""
     namespace: dict[str, Any] = {"model": model}
     exec(code, namespace)
     return namespace
 
 
-def plain() -> nn.Sequential:
-    """The network of :func:`problems.classifier`, as written."""
+def original_model() -> nn.Sequential:
+    """The network of :func:`problems.classifier` with its original architecture."""
     return nn.Sequential(
         nn.Linear(4, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.1), nn.Linear(12, 3)
     )
 
 
 def same_optimizer(one: torch.optim.Optimizer, other: torch.optim.Optimizer) -> bool:
-    """Whether class, groups and settings are the same."""
+    """Whether class, parameter groups and settings are equal."""
 
     def settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
         return [
@@ -73,7 +73,7 @@ def test_table_has_one_row_for_each_segment(result: miha.Result) -> None:
     assert {name: own[f"params_{name}"] for name in result.params} == result.params
 
 
-def test_table_without_pandas_says_what_to_do(
+def test_table_without_pandas_says_what_to_install(
     result: miha.Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
@@ -81,8 +81,8 @@ def test_table_without_pandas_says_what_to_do(
         result.to_dataframe()
 
 
-def test_code_puts_the_configuration_into_the_network_as_written(result: miha.Result) -> None:
-    model = plain()
+def test_code_applies_the_configuration_to_the_original_network(result: miha.Result) -> None:
+    model = original_model()
     found = executed(result.code(), model)
     recipe = build_recipe(classifier, FixedTrial(result.params), 0)
     assert repr(model) == repr(recipe.model)
@@ -96,12 +96,12 @@ def test_code_puts_the_configuration_into_the_network_as_written(result: miha.Re
     assert torch.equal(model.eval()(x), result.model(x))
 
 
-def test_code_needs_nothing_of_the_package(result: miha.Result) -> None:
+def test_code_does_not_depend_on_the_package(result: miha.Result) -> None:
     assert "optuna" not in result.code()
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_code_builds_every_activation(name: str) -> None:
+def test_code_creates_every_activation(name: str) -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
         miha.suggest_activations(trial, recipe.model, choices=list(ACTIVATIONS))
@@ -109,13 +109,13 @@ def test_code_builds_every_activation(name: str) -> None:
 
     params = {"activation.2": name}
     recipe = build_recipe(model_fn, FixedTrial(params), 0)
-    model = plain()
+    model = original_model()
     executed(code_of(recipe, params), model)
     assert type(model[2]) is ACTIVATIONS[name]
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "adadelta", "nadam", "rmsprop"])
-def test_code_builds_every_optimizer_with_what_the_user_set(name: str) -> None:
+def test_code_creates_every_optimizer_with_the_settings_of_the_user(name: str) -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
         initial = torch.optim.AdamW(recipe.model.parameters(), betas=(0.8, 0.95), amsgrad=True)
@@ -126,32 +126,32 @@ def test_code_builds_every_optimizer_with_what_the_user_set(name: str) -> None:
 
     params = {"optimizer": name, "lr": 0.0123, "weight_decay": 1e-3, "momentum": 0.7}
     recipe = build_recipe(model_fn, FixedTrial(params), 0)
-    found = executed(code_of(recipe, params), plain())
+    found = executed(code_of(recipe, params), original_model())
     assert recipe.optimizer is not None
     assert same_optimizer(found["optimizer"], recipe.optimizer)
 
 
-def test_code_names_parameters_where_groups_differ() -> None:
+def test_code_names_parameters_if_groups_differ() -> None:
     recipe = classifier(None)
     weights = [p for p in recipe.model.parameters() if p.ndim > 1]
     biases = [p for p in recipe.model.parameters() if p.ndim < 2]
     recipe.optimizer = torch.optim.SGD(
         [{"params": weights, "weight_decay": 0.1}, {"params": biases, "lr": 0.5}], lr=0.2
     )
-    model = plain()
+    model = original_model()
     found = executed(code_of(recipe, {"lr": 0.2}), model)
     assert same_optimizer(found["optimizer"], recipe.optimizer)
     held = {id(p) for p in found["optimizer"].param_groups[1]["params"]}
     assert held == {id(p) for p in model.parameters() if p.ndim < 2}
 
 
-def test_code_has_the_rates_the_loss_and_what_the_user_suggests() -> None:
+def test_code_has_dropout_rates_loss_and_custom_suggestions() -> None:
     params = {"dropout.3": 0.25, "label_smoothing": 0.1, "mixup": 0.4, "dropout.gone": 0.5}
     recipe = classifier(None)
     recipe.model.get_submodule("3").p = 0.25  # type: ignore[assignment]
     recipe.optimizer = torch.optim.SGD(recipe.model.parameters())
     recipe.loss_fn = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]), label_smoothing=0.1)
-    model = plain()
+    model = original_model()
     found = executed(code_of(recipe, params), model)
     assert model[3].p == 0.25
     assert found["loss_fn"].label_smoothing == 0.1
@@ -159,16 +159,16 @@ def test_code_has_the_rates_the_loss_and_what_the_user_suggests() -> None:
     assert found["params"] == {"mixup": 0.4, "dropout.gone": 0.5}
 
 
-def test_code_leaves_a_loss_of_ones_own_to_the_user() -> None:
+def test_code_does_not_define_a_custom_loss() -> None:
     recipe = classifier(None)
     recipe.optimizer = torch.optim.SGD(recipe.model.parameters())
     recipe.loss_fn = lambda outputs, targets: outputs.mean()
     code = code_of(recipe, {"label_smoothing": 0.1})
-    assert "loss_fn" not in executed(code, plain())
-    assert executed(code, plain())["params"] == {"label_smoothing": 0.1}
+    assert "loss_fn" not in executed(code, original_model())
+    assert executed(code, original_model())["params"] == {"label_smoothing": 0.1}
 
 
-def test_code_gives_groups_of_neurons_their_activations() -> None:
+def test_code_sets_the_activations_of_neuron_groups() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
         miha.suggest_activations(trial, recipe.model, per="neuron", n_groups=3)
@@ -177,17 +177,17 @@ def test_code_gives_groups_of_neurons_their_activations() -> None:
     names = ["tanh", "tanh", "relu"]
     params = {f"activation.2.{i}": name for i, name in enumerate(names)}
     recipe = build_recipe(model_fn, FixedTrial(params), 0)
-    model = plain()
+    model = original_model()
     executed(code_of(recipe, params), model)
     model.load_state_dict(recipe.model.state_dict())
     x, _ = blobs(9)
     assert torch.equal(model.eval()(x), recipe.model.eval()(x))
     alike = build_recipe(model_fn, FixedTrial(dict.fromkeys(params, "elu")), 0)
-    executed(code_of(alike, params), model := plain())
+    executed(code_of(alike, params), model := original_model())
     assert type(model[2]) is nn.ELU
 
 
-def test_code_replaces_a_shared_activation_everywhere_and_within_transformers() -> None:
+def test_code_replaces_a_shared_activation_everywhere_including_transformers() -> None:
     def network() -> nn.Module:
         shared = nn.ReLU()
         layer = nn.TransformerEncoderLayer(4, 2, 8, 0.0, activation=shared, batch_first=True)
@@ -212,29 +212,31 @@ def test_code_replaces_a_shared_activation_everywhere_and_within_transformers() 
 def test_an_optimizer_of_another_package_is_imported() -> None:
     recipe = classifier(None)
     recipe.optimizer = Halving(recipe.model.parameters(), lr=0.5)
-    found = executed(code_of(recipe, {}), plain())
+    found = executed(code_of(recipe, {}), original_model())
     assert type(found["optimizer"]).__name__ == "Halving"
     assert found["optimizer"].defaults == recipe.optimizer.defaults
 
 
 class Halving(torch.optim.SGD):
-    """A class that torch does not have."""
+    """An optimizer class that is not in torch."""
 
 
-def test_a_loaded_result_gives_the_same(tmp_path: Path) -> None:
+def test_a_loaded_result_gives_the_same_exports(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
     first = run(new_study(storage), explicit, device="cpu")
-    again = miha.load_result(new_study(storage), explicit, device="cpu")
-    assert again.code() == first.code()
-    assert str(again.schedule) == str(first.schedule)
-    assert again.schedule == first.schedule
-    assert again.describe() == first.describe()
-    replayed = miha.replay(again.schedule, explicit, device="cpu")
+    loaded = miha.load_result(new_study(storage), explicit, device="cpu")
+    assert loaded.code() == first.code()
+    assert str(loaded.schedule) == str(first.schedule)
+    assert loaded.schedule == first.schedule
+    assert loaded.describe() == first.describe()
+    replayed = miha.replay(loaded.schedule, explicit, device="cpu")
     assert replayed.value == first.value
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_an_onnx_file_computes_what_the_model_does(result: miha.Result, tmp_path: Path) -> None:
+def test_an_onnx_file_computes_the_outputs_of_the_model(
+    result: miha.Result, tmp_path: Path
+) -> None:
     pytest.importorskip("onnxscript")
     reference = pytest.importorskip("onnx.reference")
     x, _ = blobs(7, seed=2)
@@ -255,7 +257,7 @@ def test_onnx_without_its_packages_says_what_to_install(
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_a_result_of_a_study_that_maximizes_describes_it_so() -> None:
+def test_the_best_restart_of_a_study_that_maximizes_has_the_largest_value() -> None:
     study = new_study(direction="maximize")
     result = run(study, accuracy_classifier)
     restarts = (
@@ -266,15 +268,15 @@ def test_a_result_of_a_study_that_maximizes_describes_it_so() -> None:
     assert "(0.2, trial 901)" in result.describe()
 
 
-def test_code_says_of_a_learning_rate_that_it_was_annealed(result: miha.Result) -> None:
+def test_code_says_that_the_learning_rate_was_annealed(result: miha.Result) -> None:
     last = result.lineage[-1]
     assert last.role == "final"
-    assert f"the highest of {last.trained} epochs" in result.code()
-    plain = run(new_study(), plan=miha.Plan.no_search(3))
-    assert "the highest" not in plain.code()
+    assert f"the highest learning rate of {last.trained} epochs" in result.code()
+    constant = run(new_study(), plan=miha.Plan.no_search(3))
+    assert "the highest" not in constant.code()
 
 
-def test_code_says_of_a_learning_rate_that_was_not_raised_that_it_fell() -> None:
+def test_code_says_that_a_learning_rate_fell_without_a_rise() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
         lr = trial.suggest_categorical("lr", [0.01, 0.02])
@@ -285,6 +287,6 @@ def test_code_says_of_a_learning_rate_that_was_not_raised_that_it_fell() -> None
     result = run(study, model_fn)
     last = result.lineage[-1]
     assert last.role == "final", "the case does not occur: choose another seed"
-    assert f"the first of {last.trained} epochs" in result.code()
-    again = miha.replay(result.schedule, model_fn, device="cpu")
-    assert same(weights(result), dict(again.model.state_dict()))
+    assert f"the initial learning rate of {last.trained} epochs" in result.code()
+    replayed = miha.replay(result.schedule, model_fn, device="cpu")
+    assert same(weights(result), dict(replayed.model.state_dict()))
