@@ -1,4 +1,4 @@
-"""What an earlier version wrote can be loaded and gone on with."""
+"""Studies of earlier versions can be loaded and resumed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAN = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False)
 
 @pytest.fixture
 def storage(tmp_path: Path) -> str:
-    """A copy of the study with its checkpoints beside it, as somebody would move a run."""
+    """A copy of the stored study together with its checkpoints."""
     shutil.copytree(STORED, tmp_path / "copy")
     return f"sqlite:///{tmp_path}/copy/study.db"
 
@@ -42,7 +42,7 @@ def test_a_stored_study_is_resumed_from_its_checkpoint(storage: str) -> None:
     assert result.segments[-1].role == "final"
 
 
-def test_a_study_without_a_number_is_of_the_first_format(storage: str) -> None:
+def test_a_study_without_a_format_attribute_has_the_first_format(storage: str) -> None:
     with sqlite3.connect(storage.removeprefix("sqlite:///")) as connection:
         connection.execute("DELETE FROM study_user_attributes WHERE key = ?", (attributes.FORMAT,))
     study = new_study(storage)
@@ -50,13 +50,13 @@ def test_a_study_without_a_number_is_of_the_first_format(storage: str) -> None:
     assert run(study, keep="final", plan=PLAN).n_epochs_trained == 40
 
 
-def test_a_new_study_says_its_format() -> None:
+def test_a_new_study_stores_its_format() -> None:
     study = new_study()
     run(study, plan=miha.Plan(24, startup=1))
     assert study.user_attrs[attributes.FORMAT] == FORMAT
 
 
-def test_the_stored_study_is_small_and_says_nothing_of_the_machine_it_was_written_on() -> None:
+def test_the_stored_study_is_small_and_contains_no_local_paths() -> None:
     files = [path for path in STORED.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert sum(path.stat().st_size for path in files) < 300_000
     assert any(path.suffix == ".pt" for path in files)

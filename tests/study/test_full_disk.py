@@ -1,4 +1,4 @@
-"""A disk that is really full: a file system of a few megabytes, mounted for the test."""
+"""A full disk, by a file system of a few megabytes that is mounted for the test."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from optuna_miha.exceptions import CheckpointError, StorageError
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody makes room meanwhile, so there is nothing to wait for."""
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting is useless, because no space is freed between retries."""
     monkeypatch.setattr(checkpoint_store, "RETRY_DELAYS", (0.01, 0.01))
     monkeypatch.setattr(retry, "RETRY_DELAYS", (0.01, 0.01))
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB; skips the test where none can be mounted."""
+    """A file system of 4 MB; skips the test if it cannot be mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = shutil.which("mount")
     command = [mount or "mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True) if mount else None
-    if done is None or done.returncode != 0:
-        said = "there is no `mount`" if done is None else done.stderr.strip()
-        pytest.skip(f"No small file system can be mounted, which takes Linux and root: {said}")
+    completed = subprocess.run(command, capture_output=True, text=True) if mount else None
+    if completed is None or completed.returncode != 0:
+        reason = "there is no `mount`" if completed is None else completed.stderr.strip()
+        pytest.skip(f"Mounting a small file system needs Linux and root: {reason}")
     try:
         yield folder
     finally:
@@ -46,13 +46,13 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> None:
-    """Write to its last byte."""
+    """Fill the disk to its last byte."""
     with (disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
         while file.write(b"x" * 4096):
             pass
 
 
-def make_room(disk: Path) -> None:
+def free_space(disk: Path) -> None:
     (disk / "filler").unlink()
 
 
@@ -65,7 +65,8 @@ def is_full(disk: Path) -> bool:
     return False
 
 
-def named_files(study: optuna.Study) -> set[str]:
+def referenced_files(study: optuna.Study) -> set[str]:
+    """Names of the files that trials refer to."""
     return {
         attr["id"]
         for trial in study.trials
@@ -74,7 +75,7 @@ def named_files(study: optuna.Study) -> set[str]:
     }
 
 
-def test_where_no_checkpoint_can_be_written_the_run_ends_and_can_be_resumed(
+def test_a_run_that_cannot_write_checkpoints_ends_and_can_be_resumed(
     whole: miha.Result, disk: Path
 ) -> None:
     study = new_study()
@@ -82,42 +83,42 @@ def test_where_no_checkpoint_can_be_written_the_run_ends_and_can_be_resumed(
     with pytest.raises(CheckpointError, match=r"No space left on device.*run the same script"):
         run(study, plan=SHORT, checkpoint_dir=disk, callbacks=callbacks)
     assert is_full(disk)
-    there = {path.name: path.stat().st_size for path in disk.glob("*.pt")}
-    assert there.keys() <= named_files(study), "what was not written whole is removed"
-    assert min(there.values()) > 0
-    make_room(disk)
+    sizes = {path.name: path.stat().st_size for path in disk.glob("*.pt")}
+    assert sizes.keys() <= referenced_files(study), "incomplete files are removed"
+    assert min(sizes.values()) > 0
+    free_space(disk)
     result = run(study, plan=SHORT, checkpoint_dir=disk)
     assert history(result) == history(whole)
     assert same(weights(result), weights(whole))
 
 
-def test_where_the_database_cannot_grow_the_run_ends_and_can_be_resumed(
+def test_a_run_whose_database_cannot_grow_ends_and_can_be_resumed(
     whole: miha.Result, disk: Path, tmp_path: Path
 ) -> None:
     url, callbacks = f"sqlite:///{disk}/study.db", [After(3, partial(fill, disk))]
-    words = r"database or disk is full.*free disk space.*run the same script again"
-    with pytest.raises(StorageError, match=words):
+    message = r"database or disk is full.*free disk space.*run the same script again"
+    with pytest.raises(StorageError, match=message):
         run(new_study(url), plan=SHORT, checkpoint_dir=tmp_path, callbacks=callbacks)
     assert is_full(disk)
-    make_room(disk)
+    free_space(disk)
     result = run(new_study(url), plan=SHORT, checkpoint_dir=tmp_path)
     assert history(result) == history(whole)
     assert same(weights(result), weights(whole))
 
 
-def test_a_file_in_write_ahead_mode_and_its_checkpoints_are_whole_after_it_too(
+def test_a_run_with_write_ahead_logging_survives_a_full_disk(
     whole: miha.Result, disk: Path, log: pytest.LogCaptureFixture
 ) -> None:
     path, callbacks = disk / "study.db", [After(3, partial(fill, disk))]
-    said = ""
+    message = ""
     try:
         run(new_study(miha.create_storage(path)), plan=SHORT, callbacks=callbacks)
     except (StorageError, CheckpointError) as error:
-        said = str(error)
-        assert "run the same script again" in said
-    # To connect anew gives room back, the log of changes, so that the run may get through.
-    assert "disk is full" in log.text + said or "No space left" in log.text + said
-    make_room(disk)
+        message = str(error)
+        assert "run the same script again" in message
+    # A reconnect frees the space of the write-ahead log, so that the run may succeed.
+    assert "disk is full" in log.text + message or "No space left" in log.text + message
+    free_space(disk)
     result = run(new_study(miha.create_storage(path)), plan=SHORT)
     assert history(result) == history(whole)
     assert same(weights(result), weights(whole))

@@ -1,4 +1,4 @@
-"""One coordinator at a time: who lives is left alone, who died is taken over."""
+"""A study has one coordinator at a time; only a dead one is replaced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 import pytest
 from helpers import services
-from helpers.kills import started
+from helpers.kills import start_process
 from helpers.problems import new_study, run
 from optuna.trial import TrialState
 
@@ -33,9 +33,9 @@ BRIEF = miha.Plan(24, startup=1)
 def coordinate(storage: str, folder: Path) -> None:
     """Run the study, and wait after its first trial."""
     os.chdir(folder)
-    with (folder / "said").open("w") as said:
-        os.dup2(said.fileno(), 2)
-    # As in a terminal; what is started in the background ignores it.
+    with (folder / "stderr").open("w") as stderr:
+        os.dup2(stderr.fileno(), 2)
+    # As in a terminal; background processes ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def wait(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
@@ -48,11 +48,11 @@ def coordinate(storage: str, folder: Path) -> None:
 
 @contextmanager
 def coordinator(storage: str, folder: Path) -> Iterator[BaseProcess]:
-    """Another process that does so; what it says is in the file ``said``."""
-    process = started(coordinate, storage, folder)
+    """A process that coordinates the study; its standard error is in the file ``stderr``."""
+    process = start_process(coordinate, storage, folder)
     try:
         while not (folder / "ready").exists():
-            assert process.is_alive(), (folder / "said").read_text()
+            assert process.is_alive(), (folder / "stderr").read_text()
             time.sleep(0.02)
         yield process
     finally:
@@ -61,7 +61,7 @@ def coordinator(storage: str, folder: Path) -> Iterator[BaseProcess]:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_a_live_coordinator_is_left_alone_and_a_dead_one_taken_over_at_once(
+def test_a_live_coordinator_locks_the_study_and_a_dead_one_is_replaced_at_once(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
@@ -84,7 +84,7 @@ def test_a_live_coordinator_is_left_alone_and_a_dead_one_taken_over_at_once(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_coordinator_that_is_told_to_end_leaves_nothing_behind(
+def test_a_coordinator_that_gets_a_signal_releases_the_study(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
@@ -95,122 +95,123 @@ def test_a_coordinator_that_is_told_to_end_leaves_nothing_behind(
         process.join(60)
         assert not process.is_alive()
     assert process.exitcode == 143 if number == signal.SIGTERM else process.exitcode != 0
-    assert "Run the same script again to resume" in (tmp_path / "said").read_text()
+    assert "Run the same script again to resume" in (tmp_path / "stderr").read_text()
     study = new_study(storage)
     assert study.user_attrs[attributes.LEASE] is None
     assert not study.get_trials(states=(TrialState.RUNNING,))
 
 
-def test_the_handler_of_sigterm_is_put_back_and_the_users_own_is_left_alone() -> None:
+def test_the_handler_of_sigterm_is_restored_and_a_handler_of_the_user_is_kept() -> None:
     seen: list[Any] = []
 
-    def note(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    def record_handler(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         seen.append(signal.getsignal(signal.SIGTERM))
         study.stop()
 
-    run(new_study(), plan=BRIEF, callbacks=[note])
+    run(new_study(), plan=BRIEF, callbacks=[record_handler])
     assert seen[0] is not signal.SIG_DFL
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        run(new_study(), plan=BRIEF, callbacks=[note])
+        run(new_study(), plan=BRIEF, callbacks=[record_handler])
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     assert seen[1] is signal.SIG_IGN
 
 
-def test_a_study_in_memory_is_guarded_against_a_second_thread() -> None:
+def test_a_study_in_memory_cannot_be_run_by_a_second_thread() -> None:
     study = new_study()
-    refusals: list[BaseException] = []
+    errors: list[BaseException] = []
 
-    def again() -> None:
+    def run_again() -> None:
         try:
             run(study, plan=BRIEF)
         except StudyLockedError as error:
-            refusals.append(error)
+            errors.append(error)
 
     def start(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        thread = threading.Thread(target=again)
+        thread = threading.Thread(target=run_again)
         thread.start()
         thread.join()
         study.stop()
 
     run(study, plan=BRIEF, callbacks=[start])
-    assert "this process itself" in str(refusals[0])
-    assert run(study, plan=BRIEF).n_epochs_trained == 24  # It was let go.
+    assert "this process itself" in str(errors[0])
+    assert run(study, plan=BRIEF).n_epochs_trained == 24  # The lease is released.
 
 
-def write(study: optuna.Study, holder: Holder, beats: int = 1) -> None:
+def write_lease(study: optuna.Study, holder: Holder, beats: int = 1) -> None:
     study.set_user_attr(attributes.LEASE, asdict(holder) | {"beats": beats})
 
 
-def elsewhere() -> Holder:
+def remote_holder() -> Holder:
+    """A coordinator on another machine."""
     return replace(Holder.this_process(), host="elsewhere", table="another machine")
 
 
-def test_a_coordinator_elsewhere_that_gives_no_sign_of_life_is_taken_over(
+def test_a_remote_coordinator_that_does_not_renew_its_lease_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "EXPIRY", 1.0)
     study = new_study(f"sqlite:///{tmp_path}/study.db")
-    # Whatever its clock says.
-    write(study, replace(elsewhere(), since="2999-01-01T00:00:00+00:00"))
+    # The other machine's clock does not matter.
+    write_lease(study, replace(remote_holder(), since="2999-01-01T00:00:00+00:00"))
     with hold_lease(study):
         assert study.user_attrs[attributes.LEASE]["pid"] == os.getpid()
     assert study.user_attrs[attributes.LEASE] is None
 
 
-def test_a_coordinator_elsewhere_that_beats_is_left_alone(
+def test_a_remote_coordinator_that_renews_its_lease_locks_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "EXPIRY", 30.0)
     storage = f"sqlite:///{tmp_path}/study.db"
-    study, holder = new_study(storage), elsewhere()
-    write(study, holder)
-    beat = threading.Timer(0.8, write, (new_study(storage), holder, 2))
+    study, holder = new_study(storage), remote_holder()
+    write_lease(study, holder)
+    beat = threading.Timer(0.8, write_lease, (new_study(storage), holder, 2))
     beat.start()
     with pytest.raises(StudyLockedError, match=r"on 'elsewhere' since"), hold_lease(study):
         pass
     beat.join()
 
 
-def test_a_process_number_that_was_given_away_again_is_not_taken_for_the_coordinator(
+def test_a_later_process_with_the_same_id_does_not_count_as_the_coordinator(
     tmp_path: Path,
 ) -> None:
     study = new_study(f"sqlite:///{tmp_path}/study.db")
     myself = Holder.this_process()
     if not myself.table:
-        pytest.skip("This system does not tell when a process started.")
-    write(study, replace(myself, started="1"))
+        pytest.skip("This system does not report the start time of a process.")
+    write_lease(study, replace(myself, started="1"))
     with hold_lease(study):
         pass
 
 
 @pytest.mark.parametrize("attr", ["mine", 7, {"nonce": 1}, {"beats": 1}, [None]])
-def test_a_lease_that_cannot_be_read_keeps_nobody_out(attr: Any, tmp_path: Path) -> None:
+def test_an_unreadable_lease_counts_as_free(attr: Any, tmp_path: Path) -> None:
     study = new_study(f"sqlite:///{tmp_path}/study.db")
     study.set_user_attr(attributes.LEASE, attr)
     with hold_lease(study):
         pass
 
 
-def test_of_many_that_start_at_once_one_runs(tmp_path: Path) -> None:
+def test_only_one_of_several_simultaneous_coordinators_runs(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
     studies = [new_study(storage) for _ in range(4)]
-    barrier, over = threading.Barrier(len(studies)), threading.Event()
-    entered: list[str] = []
-    refused: list[str] = []
+    barrier, stop = threading.Barrier(len(studies)), threading.Event()
+    entered: list[optuna.Study] = []
+    refused: list[optuna.Study] = []
 
     def start(study: optuna.Study) -> None:
         barrier.wait()
         try:
             with hold_lease(study):
-                entered.append("one")
-                over.wait(30)
+                entered.append(study)
+                stop.wait(30)
         except StudyLockedError:
-            refused.append("one")
+            refused.append(study)
         if len(refused) == len(studies) - 1:
-            over.set()
+            stop.set()
 
     threads = [threading.Thread(target=start, args=(study,)) for study in studies]
     for thread in threads:
@@ -220,51 +221,51 @@ def test_of_many_that_start_at_once_one_runs(tmp_path: Path) -> None:
     assert (len(entered), len(refused)) == (1, 3)
 
 
-def test_a_coordinator_that_was_taken_for_dead_ends_before_its_next_phase(
+def test_a_coordinator_that_was_replaced_ends_before_its_next_phase(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "HEARTBEAT_INTERVAL", 0.05)
     study = new_study(f"sqlite:///{tmp_path}/study.db")
-    other = elsewhere()
+    other = remote_holder()
 
-    def usurp(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        write(study, other)
+    def take_over(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        write_lease(study, other)
         time.sleep(1.0)
 
     with pytest.raises(StudyLockedError, match="took over"):
-        run(study, plan=BRIEF, callbacks=[usurp])
+        run(study, plan=BRIEF, callbacks=[take_over])
     assert study.user_attrs[attributes.LEASE]["nonce"] == other.nonce, (
-        "It is the other's to release."
+        "The lease of the other coordinator is not released."
     )
 
 
-def test_a_coordinator_that_lost_the_study_leaves_the_others_trials_alone(
+def test_a_coordinator_that_was_replaced_does_not_fail_the_trials_of_its_successor(
     tmp_path: Path,
 ) -> None:
     study = new_study(f"sqlite:///{tmp_path}/study.db")
-    theirs: list[int] = []
+    successor_trials: list[int] = []
 
-    def usurp(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        if not theirs:
-            write(study, elsewhere())
+    def take_over(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if not successor_trials:
+            write_lease(study, remote_holder())
             running = study.ask()
             running.set_user_attr(attributes.ROLE, "branch")
-            theirs.append(running.number)
+            successor_trials.append(running.number)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(study, plan=BRIEF, callbacks=[usurp])
-    assert study.trials[theirs[0]].state == TrialState.RUNNING
+        run(study, plan=BRIEF, callbacks=[take_over])
+    assert study.trials[successor_trials[0]].state == TrialState.RUNNING
 
 
-def test_a_coordinator_whose_trials_were_failed_says_who_took_over(tmp_path: Path) -> None:
+def test_a_coordinator_whose_trials_were_failed_reports_the_takeover(tmp_path: Path) -> None:
     study = new_study(f"sqlite:///{tmp_path}/study.db")
 
-    def usurped(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
-        write(study, elsewhere())
+    def take_over_and_train(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
+        write_lease(study, remote_holder())
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
             study.tell(trial.number, state=TrialState.FAIL)
         yield from train(recipe, n_epochs)
 
     with pytest.raises(StudyLockedError, match="took over"):
-        run(study, plan=BRIEF, trainer=usurped)
+        run(study, plan=BRIEF, trainer=take_over_and_train)

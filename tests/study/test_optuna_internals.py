@@ -1,6 +1,6 @@
-"""What the package takes from Optuna without a promise that it stays.
+"""The private API of Optuna that the package depends on.
 
-A failure here after an update of Optuna says which assumption to look at in ``_optuna.py``.
+After an update of Optuna, a failure shows which part of ``optuna_internals.py`` to revise.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from optuna_miha._study.optuna_internals import (
 )
 
 
-def test_the_sampler_and_pruner_of_a_new_study_are_the_defaults() -> None:
+def test_a_new_study_has_the_default_sampler_and_pruner() -> None:
     study = optuna.create_study()
     assert is_default_sampler(study.sampler)
     assert is_default_pruner(study.pruner)
 
 
-def test_the_sampler_and_pruner_of_a_loaded_study_are_the_defaults(tmp_path: Path) -> None:
+def test_a_loaded_study_has_the_default_sampler_and_pruner(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
     optuna.create_study(storage=url, study_name="s", sampler=RandomSampler(), pruner=NopPruner())
     study = optuna.load_study(storage=url, study_name="s")
@@ -61,7 +61,7 @@ def test_the_sampler_and_pruner_of_a_loaded_study_are_the_defaults(tmp_path: Pat
     ids=lambda settings: next(iter(settings)),
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_sampler_with_a_setting_of_the_users_is_not_the_default(
+def test_a_sampler_with_a_changed_setting_is_not_the_default(
     settings: dict[str, Any],
 ) -> None:
     assert not is_default_sampler(TPESampler(**settings))
@@ -82,7 +82,7 @@ def test_a_sampler_of_another_class_is_not_the_default(sampler: BaseSampler) -> 
     ids=lambda settings: next(iter(settings)),
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_sampler_with_a_nested_setting_of_the_users_is_not_the_default(
+def test_a_sampler_with_a_changed_nested_setting_is_not_the_default(
     settings: dict[str, Any],
 ) -> None:
     assert not is_default_sampler(TPESampler(**settings))
@@ -101,7 +101,7 @@ def test_a_sampler_with_a_nested_setting_of_the_users_is_not_the_default(
     ],
     ids=lambda pruner: type(pruner).__name__,
 )
-def test_a_pruner_of_the_users_is_not_the_default(pruner: BasePruner) -> None:
+def test_a_pruner_that_differs_is_not_the_default(pruner: BasePruner) -> None:
     assert not is_default_pruner(pruner)
 
 
@@ -117,28 +117,26 @@ def study_in(storage: Any) -> optuna.Study:
     return optuna.create_study(storage=storage)
 
 
-def test_only_a_study_in_memory_ends_with_the_process(tmp_path: Path) -> None:
+def test_only_a_study_without_a_database_is_in_memory(tmp_path: Path) -> None:
     assert is_in_memory(study_in(None))
     assert is_in_memory(study_in(InMemoryStorage()))
     assert not is_in_memory(study_in(sqlite(tmp_path)))
     assert not is_in_memory(study_in(journal(tmp_path)))
 
 
-def test_the_file_of_a_database_is_found(tmp_path: Path) -> None:
+def test_the_file_of_an_sqlite_study_is_found(tmp_path: Path) -> None:
     file = tmp_path / "study.db"
     assert sqlite_file(study_in(f"sqlite:///{file}")) == file
     assert sqlite_file(study_in(sqlite(tmp_path))) == file
 
 
-def test_the_file_of_a_database_is_absolute(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_path_of_the_file_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert sqlite_file(study_in("sqlite:///relative.db")) == tmp_path / "relative.db"
 
 
 @pytest.mark.parametrize("url", ["sqlite:///:memory:", "sqlite://"])
-def test_a_database_in_memory_has_no_file(url: str) -> None:
+def test_an_sqlite_database_in_memory_has_no_file(url: str) -> None:
     assert sqlite_file(study_in(url)) is None
 
 
@@ -148,7 +146,7 @@ def test_other_storages_have_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("params", [{}, {"lr": 0.1, "optimizer": "sgd"}])
-def test_what_was_enqueued_is_read_from_the_trial(params: dict[str, Any]) -> None:
+def test_enqueued_parameters_are_read_from_the_trial(params: dict[str, Any]) -> None:
     study = optuna.create_study()
     study.enqueue_trial(params)
     assert enqueued_params(study.trials[0]) == params
@@ -156,7 +154,7 @@ def test_what_was_enqueued_is_read_from_the_trial(params: dict[str, Any]) -> Non
     assert enqueued_params(study.trials[number]) == params
 
 
-def test_a_trial_that_was_not_enqueued_has_no_given_parameters() -> None:
+def test_a_trial_that_was_not_enqueued_has_no_enqueued_parameters() -> None:
     study = optuna.create_study()
     study.ask().suggest_float("x", 0, 1)
     assert enqueued_params(study.trials[0]) == {}
@@ -170,7 +168,7 @@ def test_a_callback_can_stop_the_study() -> None:
         assert is_stopped(study)
 
 
-def test_outside_of_a_run_a_study_cannot_be_stopped() -> None:
+def test_a_study_cannot_be_stopped_after_the_run() -> None:
     study = optuna.create_study()
     with stoppable(study):
         pass
@@ -178,7 +176,7 @@ def test_outside_of_a_run_a_study_cannot_be_stopped() -> None:
         study.stop()
 
 
-def test_a_run_that_raises_leaves_the_study_as_it_was() -> None:
+def test_an_error_in_a_run_leaves_the_study_usable() -> None:
     study = optuna.create_study()
     with pytest.raises(KeyError), stoppable(study):
         raise KeyError
@@ -188,7 +186,7 @@ def test_a_run_that_raises_leaves_the_study_as_it_was() -> None:
     assert len(study.trials) == 1
 
 
-def test_a_stop_does_not_outlast_its_run() -> None:
+def test_a_stop_does_not_affect_the_next_run() -> None:
     study = optuna.create_study()
     with stoppable(study):
         study.stop()
@@ -211,7 +209,7 @@ def test_a_run_inside_an_optimization_is_refused() -> None:
         study.optimize(lambda trial: 0.0, n_trials=1)
 
 
-def test_optunas_own_loop_sets_what_a_run_sets() -> None:
+def test_optunas_own_loop_uses_the_same_stop_flag() -> None:
     study = optuna.create_study()
     seen = []
 
@@ -225,7 +223,7 @@ def test_optunas_own_loop_sets_what_a_run_sets() -> None:
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_a_sampler_that_is_told_of_a_trial_does_not_stop_the_run(before: bool) -> None:
+def test_a_stop_requested_by_the_sampler_is_ignored(before: bool) -> None:
     study = optuna.create_study(sampler=GridSampler({"x": [0.5]}))
     with stoppable(study):
         trial = study.ask()
@@ -235,10 +233,10 @@ def test_a_sampler_that_is_told_of_a_trial_does_not_stop_the_run(before: bool) -
         assert tell(study, trial, 0.0).value == 0.0
         assert is_stopped(study) is before
         study.tell(study.ask(), 0.0)
-        assert is_stopped(study), "Optuna's own call has stopped it."
+        assert is_stopped(study), "Optuna's own call stops the study."
 
 
-def test_another_thread_is_not_in_the_run() -> None:
+def test_another_thread_cannot_stop_the_run() -> None:
     study = optuna.create_study()
     errors: list[BaseException] = []
 
@@ -256,7 +254,7 @@ def test_another_thread_is_not_in_the_run() -> None:
     assert len(errors) == 1
 
 
-def test_enqueued_trials_carry_their_attributes_to_the_sampler() -> None:
+def test_the_sampler_sees_the_attributes_of_enqueued_trials() -> None:
     seen = []
 
     class Recorder(RandomSampler):
@@ -270,7 +268,7 @@ def test_enqueued_trials_carry_their_attributes_to_the_sampler() -> None:
     assert seen == [{"miha:role": "branch"}]
 
 
-def test_trials_are_asked_for_in_the_order_in_which_they_were_enqueued() -> None:
+def test_trials_are_asked_for_in_the_order_of_enqueueing() -> None:
     study = optuna.create_study()
     for n in range(3):
         study.enqueue_trial({}, user_attrs={"n": n})
@@ -278,7 +276,9 @@ def test_trials_are_asked_for_in_the_order_in_which_they_were_enqueued() -> None
 
 
 @pytest.mark.parametrize("kind", ["memory", "rdb", "cached", "journal"])
-def test_a_trial_starts_with_all_that_is_known(kind: str, tmp_path: Path) -> None:
+def test_a_trial_starts_with_its_parameters_attributes_and_reports(
+    kind: str, tmp_path: Path
+) -> None:
     storages: dict[str, Any] = {
         "memory": lambda: InMemoryStorage(),
         "rdb": lambda: RDBStorage(f"sqlite:///{tmp_path}/s.db"),
@@ -302,14 +302,14 @@ def test_a_trial_starts_with_all_that_is_known(kind: str, tmp_path: Path) -> Non
     assert (frozen.params, frozen.user_attrs) == ({"x": 0.25}, {"miha:role": "branch"})
     assert trial.suggest_float("x", 0.0, 1.0) == 0.25
     trial.report(0.4, step=5)
-    told = study.tell(trial, 0.3)
-    assert told.number == 0
-    assert told.intermediate_values == {4: 0.5, 5: 0.4}
+    finished = study.tell(trial, 0.3)
+    assert finished.number == 0
+    assert finished.intermediate_values == {4: 0.5, 5: 0.4}
     assert study.best_params == {"x": 0.25}
 
 
 @pytest.mark.parametrize("state", ["COMPLETE", "PRUNED", "FAIL"])
-def test_a_finished_trial_is_written_as_one_that_was_told(state: str, tmp_path: Path) -> None:
+def test_a_buffered_trial_finishes_like_a_running_one(state: str, tmp_path: Path) -> None:
     study = optuna.create_study(storage=f"sqlite:///{tmp_path}/s.db")
     content: dict[str, Any] = {
         "params": {"x": 0.25},
@@ -318,9 +318,9 @@ def test_a_finished_trial_is_written_as_one_that_was_told(state: str, tmp_path: 
         "intermediate_values": {4: 0.5, 5: 0.4},
     }
     value = 0.3 if state == "COMPLETE" else None
-    told, added = (BufferedTrial(study, {}, **copy.deepcopy(content)) for _ in range(2))
-    told.publish()
-    finished = [e.finish(optuna.trial.TrialState[state], value) for e in (told, added)]
+    running, buffered = (BufferedTrial(study, {}, **copy.deepcopy(content)) for _ in range(2))
+    running.publish()
+    finished = [t.finish(optuna.trial.TrialState[state], value) for t in (running, buffered)]
     assert [trial.number for trial in finished] == [0, 1]
     for name in ("state", "values", "params", "distributions", "user_attrs"):
         assert getattr(finished[0], name) == getattr(finished[1], name)
@@ -331,8 +331,8 @@ def test_a_finished_trial_is_written_as_one_that_was_told(state: str, tmp_path: 
         assert trial.datetime_start <= trial.datetime_complete
 
 
-def test_a_sampler_sees_what_came_before_the_trial_that_starts() -> None:
-    """``study.ask`` drops the thread's list of trials, and so do we."""
+def test_a_sampler_sees_all_earlier_trials_when_a_trial_starts() -> None:
+    """Like ``study.ask``, ``start_trial`` drops the thread's cached list of trials."""
     seen: list[int] = []
 
     class Counting(RandomSampler):
@@ -342,8 +342,8 @@ def test_a_sampler_sees_what_came_before_the_trial_that_starts() -> None:
 
     study = optuna.create_study(sampler=Counting())
     for _ in range(3):
-        nothing: dict[str, Any] = {"params": {}, "distributions": {}, "user_attrs": {}}
+        content: dict[str, Any] = {"params": {}, "distributions": {}, "user_attrs": {}}
         now = datetime.datetime.now()
-        trial = start_trial(study, start=now, **nothing, intermediate_values={})
+        trial = start_trial(study, start=now, **content, intermediate_values={})
         trial.suggest_float("x", 0.0, 1.0)
     assert seen == [1, 2, 3]

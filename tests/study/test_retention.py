@@ -1,4 +1,4 @@
-"""What a run leaves on the disk, while it goes on and in the end, and what `clean` frees."""
+"""Files of a run on the disk, during training and at its end, and the files that `clean` frees."""
 
 from __future__ import annotations
 
@@ -27,43 +27,45 @@ from optuna_miha._study.setup import checkpoint_folder
 from optuna_miha.exceptions import StudyLockedError
 
 
-class Watched(FileSystemArtifactStore):
+class CountingStore(FileSystemArtifactStore):
     """A store that counts its files after every write.
 
     Args:
-        folder: Its folder.
+        folder: The folder of the store.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.folder = folder
-        self.most = 0
+        self.max_files = 0
 
     def write(self, artifact_id: str, content_body: Any) -> None:
         super().write(artifact_id, content_body)
-        self.most = max(self.most, len(list(self.folder.iterdir())))
+        self.max_files = max(self.max_files, len(list(self.folder.iterdir())))
 
 
 @pytest.mark.parametrize("population_size", [1, 3, 6])
-def test_the_disk_holds_few_checkpoints_at_any_time_and_one_in_the_end(
+def test_the_disk_has_few_checkpoints_at_any_time_and_one_at_the_end(
     population_size: int, tmp_path: Path
 ) -> None:
-    store, n_epochs = Watched(tmp_path), 60 * population_size
+    store, n_epochs = CountingStore(tmp_path), 60 * population_size
     plan = miha.Plan(n_epochs, startup=4, fixing_epochs=3, population_size=population_size)
     result = run(new_study(), plan=plan, artifact_store=store, keep="final")
-    assert 2 <= store.most <= population_size + 3
-    [left] = tmp_path.iterdir()
-    assert left.name == result.trial.user_attrs[attributes.CHECKPOINT]["id"]
+    assert 2 <= store.max_files <= population_size + 3
+    [file] = tmp_path.iterdir()
+    assert file.name == result.trial.user_attrs[attributes.CHECKPOINT]["id"]
 
 
-class Counting(nn.Linear):
+class AgingNetwork(nn.Linear):
+    """A network that counts its epochs in a buffer."""
+
     def __init__(self) -> None:
         super().__init__(1, 1)
         self.register_buffer("age", torch.zeros((), dtype=torch.long))
 
 
-def counting(trial: Any) -> miha.Recipe:
-    model = Counting()
+def aging_network(trial: Any) -> miha.Recipe:
+    model = AgingNetwork()
     lr = miha.suggest_optimizer(trial, model.parameters(), choices=("sgd",))
     data = torch.zeros(4, 1), torch.zeros(4, 1)
     return miha.Recipe(
@@ -71,8 +73,8 @@ def counting(trial: Any) -> miha.Recipe:
     )
 
 
-def tying(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
-    """All reach the same best value; those with the learning rate of the start end above it."""
+def tied_values(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
+    """All siblings have the same best value; with the initial learning rate, the last is worse."""
     assert isinstance(recipe.optimizer, SGD)
     is_initial = recipe.optimizer.param_groups[0]["lr"] < 0.05
     for n in range(n_epochs):
@@ -82,14 +84,14 @@ def tying(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
         yield miha.EpochResult(value=max(0.2, 1 / (1 + age // 6)) + worse)
 
 
-def test_the_best_has_a_checkpoint_where_siblings_tie() -> None:
+def test_the_best_segment_has_a_checkpoint_if_siblings_tie() -> None:
     plan = miha.Plan(
         60, startup=1, fixing_epochs=4, population_size=4, restarts=False, patience=None
     )
     study = new_study()
     n_ties = 0
 
-    def look(study: optuna.Study, trial: FrozenTrial) -> None:
+    def check_best(study: optuna.Study, trial: FrozenTrial) -> None:
         nonlocal n_ties
         lineage = Lineage.from_trials(study.direction, study.trials)
         best = lineage.best()
@@ -98,8 +100,8 @@ def test_the_best_has_a_checkpoint_where_siblings_tie() -> None:
         winner = lineage.winner(best.role, best.cycle)
         n_ties += winner is not best and winner is not None and winner.value == best.value
 
-    run(study, counting, trainer=tying, plan=plan, callbacks=[look])
-    assert n_ties, "the fittest and the best were never two"
+    run(study, aging_network, trainer=tied_values, plan=plan, callbacks=[check_best])
+    assert n_ties, "the fittest segment is always the best one"
 
 
 def files(folder: Path) -> set[str]:
@@ -107,17 +109,17 @@ def files(folder: Path) -> set[str]:
 
 
 def stop_after(n: int) -> Any:
-    seen = []
+    trials = []
 
     def callback(study: optuna.Study, trial: FrozenTrial) -> None:
-        seen.append(trial)
-        if len(seen) == n:
+        trials.append(trial)
+        if len(trials) == n:
             study.stop()
 
     return callback
 
 
-def test_what_a_killed_run_left_is_removed_when_it_is_resumed_and_others_files_stay(
+def test_resuming_removes_orphans_of_a_killed_run_and_keeps_other_files(
     tmp_path: Path,
 ) -> None:
     study = new_study()
@@ -134,7 +136,7 @@ def test_what_a_killed_run_left_is_removed_when_it_is_resumed_and_others_files_s
 
 @pytest.mark.parametrize("n_trials", [1, 3, 4, 99])
 @pytest.mark.parametrize("keep", ["final", "trunk"])
-def test_a_run_that_was_cleaned_ends_as_if_it_had_not_been(
+def test_cleaning_does_not_change_the_result_of_a_run(
     keep: str, n_trials: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
@@ -145,9 +147,9 @@ def test_a_run_that_was_cleaned_ends_as_if_it_had_not_been(
     assert files(tmp_path) == before
     assert "would be freed" in capsys.readouterr().out
     assert main(command) == 0
-    said = capsys.readouterr().out
-    assert f"{len(before) - len(files(tmp_path))} file" in said
-    assert " MB) freed, " in said
+    output = capsys.readouterr().out
+    assert f"{len(before) - len(files(tmp_path))} file" in output
+    assert " MB) freed, " in output
     assert files(tmp_path)
     whole = run(new_study(), plan=SHORT)
     result = run(new_study(url), plan=SHORT, keep="all")
@@ -155,7 +157,7 @@ def test_a_run_that_was_cleaned_ends_as_if_it_had_not_been(
     assert same(weights(result), weights(whole))
 
 
-def test_what_a_run_was_told_to_keep_is_kept_unless_another_wish_is_told(tmp_path: Path) -> None:
+def test_cleaning_uses_the_keep_of_the_run_unless_another_is_given(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
     run(new_study(url), plan=SHORT, keep="all")
     before = files(tmp_path)
@@ -169,7 +171,7 @@ def test_what_a_run_was_told_to_keep_is_kept_unless_another_wish_is_told(tmp_pat
     )
 
 
-def test_cleaning_is_refused_while_the_study_is_run(
+def test_cleaning_is_refused_while_the_study_is_running(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
@@ -187,7 +189,7 @@ def test_cleaning_is_refused_while_the_study_is_run(
     assert files(tmp_path) == before
 
 
-def test_at_keep_final_no_second_copy_of_the_model_is_registered(tmp_path: Path) -> None:
+def test_with_keep_final_no_second_copy_of_the_model_is_registered(tmp_path: Path) -> None:
     study = new_study(RDBStorage(f"sqlite:///{tmp_path}/study.db"))
     run(study, plan=SHORT, keep="final")
     names = [meta.filename for meta in get_all_artifact_meta(study)]
@@ -195,7 +197,7 @@ def test_at_keep_final_no_second_copy_of_the_model_is_registered(tmp_path: Path)
 
 
 @pytest.mark.parametrize("first", ["original", "copy"])
-def test_a_study_that_was_copied_with_its_checkpoints_leaves_those_of_the_original_alone(
+def test_a_copied_study_does_not_change_the_checkpoints_of_the_original(
     first: str, tmp_path: Path
 ) -> None:
     def study_in(name: str) -> optuna.Study:
@@ -217,7 +219,7 @@ def test_a_study_that_was_copied_with_its_checkpoints_leaves_those_of_the_origin
     assert same(weights(miha.load_result(study_in(first), classifier)), after)
 
 
-def test_a_folder_that_was_chosen_is_kept_to_though_there_is_one_beside_the_study(
+def test_a_chosen_folder_takes_precedence_over_one_next_to_the_study(
     tmp_path: Path,
 ) -> None:
     study = new_study(f"sqlite:///{tmp_path}/a.db")
@@ -227,9 +229,7 @@ def test_a_folder_that_was_chosen_is_kept_to_though_there_is_one_beside_the_stud
 
 
 @pytest.mark.parametrize("name", [".", "..", "a/../.."])
-def test_no_name_of_a_study_leads_out_of_the_folder_of_checkpoints(
-    name: str, tmp_path: Path
-) -> None:
+def test_no_study_name_leads_out_of_the_checkpoint_folder(name: str, tmp_path: Path) -> None:
     study = optuna.create_study(storage=f"sqlite:///{tmp_path}/a.db", study_name=name)
     folder = checkpoint_folder(study).resolve()
     assert folder.parent == tmp_path / "a-checkpoints"

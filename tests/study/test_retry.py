@@ -1,4 +1,4 @@
-"""A database that fails for a while, or for good; a branch that needs too much memory."""
+"""Temporary and permanent failures of the database; branches that need too much memory."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ import optuna_miha as miha
 from optuna_miha._cli.main import main
 from optuna_miha._study import checkpoint_store, retry
 from optuna_miha._study.retention import Retention
-from optuna_miha._training.out_of_memory import give_back, is_out_of_memory
+from optuna_miha._training.out_of_memory import is_out_of_memory, release_memory
 from optuna_miha.exceptions import StorageError
 
 
 @pytest.fixture(scope="module")
 def postgresql() -> Iterator[services.PostgreSQL]:
-    """A cluster of its own, which is stopped and started."""
+    """A separate cluster, which the tests stop and start."""
     with services.postgresql() as cluster:
         yield cluster
 
 
-def when_noticed(log: pytest.LogCaptureFixture, action: Callable[[], object]) -> None:
-    """Do something once the run has noticed that its storage fails."""
+def after_failure(log: pytest.LogCaptureFixture, action: Callable[[], object]) -> None:
+    """Call ``action`` after the run has logged a failure of its storage."""
 
     def watch() -> None:
         while "Retrying in" not in log.text:
@@ -46,7 +46,7 @@ def when_noticed(log: pytest.LogCaptureFixture, action: Callable[[], object]) ->
     threading.Thread(target=watch, daemon=True).start()
 
 
-def test_a_server_that_stops_and_starts_again_is_waited_for(
+def test_a_run_waits_for_a_server_that_restarts(
     postgresql: services.PostgreSQL,
     whole: miha.Result,
     log: pytest.LogCaptureFixture,
@@ -54,7 +54,7 @@ def test_a_server_that_stops_and_starts_again_is_waited_for(
 ) -> None:
     def restart() -> None:
         postgresql.stop()
-        when_noticed(log, postgresql.start)
+        after_failure(log, postgresql.start)
 
     with services.rdb_storage(postgresql.new_database()) as storage:
         study = new_study(storage)
@@ -65,14 +65,14 @@ def test_a_server_that_stops_and_starts_again_is_waited_for(
     assert "The storage has recovered" in log.text
 
 
-def test_a_file_that_is_moved_away_and_back_is_waited_for(
+def test_a_run_waits_for_a_file_that_is_moved_away_and_back(
     whole: miha.Result, log: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     path, away = tmp_path / "study.db", tmp_path / "away.db"
 
     def move() -> None:
         path.rename(away)
-        when_noticed(log, lambda: away.rename(path))
+        after_failure(log, lambda: away.rename(path))
 
     result = run(new_study(f"sqlite:///{path}"), plan=SHORT, callbacks=[After(3, move)])
     assert history(result) == history(whole)
@@ -80,7 +80,7 @@ def test_a_file_that_is_moved_away_and_back_is_waited_for(
     assert "The storage has recovered" in log.text
 
 
-def test_a_database_that_becomes_read_only_ends_the_run_in_its_own_words(
+def test_a_database_that_becomes_read_only_ends_the_run_with_its_own_message(
     postgresql: services.PostgreSQL,
     whole: miha.Result,
     monkeypatch: pytest.MonkeyPatch,
@@ -116,7 +116,7 @@ def test_a_database_that_becomes_read_only_ends_the_run_in_its_own_words(
     assert same(weights(result), weights(whole))
 
 
-def test_an_sqlite_file_opened_for_reading_is_refused_in_its_own_words(tmp_path: Path) -> None:
+def test_a_read_only_sqlite_file_is_refused_with_its_own_message(tmp_path: Path) -> None:
     path = tmp_path / "study.db"
     new_study(f"sqlite:///{path}")
     storage = f"sqlite:///file:{path}?mode=ro&uri=true"
@@ -125,7 +125,7 @@ def test_an_sqlite_file_opened_for_reading_is_refused_in_its_own_words(tmp_path:
         run(study, plan=SHORT)
 
 
-def test_a_file_that_is_damaged_is_told_of_in_the_words_of_the_database(
+def test_a_damaged_file_is_reported_with_the_message_of_the_database(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "study.db"
@@ -140,9 +140,7 @@ def test_a_file_that_is_damaged_is_told_of_in_the_words_of_the_database(
     assert "DatabaseError: database disk image is malformed" in capsys.readouterr().err
 
 
-def test_times_of_a_clock_that_was_set_back_change_nothing(
-    whole: miha.Result, tmp_path: Path
-) -> None:
+def test_a_clock_that_was_set_back_changes_nothing(whole: miha.Result, tmp_path: Path) -> None:
     path = tmp_path / "study.db"
 
     def stop(study: optuna.Study, trial: FrozenTrial) -> None:
@@ -159,7 +157,7 @@ def test_times_of_a_clock_that_was_set_back_change_nothing(
     assert same(weights(result), weights(whole))
 
 
-def test_a_checkpoint_that_is_damaged_while_the_run_goes_on_is_made_again(
+def test_a_checkpoint_that_is_damaged_during_the_run_is_trained_again(
     whole: miha.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = checkpoint_store.CheckpointStore.load
@@ -170,7 +168,7 @@ def test_a_checkpoint_that_is_damaged_while_the_run_goes_on_is_made_again(
         newest.write_bytes(newest.read_bytes()[:50])
         damaged.append(newest)
 
-    # As if there were no room to keep states in memory: all are read from the disk.
+    # Without states in memory, all of them are read from the disk.
     monkeypatch.setattr(
         Retention,
         "state",
@@ -183,8 +181,8 @@ def test_a_checkpoint_that_is_damaged_while_the_run_goes_on_is_made_again(
     assert same(weights(result), weights(whole))
 
 
-class Greedy(nn.Module):
-    """A loss that needs a petabyte for batches of any size but that of the start."""
+class MemoryHungryLoss(nn.Module):
+    """A loss that needs a petabyte for batches larger than the initial ones."""
 
     def forward(self, output: Any, target: Any) -> Any:
         if len(target) > 16:
@@ -192,9 +190,9 @@ class Greedy(nn.Module):
         return nn.functional.cross_entropy(output, target)
 
 
-def hungry(trial: Any) -> miha.Recipe:
+def memory_hungry(trial: Any) -> miha.Recipe:
     recipe = classifier(trial)
-    recipe.valid_loss_fn, recipe.loss_fn = recipe.loss_fn, Greedy()
+    recipe.valid_loss_fn, recipe.loss_fn = recipe.loss_fn, MemoryHungryLoss()
     recipe.batch_size = miha.suggest_batch_size(trial, initial=16)
     recipe.optimizer = miha.suggest_optimizer(trial, recipe.model.parameters())
     return recipe
@@ -205,7 +203,7 @@ def test_a_branch_that_needs_too_much_memory_fails_alone(n_jobs: int, tmp_path: 
     plan = miha.Plan(
         90, startup=1, fixing_epochs=3, population_size=4, mutations=("batch_size", "lr")
     )
-    result = run(new_study(), hungry, plan=plan, n_jobs=n_jobs)
+    result = run(new_study(), memory_hungry, plan=plan, n_jobs=n_jobs)
     failed = [s for s in result.segments if s.state == TrialState.FAIL]
     assert failed
     assert {s.role for s in failed} <= {"branch", "restart"}
@@ -214,24 +212,24 @@ def test_a_branch_that_needs_too_much_memory_fails_alone(n_jobs: int, tmp_path: 
     assert result.n_epochs_trained == 90
 
 
-def test_what_a_computation_held_is_given_back() -> None:
+def test_the_memory_of_a_failed_computation_is_released() -> None:
     def compute() -> weakref.ref[nn.Module]:
         model = nn.Linear(3, 3)
         try:
             torch.empty(10**15)
         except RuntimeError as error:
             assert is_out_of_memory(error)
-            kept.append(error)
+            errors.append(error)
         return weakref.ref(model)
 
-    kept: list[RuntimeError] = []
-    left = compute()
-    assert left() is not None, "the traceback holds it"
-    give_back(kept[0])
-    assert left() is None
+    errors: list[RuntimeError] = []
+    model = compute()
+    assert model() is not None, "the traceback refers to it"
+    release_memory(errors[0])
+    assert model() is None
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+def test_other_errors_do_not_count_as_out_of_memory() -> None:
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
@@ -240,9 +238,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 
 
 @pytest.mark.long
-def test_a_database_that_is_away_for_thirty_seconds_is_waited_for(
-    whole: miha.Result, tmp_path: Path
-) -> None:
+def test_a_run_waits_thirty_seconds_for_its_database(whole: miha.Result, tmp_path: Path) -> None:
     path, away = tmp_path / "study.db", tmp_path / "away.db"
 
     def move() -> None:

@@ -1,4 +1,4 @@
-"""Attributes that no run wrote: a clear error, whatever they are, and an end."""
+"""Attributes that no run has written raise a clear error, and never cause an endless loop."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FILE = {"id": f"trunk-000-0-{12 * '0'}.pt", "sha256": 64 * "0"}
 
 
 def attrs(number: int) -> dict[str, Any]:
-    """Of a chain of segments of two epochs each."""
+    """Attributes of a chain of segments with two epochs each."""
     return {
         attributes.ROLE: "trunk",
         attributes.CYCLE: number,
@@ -69,7 +69,7 @@ def chain(changes: dict[int, dict[str, Any]]) -> list[FrozenTrial]:
 
 
 def read_all(trials: list[FrozenTrial]) -> None:
-    """All that a run asks of its record, unless it is refused in words."""
+    """Read everything that a run needs from its history, or get an error message."""
     try:
         lineage = Lineage.from_trials(StudyDirection.MINIMIZE, trials)
     except MihaError as error:
@@ -89,10 +89,6 @@ def read_all(trials: list[FrozenTrial]) -> None:
     lineage.best_before(3)
 
 
-def check_any(changes: dict[int, dict[str, Any]]) -> None:
-    read_all(chain(changes))
-
-
 CHANGES = st.dictionaries(
     st.integers(0, 3),
     st.dictionaries(st.sampled_from(TRIAL_KEYS), HOSTILE, max_size=3),
@@ -101,19 +97,17 @@ CHANGES = st.dictionaries(
 
 
 @given(CHANGES)
-def test_whatever_stands_there_is_read_or_refused_by_name(
-    changes: dict[int, dict[str, Any]],
-) -> None:
-    check_any(changes)
+def test_any_attribute_is_read_or_refused_by_name(changes: dict[int, dict[str, Any]]) -> None:
+    read_all(chain(changes))
 
 
 @pytest.mark.long
 @settings(max_examples=20_000)
 @given(CHANGES)
-def test_whatever_stands_there_is_read_or_refused_by_name_at_length(
+def test_any_attribute_is_read_or_refused_by_name_with_many_examples(
     changes: dict[int, dict[str, Any]],
 ) -> None:
-    check_any(changes)
+    read_all(chain(changes))
 
 
 BAD: list[tuple[str, Any]] = [
@@ -147,17 +141,17 @@ BAD: list[tuple[str, Any]] = [
     (attributes.MEMBER, FILE | {"value": math.nan}),
     (attributes.MEMBER, FILE | {"value": 1.0, "id": "~/.ssh/id_rsa"}),
     (attributes.AVERAGED, {"value": None}),
-    (attributes.PARENT, 7),  # There is no such trial.
-    (attributes.PARENT, 2),  # Itself.
-    (attributes.PARENT, 3),  # Which descends from it.
-    (attributes.PARENT, 0),  # Which ended earlier.
+    (attributes.PARENT, 7),  # A missing trial.
+    (attributes.PARENT, 2),  # The trial itself.
+    (attributes.PARENT, 3),  # Its child.
+    (attributes.PARENT, 0),  # A trial that ends before the parent.
     (attributes.PARENT, "1"),
 ]
 
 
-# Some are too long for the name of a test.
+# Some values are too long for a test id.
 @pytest.mark.parametrize(("key", "value"), BAD, ids=[f"{k}-{n}" for n, (k, _) in enumerate(BAD)])
-def test_a_bad_attribute_is_refused_with_its_trial_and_its_name(key: str, value: Any) -> None:
+def test_an_invalid_attribute_is_refused_with_its_trial_and_name(key: str, value: Any) -> None:
     with pytest.raises(RecordError) as caught:
         Lineage.from_trials(StudyDirection.MINIMIZE, chain({2: {key: value}}))
     assert "of trial 2" in str(caught.value) or "trial 2, " in str(caught.value)
@@ -165,20 +159,20 @@ def test_a_bad_attribute_is_refused_with_its_trial_and_its_name(key: str, value:
     assert len(str(caught.value)) < 500
 
 
-def test_a_missing_attribute_is_refused_too() -> None:
+def test_a_missing_attribute_is_refused() -> None:
     made = trial(0)
     made.user_attrs = {k: v for k, v in made.user_attrs.items() if k != attributes.BIRTH}
     with pytest.raises(RecordError, match=r"'miha:epoch' of trial 0 must be present, got nothing"):
         segment_of(made)
 
 
-def test_parents_in_a_circle_are_refused() -> None:
+def test_a_cycle_of_parents_is_refused() -> None:
     ring = {n: {attributes.PARENT: (n + 1) % 4} for n in range(4)}
     with pytest.raises(RecordError, match="miha:parent"):
         Lineage.from_trials(StudyDirection.MINIMIZE, chain(ring))
 
 
-def test_a_child_of_what_failed_is_refused() -> None:
+def test_a_child_of_a_pruned_trial_is_refused() -> None:
     trials = chain({})
     trials[1].state, trials[1].values = TrialState.PRUNED, None
     with pytest.raises(RecordError, match="'miha:parent' of trial 2"):
@@ -207,7 +201,7 @@ def test_a_child_of_what_failed_is_refused() -> None:
         (attributes.FORMAT, math.nan),
     ],
 )
-def test_a_bad_attribute_of_the_study_is_refused_by_name(key: str, value: Any) -> None:
+def test_an_invalid_attribute_of_the_study_is_refused_by_name(key: str, value: Any) -> None:
     study = optuna.create_study(study_name="mine")
     study.set_user_attr(key, value)
     for call in (read_lineage, lambda study: run(study)):
@@ -226,9 +220,7 @@ def test_a_bad_attribute_of_the_study_is_refused_by_name(key: str, value: Any) -
         attributes.PLAN,
     ],
 )
-def test_a_study_that_lost_an_attribute_is_refused_by_its_name(
-    key: str, finished: optuna.Study
-) -> None:
+def test_a_study_without_a_required_attribute_is_refused(key: str, finished: optuna.Study) -> None:
     study = optuna.create_study(study_name="mine")
     for name, value in finished.user_attrs.items():
         if name != key:
@@ -240,16 +232,18 @@ def test_a_study_that_lost_an_attribute_is_refused_by_its_name(
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> optuna.Study:
-    """A short run that is over."""
+    """A finished short run."""
     study = new_study()
     run(study, plan=miha.Plan.no_search(n_epochs=2), checkpoint_dir=tmp_path_factory.mktemp("run"))
     return study
 
 
-def test_a_newer_format_is_refused_wherever_it_is_read() -> None:
+def test_a_newer_format_is_refused_by_every_function_that_reads_it() -> None:
     study = new_study()
     study.set_user_attr(attributes.FORMAT, FORMAT + 1)
     for call in (run, lambda study: miha.load_result(study, classifier)):
-        with pytest.raises(FormatError, match=r"must be at most 1 for this version .* got 2\. Update"):
+        with pytest.raises(
+            FormatError, match=r"must be at most 1 for this version .* got 2\. Update"
+        ):
             call(study)
     assert not study.trials

@@ -20,18 +20,18 @@ def pragma(storage: Any, name: str) -> Any:
         return connection.execute(text(f"PRAGMA {name}")).scalar()
 
 
-def test_writes_go_ahead_of_the_file(tmp_path: Path) -> None:
+def test_the_file_uses_write_ahead_logging(tmp_path: Path) -> None:
     storage = miha.create_storage(tmp_path / "new" / "run.db")
     assert pragma(storage, "journal_mode") == "wal"
     assert pragma(storage, "synchronous") == 1  # NORMAL
-    seen: list[Any] = []
-    thread = threading.Thread(target=lambda: seen.append(pragma(storage, "synchronous")))
+    values: list[Any] = []
+    thread = threading.Thread(target=lambda: values.append(pragma(storage, "synchronous")))
     thread.start()
     thread.join()
-    assert seen == [1], "every connection has the setting, that of another thread too"
+    assert values == [1], "connections of other threads have the setting too"
 
 
-def test_the_file_is_an_ordinary_storage(tmp_path: Path) -> None:
+def test_the_file_is_a_regular_storage(tmp_path: Path) -> None:
     study = new_study(miha.create_storage(str(tmp_path / "run.db")))
     result = run(study)
     plain = optuna.load_study(study_name="tiny", storage=f"sqlite:///{tmp_path}/run.db")
@@ -57,54 +57,54 @@ def test_a_heartbeat_interval_must_be_positive(tmp_path: Path) -> None:
 
 
 def commits_of_a_run(storage: Any, n_others: int) -> int:
-    """Run in a study with other trials, and count the transactions."""
+    """Count the transactions of a run in a study with other trials."""
     study = new_study(storage)
     study.add_trials([optuna.trial.create_trial(value=9.0)] * n_others)
     commits: list[Any] = []
     event.listen(storage.engine, "commit", commits.append)
     result = run(study)
     n_trials = len(study.trials) - n_others
-    # A transaction for each report; one to start a trial, a few for its attributes, one to end.
+    # One for each report and for the start and end of a trial, and a few for its attributes.
     assert len(commits) < result.n_epochs_trained + 15 * n_trials
     return len(commits)
 
 
-def test_a_trial_takes_few_transactions_whatever_else_the_study_holds(tmp_path: Path) -> None:
+def test_a_trial_takes_few_transactions_in_a_study_of_any_size(tmp_path: Path) -> None:
     empty = commits_of_a_run(miha.create_storage(tmp_path / "empty.db"), 0)
     full = commits_of_a_run(miha.create_storage(tmp_path / "full.db"), 200)
     assert full == empty
 
 
-def beats(storage: Any) -> int:
+def count_heartbeats(storage: Any) -> int:
     with storage.engine.connect() as connection:
         return int(connection.execute(text("SELECT count(*) FROM trial_heartbeats")).scalar() or 0)
 
 
-def test_a_trial_that_takes_long_beats(tmp_path: Path) -> None:
+def test_a_long_trial_records_heartbeats(tmp_path: Path) -> None:
     storage = miha.create_storage(tmp_path / "run.db", heartbeat_interval=1)
-    over = threading.Event()
+    seen = threading.Event()
 
-    def waits_for_a_beat(trial: Any) -> miha.Recipe:
+    def wait_for_heartbeat(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
 
         def loss(output: Any, target: Any) -> Any:
-            while not over.is_set():
-                if beats(storage):
-                    over.set()
-                over.wait(0.1)
+            while not seen.is_set():
+                if count_heartbeats(storage):
+                    seen.set()
+                seen.wait(0.1)
             return recipe_loss(output, target)
 
-        recipe_loss, trained = recipe.loss_fn, isinstance(trial, optuna.trial.FixedTrial)
-        if trained and new_study(storage).get_trials(states=(TrialState.RUNNING,)):
+        recipe_loss, is_training = recipe.loss_fn, isinstance(trial, optuna.trial.FixedTrial)
+        if is_training and new_study(storage).get_trials(states=(TrialState.RUNNING,)):
             recipe.loss_fn = loss
         return recipe
 
-    run(new_study(storage), waits_for_a_beat, plan=miha.Plan(24, startup=1))
-    assert over.is_set()
+    run(new_study(storage), wait_for_heartbeat, plan=miha.Plan(24, startup=1))
+    assert seen.is_set()
     assert not [t for t in threading.enumerate() if "heartbeats" in t.name]
 
 
-def test_without_an_interval_nothing_beats(tmp_path: Path) -> None:
+def test_without_an_interval_no_heartbeats_are_recorded(tmp_path: Path) -> None:
     storage = miha.create_storage(tmp_path / "run.db", heartbeat_interval=None)
     run(new_study(storage), plan=miha.Plan(24, startup=1))
-    assert beats(storage) == 0
+    assert count_heartbeats(storage) == 0

@@ -1,4 +1,4 @@
-"""Whole studies that somebody wrote into: every door refuses them in words, or gets through."""
+"""Tampered studies: every entry point accepts them or raises an error with a clear message."""
 
 from __future__ import annotations
 
@@ -36,36 +36,36 @@ from optuna_miha.visualization import (
 
 PLAN = miha.Plan(40, startup=1, fixing_epochs=3, population_size=2, restarts=False)
 
-TRIAL_KEYS = sorted(
+KEYS = sorted(
     {
         value
         for name, value in vars(attributes).items()
         if name.isupper() and isinstance(value, str) and value.startswith("miha:")
     }
 )
-"""Those of trials and studies alike: each may stand in the wrong place."""
+"""Keys of trials and studies: a trial may have an attribute of a study, and vice versa."""
 
-GONE = object()
+REMOVED = object()
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> optuna.Study:
-    """A run that is over, with its checkpoints."""
+    """A finished run with its checkpoints."""
     study = new_study()
     run(study, plan=PLAN, checkpoint_dir=tmp_path_factory.mktemp("trained"), keep="all")
     return study
 
 
 Changes = dict[int, dict[str, Any]]
-"""Attributes by trial; those of the study at -1."""
+"""Attributes by trial number; -1 is the study."""
 
 Check = Callable[..., None]
 
-VALUES = HOSTILE | st.just(GONE)
+VALUES = HOSTILE | st.just(REMOVED)
 
 CHANGES: st.SearchStrategy[Changes] = st.dictionaries(
     st.integers(-1, 4),
-    st.dictionaries(st.sampled_from(TRIAL_KEYS), VALUES, min_size=1, max_size=2),
+    st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=2),
     min_size=1,
     max_size=2,
 )
@@ -78,13 +78,13 @@ SCORES = st.dictionaries(
 
 
 def changed(attrs: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in (attrs | changes).items() if v is not GONE}
+    return {k: v for k, v in (attrs | changes).items() if v is not REMOVED}
 
 
 def tampered(
     study: optuna.Study, changes: Changes, scores: dict[int, dict[int, float]]
 ) -> optuna.Study:
-    """A copy with other attributes, and other values reported."""
+    """A copy of the study with changed attributes and reported values."""
     copy = new_study()
     for key, value in changed(study.user_attrs, changes.get(-1, {})).items():
         copy.set_user_attr(key, value)
@@ -97,13 +97,13 @@ def tampered(
 
 
 @contextmanager
-def soon() -> Iterator[None]:
-    """An end to endless loops."""
+def time_limit() -> Iterator[None]:
+    """Fail endless loops."""
 
-    def over(*_: object) -> None:
-        pytest.fail("It did not come to an end.")
+    def on_alarm(*_: object) -> None:
+        pytest.fail("The call did not return within a minute.")
 
-    before = signal.signal(signal.SIGALRM, over)
+    before = signal.signal(signal.SIGALRM, on_alarm)
     signal.alarm(60)
     try:
         yield
@@ -116,7 +116,7 @@ def stop(study: optuna.Study, trial: FrozenTrial) -> None:
     study.stop()
 
 
-def tidy(study: optuna.Study, folder: Path) -> None:
+def clean_dry_run(study: optuna.Study, folder: Path) -> None:
     clean(study, CheckpointStore(FileSystemArtifactStore(folder)), dry_run=True)
 
 
@@ -128,18 +128,18 @@ def annotate(study: optuna.Study) -> None:
 
 @pytest.fixture(scope="module")
 def check(trained: optuna.Study, tmp_path_factory: pytest.TempPathFactory) -> Check:
-    """Every door: each takes what it is given, or says in words what it would need."""
-    return partial(try_doors, trained, tmp_path_factory.getbasetemp() / "copy")
+    """Calls every entry point with a changed copy of the study."""
+    return partial(check_entry_points, trained, tmp_path_factory.getbasetemp() / "copy")
 
 
-def try_doors(
+def check_entry_points(
     study: optuna.Study, folder: Path, changes: Changes, scores: dict[int, dict[int, float]]
 ) -> None:
     origin = Path(study.user_attrs[attributes.CHECKPOINT_DIR])
     shutil.copytree(origin, folder)
-    doors: list[Callable[[optuna.Study], Any]] = [
+    entry_points: list[Callable[[optuna.Study], Any]] = [
         partial(miha.load_result, model_fn=classifier, checkpoint_dir=folder),
-        partial(tidy, folder=folder),
+        partial(clean_dry_run, folder=folder),
         annotate,
         plot_lineage,
         plot_schedule,
@@ -149,15 +149,15 @@ def try_doors(
     ]
     try:
         copy = tampered(study, changes, scores)
-        for door in doors:
+        for entry_point in entry_points:
             try:
-                with soon():
-                    door(copy)
+                with time_limit():
+                    entry_point(copy)
             except (MihaError, TypeError, ValueError) as error:
-                said = str(error)
+                message = str(error)
                 if not isinstance(error, MihaError):
-                    assert "must" in said, f"{door}: {said}"
-                assert len(said) < 1_500
+                    assert "must" in message, f"{entry_point}: {message}"
+                assert len(message) < 1_500
     finally:
         shutil.rmtree(folder)
 
@@ -167,14 +167,14 @@ CASES = {"changes": CHANGES, "scores": st.dictionaries(st.integers(0, 4), SCORES
 
 @given(**CASES)
 @settings(max_examples=40)
-def test_every_door_refuses_in_words_what_it_cannot_read(check: Check, **case: Any) -> None:
+def test_every_entry_point_reads_or_refuses_a_tampered_study(check: Check, **case: Any) -> None:
     check(**case)
 
 
 @pytest.mark.long
 @given(**CASES)
 @settings(max_examples=1_500)
-def test_every_door_refuses_in_words_what_it_cannot_read_at_length(
+def test_every_entry_point_reads_or_refuses_many_tampered_studies(
     check: Check, **case: Any
 ) -> None:
     check(**case)
