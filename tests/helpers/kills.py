@@ -1,4 +1,4 @@
-"""A run in a process of its own that is killed again and again."""
+"""A run in its own process that is killed repeatedly."""
 
 from __future__ import annotations
 
@@ -32,34 +32,38 @@ _processes.set_forkserver_preload(
     ["optuna_miha", "torch._dynamo", "optuna_dashboard", "plotly.express", "psycopg"]
 )
 
-PATIENCE = 60.0
-"""Seconds within which what was started has to begin, and what was killed to end."""
+TIMEOUT = 60.0
+"""Seconds within which a started process has to begin, and a killed one to end."""
 
 
 @dataclass(frozen=True)
-class Blow:
+class Kill:
     """When a run is killed.
 
     Args:
-        kind: ``"time"``, by another process; ``"row"``, while it writes to the database;
-            ``"file"``, when it has written half a checkpoint; ``"none"``, never.
-        when: Seconds after its start; or the how manieth statement, or checkpoint.
+        kind: ``"time"``: by another process; ``"statement"``: during a write to the database;
+            ``"checkpoint"``: after half of a checkpoint is written; ``"none"``: never.
+        when: Seconds after the start, or the number of the statement or checkpoint.
     """
 
-    kind: Literal["time", "row", "file", "none"]
+    kind: Literal["time", "statement", "checkpoint", "none"]
     when: float = 0.0
 
     @classmethod
-    def drawn(cls, rng: random.Random, kinds: Sequence[str] = ("time", "row", "file")) -> Blow:
-        """At a random moment."""
+    def draw(
+        cls, rng: random.Random, kinds: Sequence[str] = ("time", "statement", "checkpoint")
+    ) -> Kill:
+        """Draw a random moment."""
         kind = rng.choice(kinds)
         if kind == "time":
             return cls("time", rng.uniform(0.0, 3.0))
-        return cls("row", rng.randint(1, 80)) if kind == "row" else cls("file", rng.randint(1, 5))
+        if kind == "statement":
+            return cls("statement", rng.randint(1, 80))
+        return cls("checkpoint", rng.randint(1, 5))
 
 
-class Epochs:
-    """A metric that leaves a byte in a file each time it is asked for: twice per epoch.
+class EpochCounter:
+    """A metric that appends a byte to a file at each evaluation, of which an epoch has two.
 
     Args:
         path: The file.
@@ -74,32 +78,32 @@ class Epochs:
         return 0.0
 
     def count(self) -> float:
-        """Epochs so far, in whichever process."""
+        """Epochs trained so far, in any process."""
         return self.path.stat().st_size / 2 if self.path.exists() else 0.0
 
 
-class Counted:
+class CountedClassifier:
     """The ``model_fn`` of the runs.
 
     Args:
-        epochs: Counts its epochs.
+        counter: Counts its epochs.
     """
 
-    def __init__(self, epochs: Epochs) -> None:
-        self.epochs = epochs
+    def __init__(self, counter: EpochCounter) -> None:
+        self.counter = counter
 
     def __call__(self, trial: Any) -> miha.Recipe:
         recipe = explicit(trial)
-        recipe.metrics = {"seen": self.epochs}
+        recipe.metrics = {"seen": self.counter}
         return recipe
 
 
-class Dying(FileSystemArtifactStore):
-    """A store whose process dies when it has written half of one of its files.
+class KillingStore(FileSystemArtifactStore):
+    """A store that kills its process after it has written half of a file.
 
     Args:
-        folder: Its folder.
-        fatal: Which file.
+        folder: The folder of the store.
+        fatal: The number of this file, from 1; 0 for no kill.
     """
 
     def __init__(self, folder: Path, fatal: int) -> None:
@@ -111,119 +115,119 @@ class Dying(FileSystemArtifactStore):
         if self.n_left == 0:
             content = content_body.read()
             (self.folder / artifact_id).write_bytes(content[: len(content) // 2])
-            _die()
+            _kill_this_process()
         super().write(artifact_id, content_body)
 
 
-def _die(*_: object) -> None:
+def _kill_this_process() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _die_at_statement(fatal: int) -> None:
-    """Die within a transaction, after a statement of it or right before its end."""
+def _kill_at_statement(fatal: int) -> None:
+    """Kill this process within a transaction: after a statement or right before the commit."""
     n_left = fatal
 
     def count(*_: object) -> None:
         nonlocal n_left
         n_left -= 1
         if n_left == 0:
-            _die()
+            _kill_this_process()
 
     event.listen(Engine, "after_cursor_execute", count)
     event.listen(Engine, "commit", count)
 
 
-def attempt(url: str, folder: Path, plan: miha.Plan, n_jobs: int, blow: Blow) -> None:
-    """What the script of a run does; the same every time."""
+def run_script(url: str, folder: Path, plan: miha.Plan, n_jobs: int, kill: Kill) -> None:
+    """The script of a run, which is the same at every start."""
     os.setsid()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
-    fatal = int(blow.when) if blow.kind == "file" else 0
+    fatal = int(kill.when) if kill.kind == "checkpoint" else 0
     study = new_study(RDBStorage(url))
-    (folder / "begun").touch()
-    if blow.kind == "row":
-        _die_at_statement(int(blow.when))
+    (folder / "started").touch()
+    if kill.kind == "statement":
+        _kill_at_statement(int(kill.when))
     run(
         study,
-        Counted(Epochs(folder / "epochs")),
+        CountedClassifier(EpochCounter(folder / "epochs")),
         plan=plan,
         n_jobs=n_jobs,
-        artifact_store=Dying(checkpoints, fatal),
+        artifact_store=KillingStore(checkpoints, fatal),
     )
 
 
-def started(target: Callable[..., None], *args: object) -> BaseProcess:
-    """A process of its own that calls a function, and has all modules loaded."""
+def start_process(target: Callable[..., None], *args: object) -> BaseProcess:
+    """Call a function in a new process that has imported all modules."""
     process = _processes.Process(target=target, args=args)
     process.start()
     return process
 
 
-def strike(url: str, folder: Path, plan: miha.Plan, n_jobs: int, blow: Blow) -> bool:
-    """Run until it is over or killed; returns whether it was killed."""
-    (folder / "begun").unlink(missing_ok=True)
-    process = started(attempt, url, folder, plan, n_jobs, blow)
-    if blow.kind == "time":
-        wait_until((folder / "begun").exists)
-        time.sleep(blow.when)
+def run_and_kill(url: str, folder: Path, plan: miha.Plan, n_jobs: int, kill: Kill) -> bool:
+    """Run until the run ends or is killed; returns whether it was killed."""
+    (folder / "started").unlink(missing_ok=True)
+    process = start_process(run_script, url, folder, plan, n_jobs, kill)
+    if kill.kind == "time":
+        wait_until((folder / "started").exists)
+        time.sleep(kill.when)
         process.kill()
     process.join()
-    assert process.exitcode in (0, -signal.SIGKILL), f"{process.exitcode} after {blow}"
+    assert process.exitcode in (0, -signal.SIGKILL), f"{process.exitcode} after {kill}"
     pid = process.pid
     assert pid is not None
-    wait_until(lambda: not session(pid))
+    wait_until(lambda: not session_members(pid))
     return process.exitcode != 0
 
 
-def wait_until(is_so: Any) -> None:
-    """Return when it is so; fail when it is not in spite of patience."""
+def wait_until(condition: Callable[[], object]) -> None:
+    """Return when the condition holds; fail after the timeout."""
     start = time.monotonic()
-    while not is_so():
-        assert time.monotonic() - start < PATIENCE, "it took too long"
+    while not condition():
+        assert time.monotonic() - start < TIMEOUT, "the condition does not hold"
         time.sleep(0.02)
 
 
-def session(pid: int) -> list[int]:
-    """The living processes that belong to the session of a process, such as its workers."""
+def session_members(pid: int) -> list[int]:
+    """The living processes in the session of a process, such as its workers."""
     members = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
-        except OSError:  # It ended meanwhile.
+        except OSError:  # The process has ended.
             continue
         if int(fields[3]) == pid and fields[0] not in "ZX":
             members.append(int(path.parent.name))
     return members
 
 
-def survive(
+def kill_and_resume(
     url: str, folder: Path, plan: miha.Plan, *, n_jobs: int, n_kills: int, rng: random.Random
 ) -> int:
-    """Kill a run at random moments, resume it each time, and at last let it end.
+    """Kill a run at random moments, resume it each time, and let it end after the last kill.
 
-    After each kill, what was trained and is not on record is no more than the phase under way.
+    After each kill, at most the epochs of the current phase are trained and not stored.
 
     Returns:
-        How often it was killed. It may have been over before the last times.
+        The number of kills, which is smaller than ``n_kills`` if the run ended before.
     """
-    epochs = Epochs(folder / "epochs")
-    counted, recorded = 0.0, 0
+    counter = EpochCounter(folder / "epochs")
+    counted, stored = 0.0, 0
     for n in range(n_kills):
-        # The first one must find it running.
-        blow = Blow.drawn(rng) if n else Blow.drawn(rng, ["row", "file"])
-        if not strike(url, folder, plan, n_jobs, blow):
+        # The first kill must not come before the run starts.
+        kill = Kill.draw(rng) if n else Kill.draw(rng, ["statement", "checkpoint"])
+        if not run_and_kill(url, folder, plan, n_jobs, kill):
             return n
-        spent, under_way = progress(url, plan)
-        # Before it trains, a run validates once.
-        assert epochs.count() - counted <= spent - recorded + under_way + 1
-        counted, recorded = epochs.count(), spent
-    assert not strike(url, folder, plan, n_jobs, Blow("none"))
+        spent, current = progress(url, plan)
+        # A run validates once before it trains.
+        assert counter.count() - counted <= spent - stored + current + 1
+        counted, stored = counter.count(), spent
+    assert not run_and_kill(url, folder, plan, n_jobs, Kill("none"))
     return n_kills
 
 
 def progress(url: str, plan: miha.Plan) -> tuple[int, int]:
-    """Epochs that are on record, and those of the phase that comes next, or is under way."""
+    """The number of stored epochs, and that of the current phase."""
     storage = RDBStorage(url)
     try:
         study = new_study(storage)
@@ -242,13 +246,13 @@ def progress(url: str, plan: miha.Plan) -> tuple[int, int]:
         storage.engine.dispose()
 
 
-def record(result: miha.Result) -> list[tuple[Any, ...]]:
-    """All that a run tells of its segments, apart from trial numbers, file names and times."""
-    places = {s.number: (s.role, s.cycle, s.branch) for s in result.segments}
+def full_history(result: miha.Result) -> list[tuple[Any, ...]]:
+    """Everything stored of the segments, except for trial numbers, file names and times."""
+    positions = {s.number: (s.role, s.cycle, s.branch) for s in result.segments}
     rows = [
         (
-            places[s.number],
-            None if s.parent is None else places[s.parent],
+            positions[s.number],
+            None if s.parent is None else positions[s.parent],
             (s.birth, s.trained, s.mutation, s.state.name, s.value, repr(s.fitness)),
             sorted(s.params.items()),
             (s.scores, s.train_losses),
@@ -259,8 +263,8 @@ def record(result: miha.Result) -> list[tuple[Any, ...]]:
     return sorted(rows, key=lambda row: row[0])
 
 
-def states(result: miha.Result, folder: Path) -> dict[tuple[str, int, int], Any]:
-    """The checkpoints that remain, by the place of their segment."""
+def remaining_states(result: miha.Result, folder: Path) -> dict[tuple[str, int, int], Any]:
+    """The states of the remaining checkpoints, by role, cycle and branch index."""
     return {
         (s.role, s.cycle, s.branch): torch.load(folder / s.checkpoint["id"], weights_only=True)
         for s in result.segments

@@ -1,4 +1,4 @@
-"""Real services on loopback for tests: PostgreSQL, S3 as moto speaks it, and a Dask cluster."""
+"""Real services on loopback for tests: PostgreSQL, S3 (moto) and a Dask cluster."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ LOOPBACK = "127.0.0.1"
 
 
 class PostgreSQL:
-    """A cluster that runs.
+    """A running PostgreSQL cluster.
 
     Args:
-        port: Where it listens.
-        start: Starts it.
-        stop: Stops it, whoever is connected.
+        port: The port on which the server listens.
+        start: Starts the server.
+        stop: Stops the server at once, also with open connections.
     """
 
     def __init__(self, port: int, *, start: Callable[[], None], stop: Callable[[], None]) -> None:
@@ -41,7 +41,7 @@ class PostgreSQL:
         self.stop = stop
 
     def new_database(self) -> str:
-        """Make an empty database; returns its URL for SQLAlchemy."""
+        """Create an empty database; returns its URL for SQLAlchemy."""
         name = f"d{uuid.uuid4().hex}"
         address = f"tests@{LOOPBACK}:{self._port}"
         url = f"postgresql://{address}/postgres"
@@ -52,18 +52,18 @@ class PostgreSQL:
 
 @contextmanager
 def postgresql() -> Iterator[PostgreSQL]:
-    """A new PostgreSQL cluster, removed in the end; skips the test where there is none to run."""
+    """A new PostgreSQL cluster, removed at the end; skips the test if PostgreSQL is missing."""
     programs = _postgresql_programs()
     account = _postgresql_account()
-    # Not pytest's folder, which other users may not enter.
+    # Not in pytest's folder, which other users cannot enter.
     folder = Path(tempfile.mkdtemp(prefix="optuna-miha-postgresql-"))
     if "user" in account:
         os.chown(folder, account["user"], account["group"])
 
     def call(program: str, *arguments: str) -> None:
-        # To a file, because the server inherits the output and would keep a pipe open.
+        # Output goes to a file, because the server inherits it and would keep a pipe open.
         with (folder / "output.log").open("a+") as output:
-            done = subprocess.run(
+            completed = subprocess.run(
                 [programs / program, "-D", folder / "data", *arguments],
                 cwd=folder,
                 stdout=output,
@@ -72,7 +72,7 @@ def postgresql() -> Iterator[PostgreSQL]:
                 **account,
             )
             output.seek(0)
-            assert done.returncode == 0, f"{program} failed:\n{output.read()}"
+            assert completed.returncode == 0, f"{program} failed:\n{output.read()}"
 
     try:
         call("initdb", "-A", "trust", "-U", "tests", "-E", "UTF8", "--no-locale", "--no-sync")
@@ -97,7 +97,7 @@ def postgresql() -> Iterator[PostgreSQL]:
 
 @contextmanager
 def rdb_storage(url: str) -> Iterator[RDBStorage]:
-    """Optuna's storage of a database; its connections are closed in the end."""
+    """Optuna's storage of a database, whose connections are closed at the end."""
     storage = RDBStorage(url)
     try:
         yield storage
@@ -107,7 +107,7 @@ def rdb_storage(url: str) -> Iterator[RDBStorage]:
 
 
 def _postgresql_programs() -> Path:
-    """The folder of ``initdb`` and ``pg_ctl``, which Debian keeps off the path."""
+    """The folder of ``initdb`` and ``pg_ctl``, which is not on the path in Debian."""
     found = shutil.which("initdb")
     folders = [Path(found).resolve().parent] if found else []
     debian = Path("/usr/lib/postgresql").glob("*/bin")
@@ -116,13 +116,13 @@ def _postgresql_programs() -> Path:
         if (folder / "initdb").exists() and (folder / "pg_ctl").exists():
             return folder
     pytest.skip(
-        "PostgreSQL's server is missing: neither the path nor /usr/lib/postgresql/*/bin has "
-        "initdb and pg_ctl. Install it, for instance by `apt-get install postgresql`."
+        "The PostgreSQL server is missing: initdb and pg_ctl are neither on the path nor in "
+        "/usr/lib/postgresql/*/bin. Install it, for example with `apt-get install postgresql`."
     )
 
 
 def _postgresql_account() -> dict[str, Any]:
-    """As whom to run PostgreSQL, which refuses root; arguments of :func:`subprocess.run`."""
+    """Arguments of :func:`subprocess.run` for a user other than root, whom PostgreSQL refuses."""
     if os.geteuid() != 0:
         return {}
     for name in ("postgres", "nobody"):
@@ -132,7 +132,7 @@ def _postgresql_account() -> dict[str, Any]:
             continue
         return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
     pytest.skip(
-        "PostgreSQL refuses to run as root, and there is neither a user postgres nor nobody: run "
+        "PostgreSQL refuses to run as root, and the users postgres and nobody do not exist: run "
         "the tests as another user."
     )
 
@@ -145,10 +145,10 @@ def _free_port() -> int:
 
 
 class S3:
-    """A server of S3.
+    """An S3 server.
 
     Args:
-        endpoint: Its URL.
+        endpoint: The URL of the server.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -161,13 +161,13 @@ class S3:
         )
 
     def new_store(self) -> Boto3ArtifactStore:
-        """An artifact store in an empty bucket."""
+        """Create an artifact store in an empty bucket."""
         bucket = f"bucket-{uuid.uuid4().hex}"
         self.client.create_bucket(Bucket=bucket)
         return Boto3ArtifactStore(bucket, client=self.client)
 
     def keys(self, store: Boto3ArtifactStore) -> list[str]:
-        """Names of the objects in the bucket."""
+        """The keys in the bucket."""
         page = self.client.list_objects_v2(Bucket=store.bucket)
         assert not page["IsTruncated"]
         return [item["Key"] for item in page.get("Contents", [])]
@@ -175,7 +175,7 @@ class S3:
 
 @contextmanager
 def s3() -> Iterator[S3]:
-    """A server of S3 in a thread of this process, asked over HTTP."""
+    """An S3 server in a thread of this process, accessed over HTTP."""
     server = ThreadedMotoServer(ip_address=LOOPBACK, port=0, verbose=False)
     server.start()
     try:
@@ -191,9 +191,9 @@ def s3() -> Iterator[S3]:
 
 @contextmanager
 def dask_cluster() -> Iterator[distributed.Client]:
-    """A client of two worker processes over TCP; a worker that dies is started anew.
+    """A client of two worker processes over TCP. A worker that dies is restarted.
 
-    A job that has killed two workers is given up, where Dask by itself waits for four deaths.
+    A job that has killed two workers fails; Dask's default is four.
     """
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 1}),

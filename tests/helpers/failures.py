@@ -1,4 +1,4 @@
-"""Losses that kill the process that computes them, in a module that workers import fast."""
+"""Losses that kill the process that computes them, in a module that workers import quickly."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from helpers.problems import classifier
 
 
 class KillsOnce(nn.CrossEntropyLoss):
-    """Kills its process in the second epoch of a segment; once, when it is told to.
+    """Kills its process once, in the second epoch of a segment.
 
     Args:
-        folder: Has a file ``armed`` when it is time, and ``dead`` afterwards. In ``steps`` every
-            step of training leaves a byte.
+        folder: A folder of marker files. The file ``armed`` enables the kill, and is renamed to
+            ``dead`` by it. Every training step appends a byte to the file ``steps``.
     """
 
-    FATAL = 5
-    """The step of a segment that is its last; an epoch has four."""
+    FATAL_STEP = 5
+    """The step of a segment in which the process is killed. An epoch has four steps."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -34,13 +34,14 @@ class KillsOnce(nn.CrossEntropyLoss):
         with (self.folder / "steps").open("ab") as steps:
             steps.write(b".")
         self.n_steps += 1
-        if self.n_steps == self.FATAL and self._is_chosen():
+        if self.n_steps == self.FATAL_STEP and self._disarm():
             os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(output, target)
 
-    def _is_chosen(self) -> bool:
+    def _disarm(self) -> bool:
+        """Disable further kills; returns whether this process has to die."""
         try:
-            # Of several workers that come here at the same time, one succeeds.
+            # If several workers get here at the same time, one of them succeeds.
             (self.folder / "armed").rename(self.folder / "dead")
         except FileNotFoundError:
             return False
@@ -48,20 +49,20 @@ class KillsOnce(nn.CrossEntropyLoss):
 
 
 class KillsAlways(nn.CrossEntropyLoss):
-    """Kills any process but the one that made it."""
+    """Kills every process except the one that created it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.spared = os.getpid()
+        self.main_pid = os.getpid()
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        if os.getpid() != self.spared:
+        if os.getpid() != self.main_pid:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(output, target)
 
 
 def classifier_with(make_loss: Callable[[], nn.Module]) -> Callable[[Any], miha.Recipe]:
-    """The ``model_fn`` of :func:`classifier` that trains, but does not validate, with a loss."""
+    """The ``model_fn`` :func:`classifier` with another training loss, but its validation loss."""
 
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
