@@ -265,7 +265,7 @@ def _weights(counts: Counter[int]) -> list[float]:
 
 
 def _is_equal(one: Any, other: Any) -> bool:
-    """Whether nested containers of tensors are equal. Of other objects, the types are compared."""
+    """Whether nested containers of tensors are equal. Of other values, the types are compared."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         # NaN marks missing targets, and is not equal to itself.
         return one.shape == other.shape and bool(((one == other) | (one != one)).all())

@@ -29,7 +29,7 @@ def is_default_sampler(sampler: BaseSampler) -> bool:
     """Whether ``sampler`` is the default of ``optuna.create_study()``.
 
     A sampler with a seed or any other changed setting was chosen by the user. A sampler that has
-    drawn random numbers cannot be told from a seeded one, and counts as chosen too.
+    drawn random numbers cannot be distinguished from a seeded one, and counts as chosen too.
     """
     if type(sampler) is not TPESampler or sampler._rng._rng is not None:
         return False

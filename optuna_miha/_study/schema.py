@@ -127,13 +127,15 @@ def check_run(study: optuna.Study) -> None:
 
 
 def _check(
-    read: AttributeReader, key: str, what: str, value: Any, parse: Callable[[Any], object]
+    read: AttributeReader, key: str, requirement: str, value: Any, parse: Callable[[Any], object]
 ) -> None:
     try:
         if value is not None:
             parse(value)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise read.error(key, f"{what} ({str(error)[:_MAX_REASON_LENGTH]})", value) from None
+        raise read.error(
+            key, f"{requirement} ({str(error)[:_MAX_REASON_LENGTH]})", value
+        ) from None
 
 
 def _parse_space(space: dict[str, str]) -> None:
