@@ -23,7 +23,7 @@ from optuna_miha._results.optional_imports import try_import
 from optuna_miha._results.pytorch_code import code_of
 from optuna_miha._results.summary import describe_run
 from optuna_miha._results.trained_model import Trained
-from optuna_miha._search.space import scalable_rate
+from optuna_miha._search.space import lr_distribution
 from optuna_miha._study.checkpoint_store import CheckpointStore
 from optuna_miha.exceptions import MihaError
 
@@ -137,7 +137,7 @@ class Result(Trained):
             recipe,
             self.params,
             n_annealed=last.trained if is_annealed else None,
-            is_raised=scalable_rate(last.distributions) is not None,
+            is_raised=lr_distribution(last.distributions) is not None,
         )
 
     def to_dataframe(self) -> pandas.DataFrame:

@@ -18,7 +18,7 @@ from optuna_miha._search.phases import Phase
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.proposals import Proposal, Proposer
 from optuna_miha._search.sampler import SearchContext
-from optuna_miha._search.space import DEFAULT_LR, contains, scalable_rate
+from optuna_miha._search.space import DEFAULT_LR, contains, lr_distribution
 
 _CROSSOVER_STREAM = 3
 """Stream of random numbers. The sampler uses the streams 0 to 2."""
@@ -298,7 +298,7 @@ def _is_changed(name: str, one: Params, two: Params, distributions: Distribution
     if (
         name == "lr"
         and optimizers[0] != optimizers[1]
-        and scalable_rate(distributions) is not None
+        and lr_distribution(distributions) is not None
     ):
         defaults = [DEFAULT_LR.get(optimizer) for optimizer in optimizers]
         if defaults[0] is not None and defaults[1] is not None:

@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Role, Segment
 from optuna_miha._search.plan import Plan
-from optuna_miha._search.space import DEFAULT_LR, fit, scalable_rate
+from optuna_miha._search.space import DEFAULT_LR, fit, lr_distribution
 
 _WARMUP_SHARE = 0.1
 """Share of the epochs over which the learning rate rises. Some networks stop learning, without
@@ -108,7 +108,7 @@ def scale_lr(
             not a float parameter, it does not change.
         factor: The factor.
     """
-    distribution = scalable_rate(distributions)
+    distribution = lr_distribution(distributions)
     if factor == 1 or distribution is None:
         return params
     return params | {"lr": fit(distribution, float(f"{params['lr'] * factor:.4g}"))}
@@ -131,7 +131,7 @@ def rescaled_lr(
         ``{"lr": ...}``; an empty dictionary if the class is the same, if one of the two has no
         known default, or if the learning rate is not a float parameter.
     """
-    distribution = scalable_rate(distributions)
+    distribution = lr_distribution(distributions)
     old_optimizer: Any = params.get("optimizer")
     old_default, new_default = DEFAULT_LR.get(old_optimizer), DEFAULT_LR.get(optimizer)
     if distribution is None or "lr" not in params or optimizer == old_optimizer:

@@ -114,7 +114,7 @@ def fit(distribution: FloatDistribution | IntDistribution, value: float) -> floa
     return int(value) if isinstance(distribution, IntDistribution) else float(value)
 
 
-def scalable_rate(distributions: Mapping[str, BaseDistribution]) -> FloatDistribution | None:
+def lr_distribution(distributions: Mapping[str, BaseDistribution]) -> FloatDistribution | None:
     """The distribution of the learning rate if it is a float parameter, which can be scaled."""
     distribution = distributions.get("lr")
     return distribution if isinstance(distribution, FloatDistribution) else None

@@ -20,7 +20,7 @@ from optuna_miha._model.recipe import LossFn, Recipe
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.tensors import copy_tensors
 from optuna_miha._search.learning_rate import half_cosine, warmup_cosine
-from optuna_miha._search.space import scalable_rate
+from optuna_miha._search.space import lr_distribution
 from optuna_miha._training.compute import DEFAULT_ENGINE, Engine, intra_op_threads
 from optuna_miha._training.optimizer_steps import OptimizerSteps
 from optuna_miha._training.out_of_memory import is_out_of_memory, release_memory
@@ -214,7 +214,7 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
     assert recipe.optimizer is not None
     steps = OptimizerSteps(recipe.optimizer)
     # `warmup_cosine` starts at a third of the rate. This suits only a rate that was raised before.
-    rate_factor = half_cosine if scalable_rate(trial.distributions) is None else warmup_cosine
+    rate_factor = half_cosine if lr_distribution(trial.distributions) is None else warmup_cosine
     trainer = context.trainer or partial(train, engine=context.engine)
     epochs = iter(trainer(recipe, job.n_epochs))
     least_cost, n_without_improvement = job.birth_cost, 0
