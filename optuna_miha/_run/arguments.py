@@ -1,4 +1,4 @@
-"""Validation of what a user passes to :func:`optimize`."""
+"""Validation of the arguments of :func:`optimize`."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Arguments:
     """The validated arguments of :func:`optimize`, which documents them.
 
     Args:
-        devices: At least one.
+        devices: The devices; at least one.
         engine: ``precision``, ``channels_last`` and ``n_threads``.
-        timeout: Seconds; infinite if there is none.
+        timeout: Seconds; infinite if there is no timeout.
     """
 
     study: optuna.Study
@@ -55,15 +55,15 @@ class Arguments:
 
     @property
     def budget(self) -> int | None:
-        """Epochs asked for; :obj:`None` for the default or the stored budget."""
+        """The requested budget in epochs; :obj:`None`: the stored budget, or the default."""
         return self.n_epochs if self.plan is None else self.plan.n_epochs
 
 
 def check_arguments(study: optuna.Study, model_fn: ModelFn, **arguments: Any) -> Arguments:
-    """Validate the arguments of :func:`optimize`. Nothing is read from the storage.
+    """Validate the arguments of :func:`optimize`, without reading from the storage.
 
     Raises:
-        TypeError: If an argument is of the wrong type.
+        TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of range or contradicts another.
     """
     _check_study(study)
@@ -77,8 +77,8 @@ def check_arguments(study: optuna.Study, model_fn: ModelFn, **arguments: Any) ->
     engine = Engine(**{name: arguments.pop(name) for name in names})
     if arguments["trainer"] is not None and engine.precision is not None:
         raise ValueError(
-            f"`precision` is for the built-in trainer, got {engine.precision!r} besides a trainer "
-            "of your own: use torch.autocast in it."
+            f"`precision` applies only to the built-in trainer, got {engine.precision!r} with "
+            "your own `trainer`: use torch.autocast in the trainer."
         )
     fitness, timeout, catch = (arguments.pop(name) for name in ("fitness", "timeout", "catch"))
     return Arguments(
@@ -114,7 +114,7 @@ def _check_workers(n_jobs: Any, executor: object) -> int:
         )
     if executor is not None and n_jobs != 1:
         raise ValueError(
-            f"Give `n_jobs` or an `executor`, not both: got n_jobs={n_jobs} besides "
-            f"{type(executor).__qualname__}, which knows by itself how many workers it has."
+            f"Pass `n_jobs` or an `executor`, not both: got n_jobs={n_jobs} and a "
+            f"{type(executor).__qualname__}, which has its own number of workers."
         )
     return n_jobs

@@ -1,4 +1,4 @@
-"""Attempts at a run: each continues from the history, and a failed one is retried."""
+"""Training a stretch of a run, with retries after failures of the storage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from optuna.exceptions import OptunaError
 
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
-from optuna_miha._run.averaging import averaging
+from optuna_miha._run.averaging import make_averaging
 from optuna_miha._run.coordinator import Coordinator
 from optuna_miha._run.population import Population
 from optuna_miha._run.progress import Progress
@@ -28,30 +28,30 @@ from optuna_miha._training.out_of_memory import is_out_of_memory
 _logger = optuna.logging.get_logger("optuna.miha")
 
 
-def train(session: Session, stretch: Stretch) -> None:
-    """Train until the stretch is over, and retry after failures of the storage.
+def train_stretch(session: Session, stretch: Stretch) -> None:
+    """Train until the end of a stretch, and retry after failures of the storage.
 
     Args:
-        session: The session; its history is up to date afterwards, whatever happens.
+        session: The session. Its history is up to date on return, even after an error.
         stretch: The stretch to train.
     """
-    _announce(session.plan, stretch, session.lineage)
+    _log_start(session.plan, stretch, session.lineage)
     deadline = time.monotonic() + session.arguments.timeout
-    retry = Retry(session.study, session.lease, session.set_lost_aside)
+    retry = Retry(session.study, session.lease, session.record_lost_trials)
     try:
         retry.run(lambda: _attempt(session, stretch, deadline), lambda: session.lineage.spent)
     except BaseException as error:
         _logger.warning(
             f"Stopped by {type(error).__name__} after {session.lineage.spent} of {stretch.end} "
             f"epochs. Run the same script again to resume: the study "
-            f"{session.study.study_name!r} and its checkpoints hold all that was trained."
-            + _remedy(error)
+            f"{session.study.study_name!r} and its checkpoints contain all finished segments."
+            + _advice(error)
         )
         raise
 
 
 def _attempt(session: Session, stretch: Stretch, deadline: float) -> None:
-    """Continue from the history, as a process does that resumes the run."""
+    """Train from the stored history on, as if a new process resumed the run."""
     study, arguments = session.study, session.arguments
     session.running.clear()
     trial_log = TrialLog(
@@ -66,25 +66,25 @@ def _attempt(session: Session, stretch: Stretch, deadline: float) -> None:
             session,
             trial_log=trial_log,
             retention=retention,
-            proposer=_proposer(session, lineage),
+            proposer=_make_proposer(session, lineage),
             progress=progress,
         )
         selection = Selection(
             session,
             trial_log=trial_log,
             retention=retention,
-            refine=averaging(session) if _averages(session) else None,
+            refine=make_averaging(session) if _averages_weights(session) else None,
         )
         Coordinator(
             session, lineage=lineage, population=population, selection=selection, progress=progress
         ).run(stretch, deadline)
 
 
-def _averages(session: Session) -> bool:
+def _averages_weights(session: Session) -> bool:
     return isinstance(session.arguments.crossover, AverageWeights)
 
 
-def _proposer(session: Session, lineage: Lineage) -> Proposer:
+def _make_proposer(session: Session, lineage: Lineage) -> Proposer:
     context, crossover = read_search_context(session.study), session.arguments.crossover
     proposals = Proposals(session.study, lineage=lineage, plan=session.plan, context=context)
     if crossover is None or isinstance(crossover, AverageWeights):
@@ -92,32 +92,32 @@ def _proposer(session: Session, lineage: Lineage) -> Proposer:
     return CrossedProposals(proposals, crossover, lineage=lineage, context=context)
 
 
-def _remedy(error: BaseException) -> str:
-    """What else to say of an error of the user's code, which would come again."""
+def _advice(error: BaseException) -> str:
+    """How to avoid an error that would occur again on resuming; empty if unknown."""
     if is_out_of_memory(error):
         return (
-            " There was too little memory for training that had enough before: make room, or use "
-            "fewer `n_jobs` or a smaller batch size."
+            " Training ran out of memory without a mutation: free memory, or use fewer `n_jobs` "
+            "or a smaller batch size."
         )
     if not isinstance(error, Exception) or isinstance(error, OptunaError):
         return ""
     return (
-        " If the error belongs to the hyperparameters of one branch, "
-        f"`catch=({type(error).__name__},)` fails that branch alone."
+        " If the hyperparameters of one branch cause the error, "
+        f"`catch=({type(error).__name__},)` fails only that branch."
     )
 
 
-def _announce(plan: Plan, stretch: Stretch, lineage: Lineage) -> None:
+def _log_start(plan: Plan, stretch: Stretch, lineage: Lineage) -> None:
     if lineage.spent:
         _logger.info(f"Resuming after {lineage.spent} of {stretch.end} epochs.")
         return
     if plan.n_cycles is None:
         size = plan.race_size(stretch.end)
         race = f"a start-up race of {size} configurations" if size > 1 else "no start-up race"
-        _logger.info(f"{stretch.end} epochs will be trained, all branches counted; {race}.")
+        _logger.info(f"{stretch.end} epochs will be trained, including all branches; {race}.")
         return
     if plan.n_cycles == 0:
-        _logger.info(f"{stretch.end} epochs will be trained, without a search.")
+        _logger.info(f"{stretch.end} epochs will be trained without a search.")
         return
     branches = f"{plan.population_size} branches x {plan.branch_epochs}"
     _logger.info(

@@ -1,4 +1,4 @@
-"""Averaging the weights of the two fittest branches, when their population is over."""
+"""Averaging the weights of the two fittest branches at the end of their population."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from optuna_miha._training.state import averaged_state
 _logger = optuna.logging.get_logger("optuna.miha")
 
 
-def averaging(session: Session) -> Callable[[Sequence[Sibling]], None]:
-    """:func:`average_fittest` for the populations of a session."""
+def make_averaging(session: Session) -> Callable[[Sequence[Sibling]], None]:
+    """Bind :func:`average_fittest` to the workers and settings of a session."""
     sign, catch = session.context.sign, session.arguments.catch
 
     def run(job: Job) -> Outcome:
@@ -35,37 +35,37 @@ def average_fittest(
     sign: int,
     catch: tuple[type[Exception], ...],
 ) -> None:
-    """Give the fittest the mean of its weights and the runner-up's, if that validates better.
+    """Replace the weights of the fittest by their mean with the second's, if that is better.
 
-    A fittest that is on record already had its chance before the run was interrupted.
+    Nothing happens if the fittest was finished before an interruption of the run.
 
     Args:
-        ranked: The siblings that trained to their end, the fittest first; its state and its
-            trial's attributes are changed.
-        run: Runs a job, by which the average is validated.
-        sign: 1 where the study minimizes, -1 where it maximizes.
-        catch: Exceptions of the user's code after which the average is left alone.
+        ranked: The siblings that trained to their end, the fittest first. The state of the first
+            and the attributes of its trial are changed.
+        run: Runs the job that validates the average.
+        sign: 1 if the study minimizes, -1 if it maximizes.
+        catch: Exceptions of the user's code after which the average is discarded.
     """
     if len(ranked) < 2:
         return
-    fitter, other = ranked[:2]
-    if fitter.trial is None or fitter.state is None or other.state is None:
+    fittest, second = ranked[:2]
+    if fittest.trial is None or fittest.state is None or second.state is None:
         return
-    state = averaged_state(fitter.state, other.state)
-    job = Job(params=fitter.trial.params, state=state, n_epochs=0)
+    state = averaged_state(fittest.state, second.state)
+    job = Job(params=fittest.trial.params, state=state, n_epochs=0)
     outcome = run(job)
     if outcome.state is None:
         error = outcome.exception
         if error is not None and not isinstance(error, catch) and not is_out_of_memory(error):
-            fitter.trial.publish()  # An error that ends the run leaves its trial in the study.
+            fittest.trial.publish()  # A trial whose error ends the run stays in the study.
             raise error
         _logger.warning(f"The average of two branches could not be validated. {outcome.error}")
         return
-    average, best = outcome.state["best"], fitter.state["best"]
+    average, best = outcome.state["best"], fittest.state["best"]
     cost = sign * average["value"]
-    if not math.isfinite(cost) or cost >= sign * fitter.scores[-1]:
+    if not math.isfinite(cost) or cost >= sign * fittest.scores[-1]:
         return
-    fitter.state = {**state, "best": average if cost < sign * best["value"] else best}
-    fitter.trial.set_user_attr(
-        attributes.AVERAGED, {"branch": other.branch, "value": average["value"]}
+    fittest.state = {**state, "best": average if cost < sign * best["value"] else best}
+    fittest.trial.set_user_attr(
+        attributes.AVERAGED, {"branch": second.branch, "value": average["value"]}
     )

@@ -26,10 +26,10 @@ class Coordinator:
 
     Args:
         session: The session.
-        lineage: The history, which population and selection extend.
-        population: Gives birth to the siblings of a phase and trains them.
-        selection: Prunes siblings, and chooses the one that the run continues.
-        progress: Shows the present phase.
+        lineage: The history, to which population and selection add segments.
+        population: Creates the siblings of a phase and trains them.
+        selection: Prunes siblings, and selects the one that the run continues.
+        progress: The progress bar, which shows the current phase.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class Coordinator:
         self._progress = progress
 
     def run(self, stretch: Stretch, deadline: float) -> None:
-        """Train until the stretch is over, a callback stops the study, or time is up.
+        """Train until the end of a stretch, unless a callback or the timeout stops the run.
 
         Args:
             stretch: The stretch.
-            deadline: When no further phase begins, on the clock of :func:`time.monotonic`.
+            deadline: The time of :func:`time.monotonic` after which no phase begins.
         """
         plan, lease = self._session.plan, self._session.lease
         try:
@@ -61,22 +61,22 @@ class Coordinator:
                 if is_stopped(self._study) or time.monotonic() >= deadline:
                     break
                 lease.check()
-                self._progress.phase(f"cycle {phase.cycle} {phase.role}")
-                self._train(phase, stretch)
+                self._progress.show_phase(f"cycle {phase.cycle} {phase.role}")
+                self._train_phase(phase, stretch)
                 self._study.set_user_attr(attributes.SPENT, self._lineage.spent)
                 if phase.role == "branch":
                     self._session.dashboard.refresh()
             else:
-                self._selection.finish()
-                self._warn_of_unspent(stretch)
+                self._selection.clean_up()
+                self._warn_of_unspent_epochs(stretch)
         finally:
-            with suppress(Exception):  # Resuming the study tries it again.
-                if lease.is_mine():  # Another process that took over may be training.
+            with suppress(Exception):  # Otherwise they are failed when the run is resumed.
+                if lease.is_mine():  # A process that took over may be training them.
                     self._population.fail_interrupted()
 
-    def _train(self, phase: Phase, stretch: Stretch) -> None:
-        """Train the siblings of a phase rung by rung; after each rung some are pruned."""
-        siblings = self._population.gather(phase, stretch)
+    def _train_phase(self, phase: Phase, stretch: Stretch) -> None:
+        """Train the siblings of a phase rung by rung, and prune some after each rung."""
+        siblings = self._population.create_siblings(phase, stretch)
         rungs = rungs_of(phase, self._session.plan)
         alive, age = siblings, 0
         for rung, n_epochs in enumerate(rungs, start=1):
@@ -88,25 +88,25 @@ class Coordinator:
                 alive = [s for s in alive if s.survives(age + 1)]
         self._selection.select(phase, alive)
 
-    def _warn_of_unspent(self, stretch: Stretch) -> None:
-        """Warn if the final phase failed and left epochs over."""
+    def _warn_of_unspent_epochs(self, stretch: Stretch) -> None:
+        """Warn if the final phase failed and left a part of the budget unspent."""
         unspent = stretch.end - self._lineage.spent
-        present = [s for s in self._lineage if s.cycle >= stretch.first_cycle]
-        finals = [s for s in present if s.role == "final"]
+        segments = [s for s in self._lineage if s.cycle >= stretch.first_cycle]
+        finals = [s for s in segments if s.role == "final"]
         if unspent <= 0 or not finals or finals[-1].state != TrialState.FAIL:
             return
         if self._lineage.best() is None:
-            return  # There is no result, which says more.
+            return  # The error about the missing result says more.
         last = self._study.get_trials(deepcopy=False)[finals[-1].number]
         _logger.warning(
             f"The final phase failed (trial {last.number}: {last.user_attrs[attributes.ERROR]}), "
-            f"and {unspent} of {stretch.end} epochs are unspent: a larger `n_epochs` goes on from "
+            f"and {unspent} of {stretch.end} epochs are unspent: a larger `n_epochs` continues "
             "the best network."
         )
 
 
 def rungs_of(phase: Phase, plan: Plan) -> tuple[int, ...]:
-    """Epochs of each rung of a phase."""
+    """The number of epochs of each rung of a phase."""
     if phase.role == "startup":
         return tuple(n_epochs for _, n_epochs in race_rungs(phase.size))
     return plan.branch_rungs if phase.role == "branch" else (phase.n_epochs,)

@@ -26,31 +26,30 @@ def load_result(
     checkpoint_dir: str | PathLike[str] | None = None,
     device: torch.device | str | None = None,
 ) -> Result:
-    """Rebuild the result of a run, finished or not, for instance in another process.
+    """Load the result of a finished or unfinished run, for example in another process.
 
     Args:
-        study: The run's study.
-        model_fn: The function that it was run with.
-        artifact_store: As given to :func:`optimize`.
-        checkpoint_dir: As given to :func:`optimize`; by default the folder that the study
-            remembers.
-        device: Where to put the model; default as in :func:`optimize`.
+        study: The study of the run.
+        model_fn: The function that was passed to :func:`optimize`.
+        artifact_store: The store that was passed to :func:`optimize`, if any.
+        checkpoint_dir: The folder of the checkpoints; default the folder stored in the study.
+        device: The device of the model; default as in :func:`optimize`.
 
     Returns:
         The result.
 
     Raises:
         CheckpointError: If the checkpoint is missing or damaged.
-        FormatError: If a later version wrote the study.
-        RecordError: If an attribute of the study or of a trial is not what a run writes there.
+        FormatError: If a later version of the package wrote the study.
+        RecordError: If a stored attribute of the study or of a trial is invalid.
         StorageError: If the database cannot be read.
-        MihaError: If nothing was trained to its end yet.
+        MihaError: If no segment is finished yet.
     """
     lineage = read_lineage(study)
     if lineage.best() is None:
         raise MihaError(
-            f"The study {study.study_name!r} holds no finished segment of a run, so there is no "
-            "model yet: call `optuna_miha.optimize` on it."
+            f"The study {study.study_name!r} contains no finished segment of a run, so there is "
+            "no model yet: call `optuna_miha.optimize` on it."
         )
     store = open_store(study, artifact_store, checkpoint_dir, read_only=True)
     return make_result(study, lineage, model_fn, store, resolve_devices(device)[0])

@@ -1,4 +1,4 @@
-"""The front door: :func:`optimize`."""
+"""The public function :func:`optimize`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from optuna_miha._model.model_fn import ModelFn
 from optuna_miha._results.result import Result
 from optuna_miha._run.arguments import check_arguments
-from optuna_miha._run.attempts import train
+from optuna_miha._run.attempts import train_stretch
 from optuna_miha._run.session import open_session
 from optuna_miha._search.crossover import AverageWeights, Crossover
 from optuna_miha._search.plan import Plan
@@ -50,97 +50,98 @@ def optimize(
     catch: Iterable[type[Exception]] | type[Exception] = (),
     show_progress_bar: bool = True,
 ) -> Result:
-    """Train one network, and find its hyperparameters on the way.
+    """Train one network while tuning its hyperparameters.
 
-    A start-up race picks among a few initial configurations; then, cycle after cycle, copies of
-    the network with one mutated hyperparameter each train for a few epochs, and the fittest
-    goes on; the last part of the budget anneals the learning rate. Every segment of training is
-    a trial of ``study``.
+    A start-up race selects one of a few initial configurations. Then, in each cycle, copies of
+    the network with one mutated hyperparameter each train for a few epochs, and training
+    continues with the fittest. The last part of the budget anneals the learning rate. Every
+    segment of training is a trial of ``study``.
 
-    Calling it again on the same study does only what is missing: it resumes an interrupted
-    run, returns the result of one that is over, and goes on with a larger ``n_epochs``. With
-    the same seed, device and number of threads the result does not depend on ``n_jobs`` or on
-    interruptions, as long as sampler and pruner are those of this package.
+    A second call with the same study resumes an interrupted run, continues a finished run with a
+    larger ``n_epochs``, or returns the result of a finished run. For a given seed, device and
+    number of threads, the result does not depend on ``n_jobs`` or on interruptions, provided that
+    the sampler and the pruner are those of this package.
 
     Args:
         study:
-            A study of one objective. Optuna's default sampler and pruner are replaced by
+            A study with one objective. Optuna's default sampler and pruner are replaced by
             :class:`MihaSampler` and :class:`SlopePruner`; any others are kept.
         model_fn:
-            Builds the network from a trial and returns a :class:`Recipe`. What it suggests can
-            mutate; if it suggests nothing, activations, dropout rates, optimizer, learning
-            rate, weight decay, batch size and label smoothing can. It is called once or more
-            for every segment and must build a new network each time.
+            Builds the network from a trial and returns a :class:`Recipe`. The hyperparameters
+            that it suggests can mutate. If it suggests none, these are activations, dropout
+            rates, optimizer, learning rate, weight decay, batch size and label smoothing. It is
+            called at least once for every segment, and must build a new network each time.
         n_epochs:
-            The whole budget in epochs, whatever was spent before included. Every epoch of
-            every branch counts. Default 200.
-        plan: How the budget is spent; takes the place of ``n_epochs``.
+            The total budget in epochs, including those of earlier calls and of all branches.
+            Default 200.
+        plan: How the budget is spent; replaces ``n_epochs``.
         n_jobs:
-            Worker processes on this machine; 1 trains in this process. A script that asks for
-            more keeps its call under ``if __name__ == "__main__":``.
+            Number of worker processes on this machine; 1 trains in this process. A script that
+            uses more must guard the call with ``if __name__ == "__main__":``.
         executor:
-            Takes the place of worker processes: any :class:`concurrent.futures.Executor`, such
-            as Dask's ``client.get_executor()``. It is not shut down.
+            Any :class:`concurrent.futures.Executor`, such as Dask's ``client.get_executor()``,
+            to use instead of worker processes. It is not shut down.
         fitness:
-            Scores a branch by its curve; default :func:`optuna_miha.fitness.last_value`.
+            Computes the fitness of a branch from its curve; default
+            :func:`optuna_miha.fitness.last_value`.
         crossover:
-            What becomes of the two fittest branches of a population together:
-            :class:`UniformCrossover`, or a function of your own, fills the last place of the
-            next population with a branch that has the changes of both; :class:`AverageWeights`
-            averages their weights. :obj:`None`: nothing.
+            How to combine the two fittest branches of a population.
+            :class:`UniformCrossover`, or your own function, makes the last branch of the next
+            population from the changes of both; :class:`AverageWeights` averages their weights.
+            :obj:`None`: they are not combined.
         trainer:
-            A training loop of the user's own; the weights are then not averaged.
+            Your own training loop; it disables the moving average of the weights.
         initial_params:
-            Initial values by name of the parameter. They override those that the ``suggest_*``
-            functions declare; what has neither starts in the middle of its range, or at its
-            first choice.
+            Initial values by parameter name. They override the initial values of the
+            ``suggest_*`` functions. A parameter without either starts in the middle of its
+            range, or at its first choice.
         artifact_store:
-            Where checkpoints are kept, for instance an
+            The store for checkpoints, for example an
             :class:`optuna.artifacts.Boto3ArtifactStore`.
         checkpoint_dir:
-            A folder for checkpoints. Default: beside the SQLite file, in a temporary folder
-            for a study in memory, else ``miha-checkpoints/``.
+            A folder for checkpoints. Default: a folder beside the SQLite file, a temporary folder
+            for a study in memory, otherwise ``miha-checkpoints/``.
         keep:
-            Which checkpoints remain in the end: ``"final"``, that of the best segment;
-            ``"trunk"``, also those that it descends from; ``"all"``, one for every segment that
-            trained to its end. Unless it is ``"final"``, the best weights of the 60 best
+            Which checkpoints remain at the end: ``"final"``, that of the best segment;
+            ``"trunk"``, also those of its ancestors; ``"all"``, those of all segments that
+            trained to their end. Unless it is ``"final"``, the best weights of the 60 best
             segments remain as well, for :meth:`Result.ensemble`.
         device:
-            Where to train; default the accelerator, if there is one, else the CPU. Siblings
-            take turns on several, such as ``["cuda:0", "cuda:1"]``: use as many ``n_jobs``.
+            Where to train; default the accelerator if available, otherwise the CPU. Siblings are
+            distributed over several devices, such as ``["cuda:0", "cuda:1"]``; set ``n_jobs`` to
+            their number.
         precision:
-            ``"bf16"``: forward passes under :class:`torch.autocast`; weights stay as they are.
+            ``"bf16"``: run forward passes under :class:`torch.autocast`; weights keep their dtype.
         channels_last:
-            Whether convolution weights are laid out with the channels last, which is faster on
-            many devices.
+            Whether to use the channels-last memory format for convolution weights, which is
+            faster on many devices.
         n_threads:
-            Intra-op threads of torch while a segment trains. The default 1 makes the result
-            independent of the number of cores, and leaves the others to the other ``n_jobs``.
+            Intra-op threads of torch during training. The default 1 makes the result independent
+            of the number of cores, and leaves the other cores to the other ``n_jobs``.
         callbacks:
-            Called with the study and the trial after every trial. They may call
-            ``study.stop()``.
+            Called with the study and the trial after each trial. They may call ``study.stop()``.
         timeout:
             Seconds after which no further phase begins.
         catch:
-            Exceptions that fail a trial when they are raised in the user's code for it.
-            Others end the call; nothing that was trained before is lost.
-        show_progress_bar: Whether to show one.
+            Exceptions that only fail the trial in whose user code they are raised. Others end the
+            call; finished segments are not lost.
+        show_progress_bar: Whether to show a progress bar.
 
     Returns:
-        The trained model and the schedule that made it.
+        The trained model and its hyperparameter schedule.
 
     Raises:
-        TypeError: If an argument, or what ``model_fn`` returns, is of the wrong type.
+        TypeError: If an argument, or the return value of ``model_fn``, has the wrong type.
         ValueError: If an argument is out of range or contradicts another.
         PlanMismatchError: If the study was started with another plan.
         SearchSpaceChangedError: If the study was started with another search space.
-        InheritanceError: If a mutation changed the network's parameters.
+        InheritanceError: If a mutation changed the parameters of the network.
         StudyLockedError: If another process or thread runs the study.
-        FormatError: If a later version wrote the study.
-        RecordError: If an attribute of the study or of a trial is not what a run writes there.
-        CheckpointError: If checkpoints cannot be written, or not one of them is to be found.
+        FormatError: If a later version of the package wrote the study.
+        RecordError: If a stored attribute of the study or of a trial is invalid.
+        CheckpointError: If checkpoints cannot be written, or none of them is found.
         StorageError: If a database fails before training, or for more than two minutes.
-        WorkerError: If worker processes or the executor could not see a job through.
+        WorkerError: If worker processes or the executor could not complete a job.
     """
     arguments = check_arguments(
         study,
@@ -167,5 +168,5 @@ def optimize(
     )
     with open_session(arguments) as session:
         if session.stretch is not None:
-            train(session, session.stretch)
+            train_stretch(session, session.stretch)
     return session.result()

@@ -1,4 +1,4 @@
-"""The siblings of a phase: their birth, and their training rung by rung."""
+"""The siblings of a phase: creating them, and training them rung by rung."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ _logger = optuna.logging.get_logger("optuna.miha")
 
 _NO_ATTRS: Mapping[str, Any] = MappingProxyType({})
 
-_BRIEF = 30.0
-"""Seconds. Trials of a shorter phase are written when they are over."""
+_BRIEF_SECONDS = 30.0
+"""Duration of a phase below which its trials are written only when they finish."""
 
 
 class Population:
-    """Gives birth to the siblings of a phase and trains them.
+    """Creates the siblings of a phase and trains them.
 
     Args:
         session: The session.
-        trial_log: The trials of the run.
+        trial_log: Starts and finishes the trials of the run.
         retention: The checkpoints of the run.
         proposer: Proposes hyperparameters.
-        progress: Notified of every epoch.
+        progress: The progress bar, which counts epochs.
     """
 
     def __init__(
@@ -65,37 +65,40 @@ class Population:
         self._progress = progress
         self._epoch_seconds: float | None = None
 
-    def gather(self, phase: Phase, stretch: Stretch) -> list[Sibling]:
-        """One sibling for each branch index, and one for each enqueued trial.
-
-        Siblings that an earlier process finished are among them.
+    def create_siblings(self, phase: Phase, stretch: Stretch) -> list[Sibling]:
+        """Create one sibling for each branch index, and one for each admitted enqueued trial.
 
         Args:
             phase: The phase.
-            stretch: Its stretch, whose budget limits how many enqueued trials are admitted.
+            stretch: The stretch, whose budget limits the number of admitted enqueued trials.
+
+        Returns:
+            The siblings by branch index, including those that an earlier process finished.
         """
         finished = self._lineage.group(phase.role, phase.cycle)
         siblings = [
             Sibling(branch, phase.parent, segment=segment) for branch, segment in finished.items()
         ]
         siblings += [
-            self._born(phase, branch) for branch in range(phase.size) if branch not in finished
+            self._create_sibling(phase, branch)
+            for branch in range(phase.size)
+            if branch not in finished
         ]
         if phase.role == "branch":
             spare = stretch.end - self._lineage.spent - self._plan.population_epochs - 1
             first = max(phase.size, *(s.branch + 1 for s in siblings))
-            n_most = max(0, spare // self._plan.branch_epochs)
-            for branch, trial in self._trial_log.admit_enqueued(phase, first, n_most).items():
-                siblings.append(self._admitted(phase, branch, trial))
+            max_trials = max(0, spare // self._plan.branch_epochs)
+            for branch, trial in self._trial_log.admit_enqueued(phase, first, max_trials).items():
+                siblings.append(self._from_trial(phase, branch, trial))
         return sorted(siblings, key=lambda s: s.branch)
 
-    def _born(self, phase: Phase, branch: int) -> Sibling:
-        """A new sibling: let ``model_fn`` make its suggestions, and start the trial."""
+    def _create_sibling(self, phase: Phase, branch: int) -> Sibling:
+        """Let ``model_fn`` suggest the proposed hyperparameters, and start the trial."""
         sibling = Sibling(branch, phase.parent)
         proposal = self._proposer.propose(phase, branch)
         if proposal is None:
             trial = self._trial_log.start_without_params(phase, branch)
-            return self._admitted(phase, branch, trial)
+            return self._from_trial(phase, branch, trial)
         offline = offline_trial(proposal.params)
         failure: BaseException | None = None
         try:
@@ -107,58 +110,65 @@ class Population:
         )
         for key, value in proposal.attrs.items():
             offline.set_user_attr(key, value)
-        # An error that ends the run leaves its trial in the study.
+        # A trial whose error ends the run stays in the study.
         brief = failure is None and self._is_brief(phase)
         sibling.trial = self._trial_log.start(phase, branch, offline, mutation, brief=brief)
         if failure is not None:
-            if not self._fails_alone(failure, phase):
+            if not self._fails_only_trial(failure, phase):
                 raise failure
             sibling.error = f"{type(failure).__name__}: {failure}"
-        return self._inheriting(sibling)
+        self._inherit_state(sibling)
+        return sibling
 
-    def _admitted(self, phase: Phase, branch: int, trial: optuna.Trial) -> Sibling:
-        """A sibling whose trial exists already: ``model_fn`` makes its suggestions on it."""
+    def _from_trial(self, phase: Phase, branch: int, trial: optuna.Trial) -> Sibling:
+        """Create a sibling from a running trial, with which ``model_fn`` makes suggestions."""
         sibling = Sibling(branch, phase.parent, self._trial_log.wrap(trial))
         try:
             build_recipe(self._context.model_fn, trial, self._context.seed)
         except Exception as error:
-            if not self._fails_alone(error, phase, trial.user_attrs):
+            if not self._fails_only_trial(error, phase, trial.user_attrs):
                 raise
             sibling.error = f"{type(error).__name__}: {error}"
         mutation = describe(self._proposer.reference_params(phase), trial.params)
         trial.set_user_attr(attributes.MUTATION, mutation)
-        return self._inheriting(sibling)
+        self._inherit_state(sibling)
+        return sibling
 
     def _is_brief(self, phase: Phase) -> bool:
-        """Whether a phase, judged by the last one, ends before anyone could watch it."""
+        """Whether a phase is too short to be watched, at the speed of the last rung."""
         if self._epoch_seconds is None:
             return False
         n_epochs = phase.size * phase.n_epochs
         if phase.role == "startup":
             n_epochs = race_cost(phase.size)
-        return n_epochs * self._epoch_seconds < _BRIEF
+        return n_epochs * self._epoch_seconds < _BRIEF_SECONDS
 
-    def _inheriting(self, sibling: Sibling) -> Sibling:
-        """The same with the state of its parent."""
+    def _inherit_state(self, sibling: Sibling) -> None:
+        """Set the state of a new sibling to that of its parent."""
         if sibling.parent is not None:
             state = self._retention.state(sibling.parent)
             sibling.state = {k: v for k, v in state.items() if k != "best"}
-        return sibling
 
     def train(self, phase: Phase, siblings: list[Sibling], n_epochs: int) -> None:
-        """Train the unfinished siblings for one rung, and report their values."""
+        """Train the unfinished siblings for one rung, and report their values.
+
+        Args:
+            phase: The phase.
+            siblings: The siblings that were neither pruned nor failed.
+            n_epochs: The number of epochs of the rung.
+        """
         for sibling in siblings:
             if sibling.trial is not None and sibling.error is not None:
                 self._fail(sibling, unfinished=0)
         pending = [(s, s.trial) for s in siblings if s.trial is not None]
         jobs = [
-            self._job(phase, index, sibling, trial.params, n_epochs)
+            self._make_job(phase, index, sibling, trial.params, n_epochs)
             for index, (sibling, trial) in enumerate(pending)
         ]
         start = time.monotonic()
 
         def on_epoch(index: int, result: EpochResult) -> None:
-            self._progress.epoch(result)
+            self._progress.count_epoch(result)
             _report(*pending[index], result)
 
         outcomes = self._workers.run(jobs, on_epoch)
@@ -169,20 +179,20 @@ class Population:
             sibling.state, sibling.error = outcome.state, outcome.error
         for (sibling, trial), outcome in zip(pending, outcomes, strict=True):
             error = outcome.exception
-            if error is not None and not self._fails_alone(error, phase, trial.user_attrs):
-                trial.publish()  # An error that ends the run leaves its trial in the study.
+            if error is not None and not self._fails_only_trial(error, phase, trial.user_attrs):
+                trial.publish()  # A trial whose error ends the run stays in the study.
                 raise error
             if outcome.error is not None:
                 self._fail(sibling, unfinished=outcome.begun - len(outcome.results))
 
-    def _fails_alone(
+    def _fails_only_trial(
         self, error: BaseException, phase: Phase, user_attrs: Mapping[str, Any] = _NO_ATTRS
     ) -> bool:
-        """Whether an exception fails a trial alone, instead of ending the run.
+        """Whether an exception fails only its trial, instead of ending the run.
 
-        An invalid enqueued trial is a user error that must not end every attempt to resume. A
-        mutation, such as a larger batch, may need too much memory; without a mutation something
-        else occupies the memory, and the run is better resumed when that is gone.
+        An invalid enqueued trial is a user error, which would otherwise end every attempt to
+        resume. A mutation, such as a larger batch size, may need too much memory. Without a
+        mutation, memory is used by something else, and the run can be resumed later.
         """
         if isinstance(error, self._catch):
             return True
@@ -190,7 +200,7 @@ class Population:
             return phase.role not in ("trunk", "final")
         return isinstance(error, Exception) and attributes.ENQUEUED in user_attrs
 
-    def _job(
+    def _make_job(
         self, phase: Phase, index: int, sibling: Sibling, params: Params, n_epochs: int
     ) -> Job:
         parent = sibling.parent
@@ -209,7 +219,7 @@ class Population:
         _logger.warning(f"Trial {segment.number} failed. {sibling.error}")
 
     def fail_interrupted(self) -> None:
-        """Fail the trials that are still running, because nothing trains them any more."""
+        """Fail the trials that are still running after an interruption."""
         self._trial_log.fail_interrupted()
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while the run goes on."""
+"""The progress bar of a run."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from optuna_miha._history.curve import EpochResult
 from optuna_miha._history.lineage import Lineage
 
-_PAUSE = 30.0
-"""Seconds between two lines of a bar that goes into a file."""
+_FILE_INTERVAL = 30.0
+"""Seconds between two lines of a bar that is written to a file."""
 
 
-class _Lines:
-    """Every state of a bar as a line of its own.
+class _LineWriter:
+    """A file object that writes every update of a bar as a separate line.
 
     Args:
-        stream: Where the lines go.
+        stream: The stream to write to.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        """Write what a bar writes over itself."""
+        """Write an update of the bar as a line."""
         line = text.replace("\r", "").strip()
         if line:
             self._stream.write(f"{line}\n")
 
     def flush(self) -> None:
-        """Pass on what was written."""
+        """Flush the stream."""
         self._stream.flush()
 
 
@@ -44,22 +44,23 @@ class Progress:
     """A progress bar over the epochs of the budget; a context manager.
 
     Args:
-        total: The whole budget, in epochs.
-        lineage: What was trained before.
-        show: Whether to show anything.
+        total: The total budget, in epochs.
+        lineage: The history, whose epochs are already counted.
+        show: Whether to show the bar.
     """
 
     def __init__(self, total: int, lineage: Lineage, *, show: bool) -> None:
         best = lineage.best()
         self._sign = lineage.sign
-        self._least = math.inf if best is None else lineage.cost(best)
+        self._lowest_cost = math.inf if best is None else lineage.cost(best)
         self._stack = ExitStack()
         settings: dict[str, Any] = {"dynamic_ncols": True}
-        is_log = tqdm is text_tqdm and not sys.stderr.isatty()
-        if is_log:  # A file, where nothing can be overwritten.
-            settings = {"file": _Lines(sys.stderr), "mininterval": _PAUSE, "ncols": 100}
-        self._is_log = is_log
-        if show and not is_log:  # The log goes above the bar instead of through it.
+        is_file = tqdm is text_tqdm and not sys.stderr.isatty()
+        if is_file:  # A bar in a file cannot overwrite itself.
+            stream = _LineWriter(sys.stderr)
+            settings = {"file": stream, "mininterval": _FILE_INTERVAL, "ncols": 100}
+        self._is_file = is_file
+        if show and not is_file:  # Log messages are printed above the bar.
             logger = optuna.logging.get_logger("optuna")
             self._stack.enter_context(logging_redirect_tqdm([logger]))
         self._bar: Any = self._stack.enter_context(
@@ -78,14 +79,14 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def phase(self, label: str) -> None:
-        """Name the phase that begins."""
-        self._bar.set_description(label, refresh=not self._is_log)
+    def show_phase(self, label: str) -> None:
+        """Show the label of the current phase."""
+        self._bar.set_description(label, refresh=not self._is_file)
 
-    def epoch(self, result: EpochResult) -> None:
-        """Count an epoch."""
+    def count_epoch(self, result: EpochResult) -> None:
+        """Count an epoch, and show the best value so far."""
         for value in (result.value, result.score):
             if math.isfinite(value):
-                self._least = min(self._least, self._sign * value)
-        self._bar.set_postfix_str(f"best {self._sign * self._least:.4g}", refresh=False)
+                self._lowest_cost = min(self._lowest_cost, self._sign * value)
+        self._bar.set_postfix_str(f"best {self._sign * self._lowest_cost:.4g}", refresh=False)
         self._bar.update()

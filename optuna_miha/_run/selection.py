@@ -1,4 +1,4 @@
-"""Selection: which siblings are pruned, which one the run continues, what is kept on disk."""
+"""Selecting siblings: which are pruned, which one is continued, and what is kept on disk."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from optuna_miha.fitness import last_value, power_law
 _logger = optuna.logging.get_logger("optuna.miha")
 
 Refine: TypeAlias = Callable[[Sequence[Sibling]], None]
-"""Changes the state of the fittest branch of a population, given all survivors by fitness."""
+"""Changes the state of the fittest branch, given all surviving branches by fitness."""
 
 
 class Selection:
-    """Prunes siblings between rungs, and chooses the fittest at the end of a phase.
+    """Prunes siblings between rungs, and selects the fittest at the end of a phase.
 
     Args:
         session: The session.
-        trial_log: The trials of the run.
+        trial_log: Starts and finishes the trials of the run.
         retention: The checkpoints of the run.
-        refine: Called at the end of a population, before anything is stored.
+        refine: Called at the end of a population, before its trials are finished.
     """
 
     def __init__(
@@ -54,30 +54,31 @@ class Selection:
     def prune(
         self, phase: Phase, siblings: list[Sibling], alive: list[Sibling], *, age: int, rung: int
     ) -> None:
-        """Prune hopeless siblings after a rung, when all have finished it.
+        """Prune hopeless siblings after a rung that all siblings have finished.
 
         Args:
             phase: The phase.
             siblings: All siblings.
-            alive: Those that finished the rung.
-            age: Epochs that each of them was trained.
-            rung: Number of the rung, from 1 on.
+            alive: The siblings that finished the rung.
+            age: Number of epochs that each of them has trained.
+            rung: Number of the rung, starting at 1.
         """
-        # Decided for all before any trial is finished: independent of their order.
+        # All decisions precede the first finished trial, and do not depend on completion order.
         for sibling in self._hopeless(phase, siblings, alive, age, rung):
             if sibling.trial is not None:  # Otherwise an earlier process finished it.
                 assert sibling.state is not None
-                member = self._retention.write_member(sibling.state, label(phase, sibling))
+                member = self._retention.write_member(sibling.state, _file_label(phase, sibling))
                 self._retention.add_member(self._trial_log.prune(sibling, member))
 
     def _hopeless(
         self, phase: Phase, siblings: list[Sibling], alive: list[Sibling], age: int, rung: int
     ) -> list[Sibling]:
+        """The siblings to prune; see :meth:`prune`."""
         if phase.role != "startup":
-            # The control stays: without it, a branch that falls off later would win by default.
+            # The control is kept: otherwise a branch that gets worse later would win by default.
             first = 1 if self._plan.control else 0
-            judged = [s for s in alive if s.trial is not None and s.branch >= first]
-            return [s for s in judged if self._is_hopeless(s, siblings)]
+            candidates = [s for s in alive if s.trial is not None and s.branch >= first]
+            return [s for s in candidates if self._is_hopeless(s, siblings)]
 
         def rank(sibling: Sibling) -> tuple[float, int]:
             scores = sibling.segment.scores if sibling.segment else sibling.scores
@@ -88,7 +89,7 @@ class Selection:
         return sorted(alive, key=rank)[n_left:]
 
     def _is_hopeless(self, sibling: Sibling, siblings: list[Sibling]) -> bool:
-        """The decision of the study's pruner; a :class:`SlopePruner` needs no storage for it."""
+        """The decision of the study's pruner; for a :class:`SlopePruner`, without the storage."""
         pruner = self._study.pruner
         if not isinstance(pruner, SlopePruner):
             assert sibling.trial is not None
@@ -102,61 +103,68 @@ class Selection:
         )
 
     def select(self, phase: Phase, alive: list[Sibling]) -> None:
-        """Choose the fittest, store all that trained to their end, and remove old checkpoints."""
-        ranked = self._ranked(phase, alive)
+        """Select the fittest, finish the trials, and remove checkpoints that are not needed.
+
+        Args:
+            phase: The phase.
+            alive: The siblings that trained to their end.
+        """
+        ranked = self._rank(phase, alive)
         winner = ranked[0] if ranked else None
         if phase.role == "branch" and self._refine is not None:
             self._refine(ranked)
         pending = [s for s in alive if s.trial is not None and s.state is not None]
-        # The winner first, then those of the lowest cost: if the run is killed in between, the
-        # stored trials alone decide, and each one that they could choose has a checkpoint. At
-        # most two are written.
-        for sibling in sorted(pending, key=lambda s: (s is not winner, self._cost(s), s.branch)):
-            self._store(phase, sibling, is_winner=sibling is winner)
+        # The winner is finished first, then the others by cost. If the run is killed in between,
+        # every finished trial that may be selected on resuming has a checkpoint. At most two
+        # checkpoints are written.
+        order = sorted(pending, key=lambda s: (s is not winner, self._best_cost(s), s.branch))
+        for sibling in order:
+            self._finish(phase, sibling, is_winner=sibling is winner)
         chosen = self._lineage.winner(phase.role, phase.cycle)
         self._retention.clean(chosen or phase.parent)
         if phase.role == "branch" and chosen is not None:
             _logger.info(f"Cycle {phase.cycle}: {chosen.mutation} (trial {chosen.number}).")
 
-    def _ranked(self, phase: Phase, alive: list[Sibling]) -> list[Sibling]:
-        """The siblings by fitness, the fittest first; those of NaN fitness are left out."""
+    def _rank(self, phase: Phase, alive: list[Sibling]) -> list[Sibling]:
+        """Compute fitness, and sort the siblings by it, omitting those with NaN fitness."""
         by_role = {"startup": power_law, "branch": self._fitness}
-        fitness = by_role.get(phase.role, last_value)  # Without siblings, any fitness wins.
+        fitness = by_role.get(phase.role, last_value)  # A single sibling wins with any fitness.
         for sibling in alive:
             if sibling.segment is not None:
                 sibling.fitness = sibling.segment.fitness
                 continue
             curve = make_curve(sibling.scores, self._lineage.sign, sibling.birth, sibling.parent)
-            sibling.fitness = as_float(fitness(curve), "What `fitness` returns")
+            sibling.fitness = as_float(fitness(curve), "The return value of `fitness`")
         by_branch = {s.branch: s for s in alive}
         return [by_branch[b] for b in ranking({b: s.fitness for b, s in by_branch.items()})]
 
-    def _store(self, phase: Phase, sibling: Sibling, *, is_winner: bool) -> None:
-        """Write what is kept of a sibling, and finish its trial."""
+    def _finish(self, phase: Phase, sibling: Sibling, *, is_winner: bool) -> None:
+        """Write the checkpoint and the best weights if they are needed, and finish the trial."""
         state = sibling.state
         assert state is not None
-        leads = self._lineage.would_be_best(
-            self._cost(sibling), phase.role, phase.cycle, sibling.branch
+        label = _file_label(phase, sibling)
+        is_best = self._lineage.would_be_best(
+            self._best_cost(sibling), phase.role, phase.cycle, sibling.branch
         )
         checkpoint = None
-        if self._retention.needs_checkpoint(winner=is_winner, new_best=leads):
-            checkpoint = self._retention.write(state, label(phase, sibling))
-        member = self._retention.write_member(state, label(phase, sibling))
+        if self._retention.needs_checkpoint(winner=is_winner, new_best=is_best):
+            checkpoint = self._retention.write(state, label)
+        member = self._retention.write_member(state, label)
         segment = self._trial_log.complete(sibling, checkpoint, member)
         self._retention.add_member(segment)
         if checkpoint is not None:
             self._retention.add(segment.number, checkpoint, state)
 
-    def _cost(self, sibling: Sibling) -> float:
-        """The best value of a sibling that trained to its end; lower is better."""
+    def _best_cost(self, sibling: Sibling) -> float:
+        """The best value of a sibling, oriented so that lower is better."""
         assert sibling.state is not None
         return float(self._lineage.sign * sibling.state["best"]["value"])
 
-    def finish(self) -> None:
-        """Remove the checkpoints that nothing needs when the run is over."""
+    def clean_up(self) -> None:
+        """Remove the checkpoints that are not needed after the end of the run."""
         self._retention.clean(self._lineage.best())
 
 
-def label(phase: Phase, sibling: Sibling) -> str:
-    """Role, cycle and branch index of a sibling, for the names of its files."""
+def _file_label(phase: Phase, sibling: Sibling) -> str:
+    """The part of a file name that identifies a sibling."""
     return f"{phase.role}-{phase.cycle:03d}-{sibling.branch}"

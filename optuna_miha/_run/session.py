@@ -1,4 +1,4 @@
-"""A session: the study of a run, opened, verified, recovered, and leased to this process."""
+"""A session: the study of a run, verified, recovered, and leased to this process."""
 
 from __future__ import annotations
 
@@ -48,27 +48,27 @@ from optuna_miha._training.preflight import (
 from optuna_miha.exceptions import StudyLockedError
 
 _BUSY_TIMEOUT = 60.0
-"""Seconds to wait for another process that writes to the same SQLite file."""
+"""Seconds to wait for a lock on the SQLite file."""
 
 
 @dataclass(kw_only=True)
 class Session:
-    """A run that this process may train.
+    """The state of one call of :func:`optimize`.
 
     Args:
-        arguments: Of the call.
+        arguments: The arguments of the call.
         study: The study.
         plan: The plan of the run.
         seed: The seed of the run.
-        context: What all jobs have in common.
-        lineage: The history; the coordinator replaces it when it reads the study again.
+        context: The context that all jobs share.
+        lineage: The history; replaced when the study is read again.
         stretches: The stretches of the run, the last of which is to be trained; :obj:`None` if
-            nothing is missing. Then the session holds no workers and no lease.
-        store: The checkpoints.
-        workers: Where jobs run.
-        lease: The right to run the study.
+            the run is finished. In this case there are no workers and no lease.
+        store: The checkpoint store.
+        workers: The workers that run jobs.
+        lease: The exclusive right to run the study.
         running: The running trials by number, for Optuna's heartbeats.
-        dashboard: The run's pages in optuna-dashboard.
+        dashboard: The page of the study in optuna-dashboard.
     """
 
     arguments: Arguments
@@ -86,41 +86,41 @@ class Session:
 
     @property
     def stretch(self) -> Stretch | None:
-        """The stretch to be trained; :obj:`None` if nothing is missing."""
+        """The stretch to train; :obj:`None` if the run is finished."""
         return None if self.stretches is None else self.stretches[-1]
 
     def result(self) -> Result:
-        """Load the result; a run that just ended is shown in optuna-dashboard."""
+        """Load the result, and show it in optuna-dashboard if this call finished the run."""
         model_fn, device = self.arguments.model_fn, self.arguments.devices[0]
         result = make_result(self.study, self.lineage, model_fn, self.store, device)
-        if self.stretches is not None and self.missing(None) is None:
+        if self.stretches is not None and self.unfinished_stretches(None) is None:
             keeps_model = self.arguments.keep != "final"
             self.dashboard.finish(result, self.store.artifact_store, model=keeps_model)
         return result
 
-    def missing(self, budget: int | None) -> list[Stretch] | None:
-        """The stretches of the run, given the history; :obj:`None` if nothing is missing."""
+    def unfinished_stretches(self, budget: int | None) -> list[Stretch] | None:
+        """The stretches of the run, given the history; :obj:`None` if the run is finished."""
         return resolve_stretches(self.study, self.plan, budget, self.lineage)
 
     def recover(self, store: CheckpointStore) -> Recovery:
-        """Find the newest history that the run can continue. Nothing is written."""
+        """Find the newest history that the run can continue, without writing anything."""
         return recover(self.study, self.plan, self.arguments.budget, store)
 
-    def set_lost_aside(self) -> None:
-        """Set aside the trials whose checkpoints are lost, and their descendants."""
+    def record_lost_trials(self) -> None:
+        """Exclude the trials whose checkpoints are lost, and their descendants, from the run."""
         record_lost(self.study, self.recover(self.store))
 
 
 @contextmanager
 def open_session(arguments: Arguments) -> Iterator[Session]:
-    """Open the study of a run: verify everything, then take the lease, then write.
+    """Open the study of a run: verify everything, then acquire the lease, then write.
 
     Args:
-        arguments: Of the call.
+        arguments: The arguments of the call.
 
     Raises:
-        MihaError: As listed for :func:`optimize`.
-        TypeError: If what ``model_fn`` returns is of the wrong type.
+        MihaError: As documented for :func:`optimize`.
+        TypeError: If the return value of ``model_fn`` has the wrong type.
         ValueError: If an argument contradicts another or the study.
     """
     study = arguments.study
@@ -141,21 +141,21 @@ def open_session(arguments: Arguments) -> Iterator[Session]:
         lineage=read_lineage(study),
         stretches=None,
     )
-    has_lost = _recover_offline(session)
-    session.stretches = session.missing(arguments.budget)
+    has_lost = _recover_history(session)
+    session.stretches = session.unfinished_stretches(arguments.budget)
     is_new = attributes.PLAN not in study.user_attrs
     with ExitStack() as stack:
         stack.enter_context(busy_timeout(study, _BUSY_TIMEOUT))
         if session.stretches is not None:
             workers = make_workers(session.context, arguments.n_jobs, arguments.executor)
             session.workers = stack.enter_context(workers)
-        _check(session, initial, recipe, is_new=is_new)
-        del recipe  # It would occupy the device as long as the run lasts.
+        _preflight(session, initial, recipe, is_new=is_new)
+        del recipe  # Otherwise it would occupy device memory during the whole run.
         if session.stretches is not None:
             session.workers.check()
-            _lease(session, stack, is_new=is_new)
+            _acquire_lease(session, stack, is_new=is_new)
         # Nothing was written before this line.
-        _write(session, initial, has_lost=has_lost)
+        _record(session, initial, has_lost=has_lost)
         if session.stretches is not None:
             record_stretches(study, session.stretches)
             stack.enter_context(stoppable(study))
@@ -183,8 +183,8 @@ def _open_store(arguments: Arguments, *, read_only: bool) -> CheckpointStore:
     )
 
 
-def _recover_offline(session: Session) -> bool:
-    """Leave out of the history what depends on lost checkpoints; returns whether any was."""
+def _recover_history(session: Session) -> bool:
+    """Omit segments without checkpoints from the history; returns whether any were omitted."""
     if len(session.lineage) == 0:
         return False
     recovery = session.recover(_open_store(session.arguments, read_only=True))
@@ -192,30 +192,30 @@ def _recover_offline(session: Session) -> bool:
     return bool(recovery.lost)
 
 
-def _check(session: Session, initial: Initial, recipe: Recipe, *, is_new: bool) -> None:
-    """Refuse what would fail later."""
+def _preflight(session: Session, initial: Initial, recipe: Recipe, *, is_new: bool) -> None:
+    """Check whatever would fail during training."""
     check_direction(session.study, recipe)
     check_distributions(session.study, initial.distributions)
     check_fresh(initial.recipe, recipe)
-    if is_new:  # Later the two recipes may start from different values.
+    if is_new:  # In a resumed run, the two recipes may have different initial values.
         check_valid_loss(initial.recipe, recipe, session.context)
     check_training(recipe, session.context)
 
 
-def _lease(session: Session, stack: ExitStack, *, is_new: bool) -> None:
+def _acquire_lease(session: Session, stack: ExitStack, *, is_new: bool) -> None:
     stack.enter_context(exit_on_sigterm())
     session.lease = stack.enter_context(hold_lease(session.study))
     if is_new and attributes.PLAN in session.study.user_attrs:
         raise StudyLockedError(
             f"The study {session.study.study_name!r} was started by another process at the same "
-            "time: run the same script again to go on with it."
+            "time: run the same script again to resume it."
         )
 
 
-def _write(session: Session, initial: Initial, *, has_lost: bool) -> None:
-    """Store what the run is, and read the history again.
+def _record(session: Session, initial: Initial, *, has_lost: bool) -> None:
+    """Write the settings of the run to the study, and read the history again.
 
-    Between the first look and the lease, another process may have gone on.
+    Before the lease was acquired, another process may have continued the run.
     """
     study, arguments = session.study, session.arguments
     if has_lost:
@@ -225,4 +225,4 @@ def _write(session: Session, initial: Initial, *, has_lost: bool) -> None:
     record_keep(study, arguments.keep)
     if session.stretches is not None:
         session.lineage = read_lineage(study)
-        session.stretches = session.missing(arguments.budget)
+        session.stretches = session.unfinished_stretches(arguments.budget)

@@ -1,4 +1,4 @@
-"""Being told to end."""
+"""Graceful handling of SIGTERM."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from types import FrameType
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """End cleanly on SIGTERM, as on Ctrl-C, instead of on the spot.
+    """Clean up on SIGTERM, as on Ctrl-C, instead of ending immediately.
 
-    A handler of the user's own stays in its place. Only the main thread may set one; elsewhere
-    nothing changes.
+    A handler that the user installed is kept. In threads other than the main one, which may not
+    install handlers, this does nothing.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, _exit)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    # What a shell reports of a process that the signal ended.
+def _exit(number: int, frame: FrameType | None) -> None:
+    # The exit code that a shell reports for a process that was ended by this signal.
     raise SystemExit(128 + number)

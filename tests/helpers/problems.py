@@ -1,4 +1,4 @@
-"""Small problems for tests: a few dozen objects, networks of a few dozen weights."""
+"""Small problems for tests: a few dozen samples, networks with a few dozen weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import optuna_miha as miha
 
 TINY = miha.Plan(90, startup=4, fixing_epochs=3, restarts=False)
-"""Every phase occurs but new trainings: a race, two cycles, a final phase."""
+"""A start-up race, two cycles and a final phase; no restarts."""
 
 SHORT = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False)
-"""Trunk, population, trunk, final phase."""
+"""Trunk, population, trunk and final phase."""
 
 
 def blobs(n_samples: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,7 @@ def blobs(n_samples: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def classifier(trial: Any) -> miha.Recipe:
-    """A network with activations, dropout and batch norm; everything mutates."""
+    """A network with activations, dropout and batch norm, and the default search space."""
     model = nn.Sequential(
         nn.Linear(4, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.1), nn.Linear(12, 3)
     )
@@ -42,7 +42,7 @@ def classifier(trial: Any) -> miha.Recipe:
 
 
 def accuracy_classifier(trial: Any) -> miha.Recipe:
-    """The same in batches of 32, judged by its accuracy, which is to be maximized."""
+    """The same with batches of 32, monitoring the accuracy, which must be maximized."""
     recipe = classifier(trial)
     return miha.Recipe(
         model=recipe.model,
@@ -54,7 +54,7 @@ def accuracy_classifier(trial: Any) -> miha.Recipe:
 
 
 def explicit(trial: Any) -> miha.Recipe:
-    """The same by the ``suggest_*`` functions."""
+    """The same with an explicit search space, by the ``suggest_*`` functions."""
     recipe = classifier(trial)
     miha.suggest_activations(trial, recipe.model)
     recipe.optimizer = miha.suggest_optimizer(trial, recipe.model.parameters())
@@ -63,7 +63,7 @@ def explicit(trial: Any) -> miha.Recipe:
 
 
 class After:
-    """A callback that does something once, when it has seen so many trials."""
+    """A callback that calls ``action`` once, after the ``n``-th trial."""
 
     def __init__(self, n: int, action: Callable[[], None]) -> None:
         self.n, self.action = n, action
@@ -75,24 +75,24 @@ class After:
 
 
 def new_study(storage: Any = None, *, seed: int = 0, **settings: Any) -> optuna.Study:
-    """A study named ``tiny`` with a seeded sampler, taken up if it exists."""
+    """Create a study named ``tiny`` with a seeded sampler, or load it if it exists."""
     settings = {"sampler": miha.MihaSampler(seed=seed), "pruner": miha.SlopePruner()} | settings
     return optuna.create_study(storage=storage, study_name="tiny", load_if_exists=True, **settings)
 
 
 def run(study: optuna.Study, model_fn: Callable[..., Any] = classifier, **settings: Any) -> Any:
-    """``optimize`` with the tiny plan and without a progress bar."""
+    """Call ``optimize`` with the plan ``TINY`` and without a progress bar."""
     settings = {"plan": TINY, "show_progress_bar": False} | settings
     return miha.optimize(study, model_fn, **settings)
 
 
 def weights(result: miha.Result) -> dict[str, Tensor]:
-    """The model's state, to compare."""
+    """The state dict of the model."""
     return dict(result.model.state_dict())
 
 
 def history(result: miha.Result) -> list[tuple[Any, ...]]:
-    """What happened, apart from trial numbers and times."""
+    """The segments of a run, without trial numbers and times."""
     rows = [
         (s.cycle, ROLES[s.role], s.branch, s.birth, s.trained, s.mutation, s.scores, s.state.name)
         for s in result.segments

@@ -1,4 +1,4 @@
-"""What a person gets wrong in the first hour, and what the message says."""
+"""Invalid recipes, arguments and studies, and the messages about them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from optuna_miha._training.preflight import check_valid_loss
 
 
 def recipe_with(**changes: Any) -> Any:
-    """A ``model_fn`` whose recipe differs in ``changes``."""
+    """A ``model_fn`` that returns a valid recipe with ``changes``."""
 
     def model_fn(trial: Any) -> miha.Recipe:
         parts: dict[str, Any] = {
@@ -40,22 +40,22 @@ def recipe_with(**changes: Any) -> Any:
     return model_fn
 
 
-def uncopyable() -> nn.Module:
-    """A network that holds the result of a computation."""
+def model_with_result() -> nn.Module:
+    """A network that stores the result of a computation, and cannot be copied."""
     model = nn.Linear(4, 3)
     model.halved = model.weight / 2
     return model
 
 
-def locked() -> nn.Module:
-    """A network that holds a lock."""
+def model_with_lock() -> nn.Module:
+    """A network that stores a lock, and cannot be copied."""
     model = nn.Linear(4, 3)
     model.lock = threading.Lock()
     return model
 
 
-class Stateful(nn.Linear):
-    """A network with a state of its own besides its parameters."""
+class WithExtraState(nn.Linear):
+    """A network with extra state besides its parameters."""
 
     def __init__(self, extra: Any) -> None:
         super().__init__(4, 3)
@@ -68,21 +68,21 @@ class Stateful(nn.Linear):
         self.extra = state["extra"]
 
 
-class Divergent(nn.Linear):
-    """A network whose forward pass leaves a part of the loss in it."""
+class WithPenalty(nn.Linear):
+    """A network whose forward pass stores a penalty for the loss in the network."""
 
-    divergence: Any
+    penalty: Any
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.divergence = self.weight.square().mean()
+        self.penalty = self.weight.square().mean()
         return super().forward(x)
 
 
-def of_the_network(loss: Any, **changes: Any) -> Any:
+def with_loss_of_model(loss: Any, **changes: Any) -> Any:
     """A ``model_fn`` whose loss is a function of network, outputs and targets."""
 
     def model_fn(trial: Any) -> miha.Recipe:
-        model = Divergent(4, 3)
+        model = WithPenalty(4, 3)
         return recipe_with(
             model=model, loss_fn=lambda output, target: loss(model, output, target), **changes
         )(trial)
@@ -98,31 +98,31 @@ X, Y = blobs(60)
 MODEL = nn.Linear(4, 3)
 
 CASES: dict[str, tuple[Any, type[Exception], list[str]]] = {
-    "model_fn returns nothing": (lambda trial: None, TypeError, ["Recipe", "None", "return"]),
+    "model_fn returns None": (lambda trial: None, TypeError, ["Recipe", "None", "return"]),
     "model_fn returns a tuple": (lambda trial: (1, 2), TypeError, ["Recipe", "(1, 2)"]),
     "no validation data": (
         recipe_with(valid_data=None),
         ValueError,
-        ["valid_data", "None", "hold a part"],
+        ["valid_data", "None", "hold out part"],
     ),
-    "lengths differ": (
+    "inputs and targets of different lengths": (
         recipe_with(train_data=(X, Y[:50])),
         ValueError,
         ["train_data", "equal length", "[60, 50]"],
     ),
-    "arrays": (
+    "NumPy arrays": (
         recipe_with(train_data=(X.numpy(), Y.numpy())),
         TypeError,
         ["train_data", "numpy", "torch.as_tensor"],
     ),
     "one tensor": (recipe_with(train_data=(X,)), TypeError, ["train_data", "two tensors"]),
     "empty data": (recipe_with(valid_data=(X[:0], Y[:0])), ValueError, ["valid_data", "none"]),
-    "vector loss": (
+    "loss is a vector": (
         recipe_with(loss_fn=nn.CrossEntropyLoss(reduction="none")),
         ValueError,
         ["scalar", "(32,)", 'reduction="mean"'],
     ),
-    "loss is a number": (
+    "loss is a float": (
         recipe_with(loss_fn=lambda output, target: 1.0),
         TypeError,
         ["tensor", "float"],
@@ -137,32 +137,32 @@ CASES: dict[str, tuple[Any, type[Exception], list[str]]] = {
         ValueError,
         ["monitor", "'f1'", "'loss'", "metrics"],
     ),
-    "direction against the monitor": (
+    "direction contradicts the monitor": (
         recipe_with(monitor="accuracy"),
         ValueError,
         ["maximize", "accuracy", 'direction="maximize"'],
     ),
-    "the same network twice": (
+    "model_fn returns the same network twice": (
         recipe_with(model=MODEL),
         ValueError,
         ["new network", "copy.deepcopy"],
     ),
-    "optimizer of another model": (
+    "optimizer of another network": (
         recipe_with(optimizer=torch.optim.Adam(nn.Linear(2, 2).parameters())),
         ValueError,
         ["model.parameters()"],
     ),
-    "loader that yields nothing": (
+    "loader without batches": (
         recipe_with(train_data=DataLoader(TensorDataset(X, Y), sampler=SubsetRandomSampler([]))),
         ValueError,
         ["at least one batch", "drop_last"],
     ),
-    "loader that would lose its iteration": (
+    "loader with a custom __iter__": (
         recipe_with(train_data=Doubling(TensorDataset(X, Y), batch_size=16)),
         TypeError,
         ["train_data", "Doubling", "`__iter__`", "`collate_fn`", "`batch_sampler`"],
     ),
-    "NaN in the validation data": (
+    "NaN in validation data": (
         recipe_with(valid_data=(X * float("nan"), Y)),
         ValueError,
         ["NaN", "validation data"],
@@ -179,27 +179,29 @@ CASES: dict[str, tuple[Any, type[Exception], list[str]]] = {
         ValueError,
         ["lazy", "one batch"],
     ),
-    "a network that cannot be copied": (
-        lambda trial: recipe_with(model=uncopyable())(trial),
+    "network that cannot be copied": (
+        lambda trial: recipe_with(model=model_with_result())(trial),
         TypeError,
         ["copy.deepcopy", "ema_decay=0"],
     ),
-    "a network with a part that cannot be copied": (
-        lambda trial: recipe_with(model=locked())(trial),
+    "network with a lock": (
+        lambda trial: recipe_with(model=model_with_lock())(trial),
         TypeError,
-        ["copy.deepcopy", "lock", "keep out of the network"],
+        ["copy.deepcopy", "lock", "remove attributes"],
     ),
-    "a loss with what a forward pass leaves in the network": (
-        of_the_network(lambda m, o, y: cross_entropy(m, o, y) + m.divergence),
+    "loss with a penalty stored by the forward pass": (
+        with_loss_of_model(lambda m, o, y: cross_entropy(m, o, y) + m.penalty),
         ValueError,
         ["outputs and targets alone", "train_step", "valid_loss_fn"],
     ),
-    "a loss with a penalty of the weights": (
-        of_the_network(lambda m, o, y: cross_entropy(m, o, y) + 1e-3 * m.weight.square().sum()),
+    "loss with a weight penalty": (
+        with_loss_of_model(
+            lambda m, o, y: cross_entropy(m, o, y) + 1e-3 * m.weight.square().sum()
+        ),
         ValueError,
         ["outputs and targets alone"],
     ),
-    "a loss of validation with a penalty of the weights": (
+    "validation loss with a weight penalty": (
         lambda trial: recipe_with(
             model=(model := nn.Linear(4, 3)),
             valid_loss_fn=lambda o, y: cross_entropy(None, o, y) + model.weight.abs().sum(),
@@ -207,29 +209,33 @@ CASES: dict[str, tuple[Any, type[Exception], list[str]]] = {
         ValueError,
         ["outputs and targets alone"],
     ),
-    "an optimizer that needs a closure": (
+    "optimizer that needs a closure": (
         lambda trial: recipe_with(
             model=(model := nn.Linear(4, 3)), optimizer=torch.optim.LBFGS(model.parameters())
         )(trial),
         ValueError,
-        ["LBFGS", "`closure`", "trainer of your own"],
+        ["LBFGS", "`closure`", "your own `trainer`"],
     ),
     "train_step returns a tuple": (
         recipe_with(train_step=lambda model, batch, loss_fn: (model(batch[0]).mean(), 1)),
         TypeError,
         ["`train_step`", "tuple", "alone"],
     ),
-    "vector loss of validation": (
+    "validation loss is a vector": (
         recipe_with(valid_loss_fn=nn.CrossEntropyLoss(reduction="none")),
         ValueError,
         ["`valid_loss_fn`", "scalar", "(30,)"],
     ),
-    "no parameters": (recipe_with(model=nn.ReLU()), ValueError, ["parameters", "ReLU"]),
+    "network without parameters": (
+        recipe_with(model=nn.ReLU()),
+        ValueError,
+        ["parameters", "ReLU"],
+    ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_wrong_recipe_is_refused_before_anything_is_written(case: str) -> None:
+def test_invalid_recipe_is_rejected_before_anything_is_written(case: str) -> None:
     model_fn, error, words = CASES[case]
     study = new_study()
     with pytest.raises(error) as caught:
@@ -246,9 +252,9 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
         ValueError,
         ["n_epochs=10", "at least 21"],
     ),
-    "budget twice": ({"n_epochs": 50}, ValueError, ["n_epochs=50", "leave one"]),
-    "budget not a number": ({"plan": None, "n_epochs": "200"}, TypeError, ["n_epochs", "'200'"]),
-    "no workers": ({"n_jobs": 0}, ValueError, ["n_jobs", "0"]),
+    "budget given twice": ({"n_epochs": 50}, ValueError, ["n_epochs=50", "omit one of them"]),
+    "budget is a string": ({"plan": None, "n_epochs": "200"}, TypeError, ["n_epochs", "'200'"]),
+    "zero workers": ({"n_jobs": 0}, ValueError, ["n_jobs", "0"]),
     "unknown keep": ({"keep": "none"}, ValueError, ["keep", "'none'", "final"]),
     "two stores": (
         {"artifact_store": object(), "checkpoint_dir": "x"},
@@ -270,7 +276,7 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
 
 @pytest.mark.filterwarnings("ignore:Fixed parameter")
 @pytest.mark.parametrize("case", ARGUMENTS)
-def test_a_wrong_argument_is_refused_before_anything_is_written(case: str) -> None:
+def test_invalid_argument_is_rejected_before_anything_is_written(case: str) -> None:
     arguments, error, words = ARGUMENTS[case]
     study = new_study()
     with pytest.raises(error) as caught:
@@ -282,7 +288,9 @@ def test_a_wrong_argument_is_refused_before_anything_is_written(case: str) -> No
 
 
 @pytest.mark.parametrize("n_outputs", [1, 3], ids=["one logit", "one-hot"])
-def test_data_that_have_no_accuracy_are_refused_before_anything_is_written(n_outputs: int) -> None:
+def test_accuracy_of_one_hot_targets_is_rejected_before_anything_is_written(
+    n_outputs: int,
+) -> None:
     def one_hot(n_samples: int) -> Any:
         x, y = blobs(n_samples)
         return x, nn.functional.one_hot(y, 3)[:, :n_outputs].float()
@@ -303,7 +311,7 @@ def test_data_that_have_no_accuracy_are_refused_before_anything_is_written(n_out
     assert study.user_attrs == {}
 
 
-def test_an_executor_that_is_shut_down_is_refused() -> None:
+def test_executor_that_is_shut_down_is_rejected() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     executor: Executor = ThreadPoolExecutor(1)
@@ -314,25 +322,25 @@ def test_an_executor_that_is_shut_down_is_refused() -> None:
     assert not study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
 
 
-def test_several_objectives_are_refused() -> None:
+def test_study_with_several_objectives_is_rejected() -> None:
     study = optuna.create_study(directions=["minimize", "maximize"])
     with pytest.raises(ValueError, match="one objective, got 2 directions"):
         run(study)
 
 
-def test_a_study_that_is_none_is_refused() -> None:
+def test_none_instead_of_a_study_is_rejected() -> None:
     with pytest.raises(TypeError, match=r"optuna\.Study, got NoneType"):
         run(None)  # type: ignore[arg-type]
 
 
-def test_hyperband_is_refused_with_what_works_instead() -> None:
+def test_hyperband_pruner_is_rejected_with_an_alternative() -> None:
     study = new_study(pruner=optuna.pruners.HyperbandPruner())
     with pytest.raises(ValueError, match="SlopePruner"):
         run(study)
 
 
 def normalized(trial: Any) -> miha.Recipe:
-    """97 objects: the portfolio's batch size of 32 leaves a last batch of one."""
+    """97 samples: with the batch size of 32 in the portfolio, the last batch has one sample."""
     x, y = blobs(97)
     return miha.Recipe(
         model=nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)),
@@ -343,7 +351,7 @@ def normalized(trial: Any) -> miha.Recipe:
     )
 
 
-def test_a_last_batch_of_one_object_does_not_break_batch_normalization() -> None:
+def test_last_batch_of_one_sample_does_not_break_batch_normalization() -> None:
     def from_dataset(trial: Any) -> miha.Recipe:
         recipe = normalized(trial)
         recipe.train_data = TensorDataset(*blobs(97))
@@ -358,7 +366,7 @@ def test_a_last_batch_of_one_object_does_not_break_batch_normalization() -> None
     assert len(values) == 1
 
 
-def test_small_data_of_a_loader_that_drops_the_last_batch_are_trained_on() -> None:
+def test_loader_with_drop_last_trains_on_data_smaller_than_a_batch() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         data = TensorDataset(*blobs(20))
         loader = DataLoader(data, batch_size=8, shuffle=True, drop_last=True)
@@ -368,7 +376,7 @@ def test_small_data_of_a_loader_that_drops_the_last_batch_are_trained_on() -> No
     assert max(s.params["batch_size"] for s in result.segments) > 20, "choose another seed"
 
 
-def test_an_error_of_one_branch_is_logged_with_the_way_past_it(
+def test_error_of_one_branch_is_logged_with_advice_to_catch_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def model_fn(trial: Any) -> miha.Recipe:
@@ -388,31 +396,31 @@ def test_an_error_of_one_branch_is_logged_with_the_way_past_it(
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 @pytest.mark.parametrize(
-    "theirs",
+    "distribution",
     [
         optuna.distributions.CategoricalDistribution(("adam", "lion")),
         optuna.distributions.IntDistribution(0, 3),
     ],
 )
-def test_trials_of_something_else_with_a_parameter_of_another_kind_are_refused(
-    kind: str, theirs: Any, tmp_path: Any
+def test_foreign_trial_with_an_incompatible_distribution_is_rejected(
+    kind: str, distribution: Any, tmp_path: Any
 ) -> None:
     study = new_study(None if kind == "memory" else f"sqlite:///{tmp_path}/study.db")
-    value = theirs.to_external_repr(0)
+    value = distribution.to_external_repr(0)
     study.add_trial(
         optuna.trial.create_trial(
-            params={"optimizer": value}, distributions={"optimizer": theirs}, value=1.0
+            params={"optimizer": value}, distributions={"optimizer": distribution}, value=1.0
         )
     )
     with pytest.raises(ValueError) as caught:
         run(study)
-    for word in ("'optimizer'", str(theirs), "'adadelta'", "trial 0", "another name"):
+    for word in ("'optimizer'", str(distribution), "'adadelta'", "trial 0", "another name"):
         assert word in str(caught.value)
     assert len(study.trials) == 1
     assert study.user_attrs == {}
 
 
-def test_trials_of_something_else_with_the_same_choices_do_not_hinder() -> None:
+def test_foreign_trial_with_a_compatible_distribution_is_ignored() -> None:
     first = run(new_study())
     study = new_study()
     lr = optuna.distributions.FloatDistribution(1e-6, 1.0, log=True)
@@ -422,7 +430,7 @@ def test_trials_of_something_else_with_the_same_choices_do_not_hinder() -> None:
 
 
 @pytest.mark.parametrize("name", ["from_epoch", "to_epoch", "role", "anneal_to"])
-def test_a_parameter_named_as_a_column_of_the_schedule_is_refused(name: str) -> None:
+def test_parameter_named_like_a_column_of_the_schedule_is_rejected(name: str) -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         trial.suggest_float(name, 0, 1)
         return classifier(trial)
@@ -436,7 +444,7 @@ def test_a_parameter_named_as_a_column_of_the_schedule_is_refused(name: str) -> 
 
 Pair = namedtuple("Pair", "one two")
 
-UNREADABLE = {
+UNLOADABLE = {
     "numpy._core": np.zeros(2),
     "numpy": [np.float32(1)],
     "datetime.date": {"day": date(2020, 1, 1)},
@@ -447,8 +455,10 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("own_trainer", [False, True])
-@pytest.mark.parametrize("named", UNREADABLE)
-def test_a_state_that_could_not_be_read_back_is_refused(named: str, own_trainer: bool) -> None:
+@pytest.mark.parametrize("type_name", UNLOADABLE)
+def test_state_that_a_checkpoint_cannot_contain_is_rejected(
+    type_name: str, own_trainer: bool
+) -> None:
     def trainer(recipe: miha.Recipe, n_epochs: int) -> Any:
         raise AssertionError("trained")
 
@@ -456,35 +466,39 @@ def test_a_state_that_could_not_be_read_back_is_refused(named: str, own_trainer:
     with pytest.raises(TypeError, match="must consist of tensors, numbers, strings") as caught:
         run(
             study,
-            lambda trial: recipe_with(model=Stateful(UNREADABLE[named]))(trial),
+            lambda trial: recipe_with(model=WithExtraState(UNLOADABLE[type_name]))(trial),
             trainer=trainer if own_trainer else None,
         )
-    assert named in str(caught.value)
+    assert type_name in str(caught.value)
     assert "torch.as_tensor" in str(caught.value)
     assert study.trials == []
     assert study.user_attrs == {}
 
 
-def test_what_a_forward_pass_leaves_in_the_state_is_looked_at_too() -> None:
-    class Noting(Stateful):
+def test_state_written_by_the_forward_pass_is_checked() -> None:
+    class WithMean(WithExtraState):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             self.extra = np.float64(x.detach().mean())
             return super().forward(x)
 
     study = new_study()
     with pytest.raises(TypeError, match=r"got numpy.*multiarray\.scalar"):
-        run(study, lambda trial: recipe_with(model=Noting(None))(trial))
+        run(study, lambda trial: recipe_with(model=WithMean(None))(trial))
     assert study.user_attrs == {}
 
 
-def test_a_state_of_what_a_checkpoint_may_hold_is_kept() -> None:
+def test_state_that_a_checkpoint_can_contain_is_restored() -> None:
     extra = {"history": [(1, 0.5)], "name": "x", "weights": torch.ones(2), "none": None}
-    result = run(new_study(), lambda trial: recipe_with(model=Stateful(extra))(trial), plan=SHORT)
+
+    def model_fn(trial: Any) -> Any:
+        return recipe_with(model=WithExtraState(extra))(trial)
+
+    result = run(new_study(), model_fn, plan=SHORT)
     assert result.model.extra["history"] == [(1, 0.5)]
 
 
-class Weighted(nn.Module):
-    """A loss with a buffer, and a state that moves with every call."""
+class StatefulLoss(nn.Module):
+    """A loss with a buffer, and a state that changes with every call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -498,25 +512,27 @@ class Weighted(nn.Module):
 
 
 LOSSES: dict[str, Any] = {
-    "drawn": lambda o, y: cross_entropy(None, nn.functional.dropout(o, 0.5), y),
-    "of numpy": lambda o, y: cross_entropy(None, o, y) * (1 + np.random.rand()),
-    "not a number": lambda o, y: cross_entropy(None, o, y) * float("nan"),
+    "random": lambda o, y: cross_entropy(None, nn.functional.dropout(o, 0.5), y),
+    "random by NumPy": lambda o, y: cross_entropy(None, o, y) * (1 + np.random.rand()),
+    "NaN": lambda o, y: cross_entropy(None, o, y) * float("nan"),
 }
 
 
-@pytest.mark.parametrize("kind", [*LOSSES, "stateful", "of training", "constant of the network"])
-def test_losses_that_do_not_depend_on_the_network_are_taken(kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", [*LOSSES, "stateful", "penalty in training mode", "buffer of the network"]
+)
+def test_losses_that_do_not_depend_on_the_weights_are_accepted(kind: str) -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
         model: Any = recipe.model
         model.register_buffer("shares", torch.tensor([0.2, 0.3, 0.5]))
         if kind == "stateful":
-            recipe.loss_fn = Weighted()
-        elif kind == "of training":
+            recipe.loss_fn = StatefulLoss()
+        elif kind == "penalty in training mode":
             recipe.loss_fn = lambda o, y: (
                 cross_entropy(None, o, y) + model.training * model[0].weight.square().sum()
             )
-        elif kind == "constant of the network":
+        elif kind == "buffer of the network":
             recipe.loss_fn = lambda o, y: nn.functional.cross_entropy(o, y, weight=model.shares)
         else:
             recipe.loss_fn = lambda o, y: LOSSES[kind](o, y)
@@ -526,7 +542,7 @@ def test_losses_that_do_not_depend_on_the_network_are_taken(kind: str) -> None:
     check_valid_loss(first, second, run_context(model_fn))
 
 
-def test_looking_at_the_validation_loss_leaves_networks_and_generators_as_they_were() -> None:
+def test_check_valid_loss_restores_networks_and_generators() -> None:
     first, second = (build_initial(classifier, 0).recipe for _ in range(2))
     before = copy_tensors([first.model.state_dict(), second.model.state_dict(), capture_rng(CPU)])
     check_valid_loss(first, second, run_context(classifier))
@@ -534,13 +550,13 @@ def test_looking_at_the_validation_loss_leaves_networks_and_generators_as_they_w
     assert same(before, copy_tensors(after))
 
 
-def test_a_train_step_may_add_to_the_loss_what_depends_on_the_network() -> None:
+def test_train_step_may_add_a_term_that_depends_on_the_network() -> None:
     def train_step(model: Any, batch: Any, loss_fn: Any) -> torch.Tensor:
         x, y = batch
-        return loss_fn(model(x), y) + model.divergence
+        return loss_fn(model(x), y) + model.penalty
 
     study = new_study()
-    result = run(study, of_the_network(cross_entropy, train_step=train_step), plan=SHORT)
+    result = run(study, with_loss_of_model(cross_entropy, train_step=train_step), plan=SHORT)
     x, y = blobs(30, seed=1)
     with torch.no_grad():
         expected = train_step(result.model, (x, y), nn.CrossEntropyLoss())

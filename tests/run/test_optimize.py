@@ -1,4 +1,4 @@
-"""The main job, end to end, on every storage and kind of data."""
+"""Whole runs of ``optimize``, on every storage and kind of data."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_segment_is_a_trial_with_its_attributes() -> None:
             assert math.isfinite(attrs["miha:fitness"])
 
 
-def test_steps_are_lineage_epochs_and_begin_with_the_parents_value() -> None:
+def test_steps_are_lineage_epochs_and_start_with_the_value_of_the_parent() -> None:
     study = new_study()
     result = run(study)
     by_number = {s.number: s for s in result.segments}
@@ -73,7 +73,7 @@ def test_best_trial_is_the_trial_of_the_returned_model() -> None:
         )
 
 
-def test_the_budget_is_spent_exactly_and_every_epoch_is_counted() -> None:
+def test_budget_is_spent_exactly_and_every_epoch_is_counted() -> None:
     counted: list[int] = []
 
     def counting(recipe: miha.Recipe, n_epochs: int) -> Any:
@@ -93,7 +93,7 @@ def test_epochs_saved_by_pruning_are_trained_elsewhere() -> None:
     study = new_study(pruner=miha.SlopePruner())
     result = run(study)
     pruned = [s for s in result.segments if s.state == TrialState.PRUNED and s.role == "branch"]
-    assert pruned, "the case does not occur: choose another seed"
+    assert pruned, "no branch was pruned: choose another seed"
     assert result.n_epochs_trained == TINY.n_epochs
 
 
@@ -114,20 +114,20 @@ def test_classic_plan_trains_the_published_number_of_epochs() -> None:
 
 
 @pytest.mark.parametrize("model_fn", [classifier, explicit])
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(model_fn: Any) -> None:
-    one, two = run(new_study(), model_fn), run(new_study(), model_fn)
-    assert history(one) == history(two)
-    assert same(weights(one), weights(two))
-    assert history(one) != history(run(new_study(seed=1), model_fn))
+def test_same_seed_gives_the_same_run_and_another_seed_a_different_one(model_fn: Any) -> None:
+    first, second = run(new_study(), model_fn), run(new_study(), model_fn)
+    assert history(first) == history(second)
+    assert same(weights(first), weights(second))
+    assert history(first) != history(run(new_study(seed=1), model_fn))
 
 
-def test_worker_processes_give_the_same_model_bit_for_bit(whole_tiny: Any) -> None:
+def test_worker_processes_give_a_bit_identical_model(whole_tiny: Any) -> None:
     result = run(new_study(), n_jobs=2)
     assert history(result) == history(whole_tiny)
     assert same(weights(result), weights(whole_tiny))
 
 
-def test_global_random_state_is_left_alone() -> None:
+def test_global_random_state_is_restored() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -136,7 +136,9 @@ def test_global_random_state_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "journal", "memory"])
-def test_storages(kind: str, tmp_path: Path, whole_tiny: Any) -> None:
+def test_run_does_not_depend_on_the_storage_and_is_loaded_from_it(
+    kind: str, tmp_path: Path, whole_tiny: Any
+) -> None:
     storage: Any = {
         "sqlite": f"sqlite:///{tmp_path}/study.db",
         "journal": None,
@@ -168,7 +170,7 @@ def test_datasets_and_loaders_train_like_tensors(kind: str, whole_tiny: Any) -> 
     assert history(run(new_study(), model_fn)) == history(whole_tiny)
 
 
-def test_a_network_that_begins_in_place_leaves_the_users_data_alone() -> None:
+def test_network_with_an_in_place_first_layer_does_not_change_the_data() -> None:
     train, valid = blobs(60, seed=0), blobs(30, seed=1)
     before = [tensor.clone() for tensor in (*train, *valid)]
 
@@ -182,9 +184,9 @@ def test_a_network_that_begins_in_place_leaves_the_users_data_alone() -> None:
 
     of_tensors = run(new_study(), of(train, valid), plan=SHORT)
     assert all(map(torch.equal, (*train, *valid), before))
-    # A loader puts its objects together in new tensors.
-    objects = [Subset(TensorDataset(*data), range(len(data[0]))) for data in (train, valid)]
-    assert history(run(new_study(), of(*objects), plan=SHORT)) == history(of_tensors)
+    # A loader collates samples into new tensors.
+    subsets = [Subset(TensorDataset(*data), range(len(data[0]))) for data in (train, valid)]
+    assert history(run(new_study(), of(*subsets), plan=SHORT)) == history(of_tensors)
 
 
 def test_maximizing_accuracy_returns_the_most_accurate_model() -> None:
@@ -201,7 +203,7 @@ def test_maximizing_accuracy_returns_the_most_accurate_model() -> None:
 @pytest.mark.parametrize(
     "sampler", [optuna.samplers.RandomSampler(seed=0), optuna.samplers.TPESampler(seed=0)]
 )
-def test_samplers_and_pruners_of_the_study_are_kept(sampler: Any) -> None:
+def test_sampler_and_pruner_of_the_study_are_kept(sampler: Any) -> None:
     pruner = optuna.pruners.MedianPruner(n_startup_trials=1)
     study = new_study(sampler=sampler, pruner=pruner)
     result = run(study)
@@ -210,14 +212,14 @@ def test_samplers_and_pruners_of_the_study_are_kept(sampler: Any) -> None:
     assert result.n_epochs_trained == TINY.n_epochs
 
 
-def test_optunas_defaults_are_replaced() -> None:
+def test_default_sampler_and_pruner_of_optuna_are_replaced() -> None:
     study = optuna.create_study()
     run(study)
     assert isinstance(study.sampler, miha.MihaSampler)
     assert isinstance(study.pruner, miha.SlopePruner)
 
 
-def test_control_branches_have_the_parents_parameters_under_any_sampler() -> None:
+def test_control_has_the_parameters_of_its_parent_with_any_sampler() -> None:
     result = run(new_study(sampler=optuna.samplers.RandomSampler(seed=3)))
     by_number = {s.number: s for s in result.segments}
     controls = [s for s in result.segments if s.role == "branch" and s.branch == 0]
@@ -227,7 +229,7 @@ def test_control_branches_have_the_parents_parameters_under_any_sampler() -> Non
         assert control.params == by_number[control.parent].params
 
 
-def test_an_enqueued_trial_joins_the_next_population_with_its_parameters() -> None:
+def test_enqueued_trial_joins_the_next_population_with_its_parameters() -> None:
     study = new_study()
     study.enqueue_trial({"lr": 0.0123}, user_attrs={"memo": "mine"})
     result = run(study)
@@ -238,17 +240,17 @@ def test_an_enqueued_trial_joins_the_next_population_with_its_parameters() -> No
     assert result.n_epochs_trained == TINY.n_epochs
 
 
-def test_an_enqueued_trial_keeps_the_trunks_other_parameters() -> None:
+def test_enqueued_trial_takes_other_parameters_from_the_trunk() -> None:
     study = new_study()
     study.enqueue_trial({"lr": 0.0123})
     result = run(study)
     by_number = {s.number: s for s in result.segments}
-    guest = next(s for s in result.segments if s.params["lr"] == 0.0123 and s.role == "branch")
-    assert guest.parent is not None
-    assert guest.params == by_number[guest.parent].params | {"lr": 0.0123}
+    enqueued = next(s for s in result.segments if s.params["lr"] == 0.0123 and s.role == "branch")
+    assert enqueued.parent is not None
+    assert enqueued.params == by_number[enqueued.parent].params | {"lr": 0.0123}
 
 
-def test_an_enqueued_trial_that_cannot_be_fails_alone() -> None:
+def test_invalid_enqueued_trial_fails_without_ending_the_run() -> None:
     study = new_study()
     study.enqueue_trial({"activation.2": "nope"})
     result = run(study)
@@ -258,35 +260,36 @@ def test_an_enqueued_trial_that_cannot_be_fails_alone() -> None:
     assert result.n_epochs_trained == TINY.n_epochs
 
 
-def test_a_number_that_was_enqueued_is_used_though_it_is_out_of_its_range() -> None:
+def test_enqueued_number_out_of_range_is_used() -> None:
     study = new_study(pruner=optuna.pruners.NopPruner())
     study.enqueue_trial({"lr": 1e3})
     with pytest.warns(UserWarning, match="out of"):
         result = run(study)
-    [guest] = [s for s in result.segments if s.params["lr"] == 1e3]
-    assert (guest.number, guest.role) == (0, "branch")
+    [enqueued] = [s for s in result.segments if s.params["lr"] == 1e3]
+    assert (enqueued.number, enqueued.role) == (0, "branch")
 
 
-def test_enqueued_trials_without_room_in_the_budget_wait_for_more_of_it() -> None:
+def test_enqueued_trials_beyond_the_budget_wait_for_a_larger_one() -> None:
     study = new_study()
-    for place in range(12):
-        study.enqueue_trial({"lr": 1e-3 * (place + 1)}, user_attrs={"place": place})
+    for index in range(12):
+        study.enqueue_trial({"lr": 1e-3 * (index + 1)}, user_attrs={"index": index})
 
-    def guests() -> list[TrialState]:
-        found = [t for t in study.trials if "place" in t.user_attrs]
-        assert [t.user_attrs["place"] for t in found] == list(range(12)), "Each is there once."
+    def enqueued_states() -> list[TrialState]:
+        found = [t for t in study.trials if "index" in t.user_attrs]
+        assert [t.user_attrs["index"] for t in found] == list(range(12)), "Each exists once."
         return [t.state for t in found]
 
     run(study, plan=None, n_epochs=40)
-    n_waiting = guests().count(TrialState.WAITING)
+    n_waiting = enqueued_states().count(TrialState.WAITING)
     assert 0 < n_waiting < 12
-    assert guests()[-n_waiting:] == [TrialState.WAITING] * n_waiting, "First come, first served."
-    assert TrialState.FAIL not in guests()
+    expected = [TrialState.WAITING] * n_waiting
+    assert enqueued_states()[-n_waiting:] == expected, "The first ones are trained first."
+    assert TrialState.FAIL not in enqueued_states()
     run(study, plan=None, n_epochs=120)
-    assert guests().count(TrialState.WAITING) < n_waiting
+    assert enqueued_states().count(TrialState.WAITING) < n_waiting
 
 
-def test_an_enqueued_name_that_nobody_suggests_is_warned_of(
+def test_enqueued_parameter_that_is_not_suggested_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     study = new_study()
@@ -299,7 +302,7 @@ def test_an_enqueued_name_that_nobody_suggests_is_warned_of(
     assert "'lrr'" in caplog.text
 
 
-def test_metrics_that_are_not_monitored_go_into_the_trial() -> None:
+def test_other_metrics_are_stored_in_the_trial() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
         recipe.metrics = {"mean": lambda output, target: output.mean()}
@@ -310,7 +313,7 @@ def test_metrics_that_are_not_monitored_go_into_the_trial() -> None:
     assert all(math.isfinite(t.user_attrs["miha:metrics"]["mean"]) for t in study.trials)
 
 
-def test_callbacks_see_every_trial_and_can_stop_the_study(whole_tiny: Any) -> None:
+def test_callbacks_are_called_for_every_trial_and_can_stop_the_study(whole_tiny: Any) -> None:
     seen: list[int] = []
 
     def stop_after_six(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
@@ -327,7 +330,7 @@ def test_callbacks_see_every_trial_and_can_stop_the_study(whole_tiny: Any) -> No
 
 
 def two_rates(trial: Any) -> miha.Recipe:
-    """A search space that is soon exhausted."""
+    """A search space with two points."""
     recipe = classifier(trial)
     lr = trial.suggest_categorical("lr", [1e-3, 1e-2])
     recipe.optimizer = torch.optim.SGD(recipe.model.parameters(), lr=lr)
@@ -339,7 +342,7 @@ def two_rates(trial: Any) -> miha.Recipe:
     [optuna.samplers.GridSampler({"lr": [1e-3, 1e-2]}), optuna.samplers.BruteForceSampler(seed=0)],
     ids=lambda sampler: type(sampler).__name__,
 )
-def test_a_sampler_that_is_through_with_its_space_does_not_end_the_run(
+def test_sampler_that_exhausted_its_space_does_not_end_the_run(
     sampler: optuna.samplers.BaseSampler,
 ) -> None:
     study, seen = new_study(sampler=sampler), 0
@@ -352,18 +355,20 @@ def test_a_sampler_that_is_through_with_its_space_does_not_end_the_run(
 
     first = run(study, two_rates, callbacks=[stop_after_nine])
     assert seen >= 9
-    assert first.n_epochs_trained < TINY.n_epochs, "A callback still ends it."
+    assert first.n_epochs_trained < TINY.n_epochs, "A callback can still stop it."
     assert run(study, two_rates).n_epochs_trained == TINY.n_epochs
 
 
-def test_a_timeout_ends_the_call_and_leaves_the_rest_for_the_next(whole_tiny: Any) -> None:
+def test_run_can_be_resumed_after_a_timeout(whole_tiny: Any) -> None:
     study = new_study()
-    with pytest.raises(miha.exceptions.MihaError, match=r"No segment .* on it again"):
+    with pytest.raises(
+        miha.exceptions.MihaError, match=r"completed segment, got none.* on it again"
+    ):
         run(study, timeout=0.0)
     assert history(run(study)) == history(whole_tiny)
 
 
-def test_a_nan_branch_fails_and_never_becomes_the_trunk() -> None:
+def test_branch_with_nan_loss_fails_and_never_becomes_the_trunk() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = explicit(trial)
         if trial.params["optimizer"] != "adam":
@@ -373,14 +378,14 @@ def test_a_nan_branch_fails_and_never_becomes_the_trunk() -> None:
 
     result = run(new_study(), model_fn)
     failed = [s for s in result.segments if s.state == TrialState.FAIL]
-    assert failed, "the case does not occur: choose another seed"
+    assert failed, "no branch failed: choose another seed"
     assert all(s.params["optimizer"] == "adam" for s in result.lineage)
     assert result.n_epochs_trained <= TINY.n_epochs
     parents = {s.parent for s in result.segments}
     assert parents.isdisjoint(s.number for s in failed)
 
 
-def test_caught_exceptions_fail_one_trial_and_others_end_the_call() -> None:
+def test_caught_exception_fails_one_trial_and_others_end_the_call() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = explicit(trial)
         if trial.params["optimizer"] == "sgd":
@@ -398,9 +403,7 @@ def test_caught_exceptions_fail_one_trial_and_others_end_the_call() -> None:
 
 
 @pytest.mark.parametrize("number", [np.float32, torch.tensor], ids=["numpy", "tensor"])
-def test_numbers_of_other_kinds_are_written_to_the_study_as_floats(
-    number: Any, tmp_path: Path
-) -> None:
+def test_numpy_and_tensor_numbers_are_stored_as_floats(number: Any, tmp_path: Path) -> None:
     def trainer(recipe: miha.Recipe, n_epochs: int) -> Any:
         weight = recipe.model[0].weight
         for _ in range(n_epochs):
@@ -416,45 +419,47 @@ def test_numbers_of_other_kinds_are_written_to_the_study_as_floats(
     assert {s.role for s in result.segments} == {"trunk", "branch", "final"}
 
 
-def test_arguments_of_numpy_count_as_pythons() -> None:
+def test_numpy_arguments_are_equivalent_to_python_numbers() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = explicit(trial)
         recipe.model.name = trial.suggest_categorical("name", [False, "narrow"])
         return recipe
 
     initial = {"lr": 0.0625, "batch_size": 64, "name": False}
-    numpys = {"lr": np.float32(0.0625), "batch_size": np.int64(64), "name": np.bool_(False)}
-    one = run(new_study(), model_fn, plan=None, n_epochs=30, initial_params=initial)
-    other = run(
+    numpy_initial = {"lr": np.float32(0.0625), "batch_size": np.int64(64), "name": np.bool_(False)}
+    first = run(new_study(), model_fn, plan=None, n_epochs=30, initial_params=initial)
+    second = run(
         new_study(),
         model_fn,
         plan=None,
         n_epochs=np.int64(30),
         n_jobs=np.int64(1),
-        initial_params=numpys,
+        initial_params=numpy_initial,
     )
-    assert history(one) == history(other)
+    assert history(first) == history(second)
 
 
-def test_a_fitness_that_is_no_number_is_refused_with_its_value() -> None:
-    with pytest.raises(TypeError, match="What `fitness` returns must be a number, got None"):
+def test_fitness_that_is_not_a_number_is_rejected() -> None:
+    with pytest.raises(
+        TypeError, match="The return value of `fitness` must be a number, got None"
+    ):
         run(new_study(), plan=SHORT, fitness=lambda curve: None)
 
 
-def test_fitness_decides_who_becomes_the_trunk() -> None:
-    def least_fit(curve: Any) -> float:
+def test_branch_with_the_highest_fitness_becomes_the_trunk() -> None:
+    def highest_cost(curve: Any) -> float:
         return curve.costs[-1]
 
     study = new_study(pruner=optuna.pruners.NopPruner())
-    result = run(study, fitness=least_fit)
+    result = run(study, fitness=highest_cost)
     for cycle in (1, 2):
         branches = [s for s in result.segments if (s.role, s.cycle) == ("branch", cycle)]
-        heirs = {s.parent for s in result.segments if (s.role, s.cycle) == ("trunk", cycle)}
+        parents = {s.parent for s in result.segments if (s.role, s.cycle) == ("trunk", cycle)}
         worst = max(branches, key=lambda s: s.scores[-1])
-        assert heirs <= {worst.number}
+        assert parents <= {worst.number}
 
 
-def test_loss_mutations_are_compared_on_the_initial_loss() -> None:
+def test_branches_with_another_loss_are_validated_with_the_initial_loss() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         x, y = blobs(60)
         model = nn.Linear(4, 1)
@@ -469,14 +474,14 @@ def test_loss_mutations_are_compared_on_the_initial_loss() -> None:
 
     result = run(new_study(), model_fn)
     tiny = [s for s in result.segments if s.params["loss"] == "tiny" and s.scores]
-    assert tiny, "the case does not occur: choose another seed"
+    assert tiny, "the loss did not mutate: choose another seed"
     assert all(min(s.scores) > 1e-3 for s in tiny)
 
 
 @pytest.mark.parametrize(
     ("keep", "n_left"), [("final", {1}), ("trunk", range(2, 12)), ("all", range(8, 40))]
 )
-def test_keep_bounds_the_checkpoints_that_remain(keep: Any, n_left: Any, tmp_path: Path) -> None:
+def test_keep_limits_the_remaining_checkpoints(keep: Any, n_left: Any, tmp_path: Path) -> None:
     result = run(new_study(), keep=keep, checkpoint_dir=tmp_path)
     files = [file for file in tmp_path.iterdir() if not file.name.startswith("member-")]
     assert len(files) in n_left
@@ -487,7 +492,7 @@ def test_keep_bounds_the_checkpoints_that_remain(keep: Any, n_left: Any, tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore:Some regimes for parameter")
-def test_intermediate_values_plot_of_optuna_draws_the_tree() -> None:
+def test_plots_and_importances_of_optuna_work() -> None:
     study = new_study()
     result = run(study)
     figure = optuna.visualization.plot_intermediate_values(study)
@@ -496,7 +501,7 @@ def test_intermediate_values_plot_of_optuna_draws_the_tree() -> None:
     assert "lr" in importances
 
 
-def test_any_executor_takes_the_jobs(whole_tiny: Any) -> None:
+def test_executor_gives_the_same_run(whole_tiny: Any) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as executor:
@@ -504,7 +509,7 @@ def test_any_executor_takes_the_jobs(whole_tiny: Any) -> None:
     assert history(result) == history(whole_tiny)
 
 
-def test_schedule_covers_the_lineage_without_a_gap(tmp_path: Path) -> None:
+def test_schedule_covers_the_lineage_without_gaps(tmp_path: Path) -> None:
     result = run(new_study())
     rows = list(result.schedule)
     assert rows[0]["from_epoch"] == 0
@@ -517,7 +522,7 @@ def test_schedule_covers_the_lineage_without_a_gap(tmp_path: Path) -> None:
     assert header.startswith("from_epoch,to_epoch,role,")
 
 
-def test_model_is_saved_and_exported_for_use_elsewhere(tmp_path: Path) -> None:
+def test_model_can_be_saved_and_exported(tmp_path: Path) -> None:
     result = run(new_study())
     x, _ = blobs(7, seed=2)
     expected = result.model(x)
@@ -531,7 +536,7 @@ def test_model_is_saved_and_exported_for_use_elsewhere(tmp_path: Path) -> None:
     assert program(x[:3]).shape == (3, 3)
 
 
-def test_describe_tells_the_best_change_of_every_cycle() -> None:
+def test_describe_names_the_best_change_of_every_cycle() -> None:
     result = run(new_study())
     text = result.describe()
     cycles = {s.cycle for s in result.segments if s.role == "branch"}
@@ -540,7 +545,7 @@ def test_describe_tells_the_best_change_of_every_cycle() -> None:
     assert f"{result.n_epochs_trained} epochs trained in all" in text
 
 
-def test_a_run_in_a_thread_is_possible(whole_tiny: Any) -> None:
+def test_run_in_a_thread_gives_the_same_result(whole_tiny: Any) -> None:
     results: list[miha.Result] = []
     thread = threading.Thread(target=lambda: results.append(run(new_study())))
     thread.start()
@@ -548,18 +553,18 @@ def test_a_run_in_a_thread_is_possible(whole_tiny: Any) -> None:
     assert history(results[0]) == history(whole_tiny)
 
 
-def test_the_control_is_never_pruned() -> None:
-    class Merciless(optuna.pruners.BasePruner):
+def test_control_is_never_pruned() -> None:
+    class PruneAlways(optuna.pruners.BasePruner):
         def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
             return True
 
-    result = run(new_study(pruner=Merciless()))
+    result = run(new_study(pruner=PruneAlways()))
     branches = [s for s in result.segments if s.role == "branch"]
     assert {s.state for s in branches if s.branch == 0} == {TrialState.COMPLETE}
     assert {s.state for s in branches if s.branch > 0} == {TrialState.PRUNED}
 
 
-def test_a_seed_that_differs_from_the_studys_is_warned_of(
+def test_seed_that_differs_from_that_of_the_study_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     study = new_study(seed=0)
@@ -574,7 +579,7 @@ def test_a_seed_that_differs_from_the_studys_is_warned_of(
     assert history(first) == history(second)
 
 
-def test_the_length_of_a_run_is_announced_before_it_starts(
+def test_length_of_a_run_is_logged_before_it_starts(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     plan = miha.Plan.classic(
@@ -591,31 +596,31 @@ def test_the_length_of_a_run_is_announced_before_it_starts(
     assert "1 cycles of 2 branches x 2 and fixing 3" in caplog.text
 
 
-class Unportable(Exception):
-    """Cannot be pickled."""
+class UnpicklableError(Exception):
+    """An exception that cannot be pickled."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{code}: {reason}")
         self.lock = threading.Lock()
 
 
-def test_an_exception_that_cannot_travel_arrives_in_words() -> None:
+def test_unpicklable_exception_of_a_worker_is_replaced_by_its_message() -> None:
     main = threading.get_ident()
 
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
         if threading.get_ident() != main:
-            raise Unportable(7, "in the worker")
+            raise UnpicklableError(7, "in the worker")
         return recipe
 
     from concurrent.futures import ThreadPoolExecutor
 
-    words = "Unportable: 7: in the worker"
-    with ThreadPoolExecutor(1) as executor, pytest.raises(RuntimeError, match=words):
+    message = "UnpicklableError: 7: in the worker"
+    with ThreadPoolExecutor(1) as executor, pytest.raises(RuntimeError, match=message):
         run(new_study(), model_fn, executor=executor)
 
 
-def test_a_train_step_may_use_parts_of_the_network(whole_tiny: Any) -> None:
+def test_train_step_may_call_parts_of_the_network(whole_tiny: Any) -> None:
     def train_step(model: Any, batch: Any, loss_fn: Any) -> torch.Tensor:
         x, y = batch
         return loss_fn(model[4](model[3](model[2](model[1](model[0](x))))), y)
@@ -628,7 +633,7 @@ def test_a_train_step_may_use_parts_of_the_network(whole_tiny: Any) -> None:
     assert history(run(new_study(), model_fn)) == history(whole_tiny)
 
 
-def test_an_enqueued_trial_that_cannot_be_trained_fails_alone() -> None:
+def test_enqueued_trial_that_cannot_be_trained_fails_without_ending_the_run() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
         width = trial.suggest_categorical("width", [12, 16])
@@ -644,7 +649,7 @@ def test_an_enqueued_trial_that_cannot_be_trained_fails_alone() -> None:
     assert result.n_epochs_trained == 90
 
 
-def test_threads_give_the_same_run_again(whole_tiny: Any) -> None:
+def test_several_threads_give_the_same_run(whole_tiny: Any) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(3) as executor:

@@ -1,4 +1,4 @@
-"""An interrupted run ends as an uninterrupted one does."""
+"""A resumed run gives the same result as an uninterrupted one; budgets and plans may grow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import optuna
 import pytest
 import torch
 from helpers.equality import same
-from helpers.kills import started
+from helpers.kills import start_process
 from helpers.problems import TINY, blobs, classifier, explicit, history, new_study, run, weights
 from optuna.trial import TrialState
 from torch import nn
@@ -20,10 +20,10 @@ import optuna_miha as miha
 
 
 def train_until_killed(storage: str, fatal: int) -> None:
-    """Train, and die of the loss of that number."""
+    """Train, and kill the process when the loss is computed for the ``fatal``-th time."""
     n_losses = 0
 
-    def deadly(output: Any, target: Any) -> Any:
+    def killing_loss(output: Any, target: Any) -> Any:
         nonlocal n_losses
         n_losses += 1
         if n_losses == fatal:
@@ -32,14 +32,14 @@ def train_until_killed(storage: str, fatal: int) -> None:
 
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = explicit(trial)
-        recipe.loss_fn = deadly
+        recipe.loss_fn = killing_loss
         return recipe
 
     run(new_study(storage), model_fn)
 
 
 def explicit_loss(trial: Any) -> miha.Recipe:
-    """As above, without the end."""
+    """The same problem without killing the process."""
     recipe = explicit(trial)
     recipe.loss_fn = nn.functional.cross_entropy
     return recipe
@@ -47,22 +47,22 @@ def explicit_loss(trial: Any) -> miha.Recipe:
 
 @pytest.fixture(scope="module")
 def whole_explicit() -> Any:
-    """The run of ``explicit_loss`` that nothing interrupted."""
+    """An uninterrupted run of ``explicit_loss``."""
     return run(new_study(), explicit_loss)
 
 
 @pytest.fixture(scope="module")
-def whole_guesser() -> Any:
-    """The same of ``guesser``, with new trainings from the initial weights."""
-    return run(new_study(seed=1), guesser, plan=OVERFITTING)
+def whole_random_labels() -> Any:
+    """An uninterrupted run of ``random_labels``, with restarts from the initial weights."""
+    return run(new_study(seed=1), random_labels, plan=OVERFITTING)
 
 
 @pytest.mark.parametrize("fatal", [50, 170, 333, 480])
-def test_a_killed_run_resumes_bit_identically(
+def test_killed_run_resumes_bit_identically(
     fatal: int, whole_explicit: Any, tmp_path: Path
 ) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
-    process = started(train_until_killed, storage, fatal)
+    process = start_process(train_until_killed, storage, fatal)
     process.join()
     assert process.exitcode == -signal.SIGKILL
     study = new_study(storage)
@@ -70,12 +70,12 @@ def test_a_killed_run_resumes_bit_identically(
     resumed = run(study, explicit_loss)
     assert history(resumed) == history(whole_explicit)
     assert same(weights(resumed), weights(whole_explicit))
-    assert n_before < len(whole_explicit.segments), "nothing was interrupted"
+    assert n_before < len(whole_explicit.segments), "the run was not interrupted"
     assert not study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
 
 
-class _Interrupt:
-    """Raises in the n-th trial's callback."""
+class RaiseAfter:
+    """A callback that raises ``error`` after the ``n``-th trial."""
 
     def __init__(self, n: int, error: type[BaseException]) -> None:
         self.n = n
@@ -91,12 +91,12 @@ class _Interrupt:
     ("n", "error"),
     [(1, KeyboardInterrupt), (4, KeyboardInterrupt), (7, RuntimeError), (8, KeyboardInterrupt)],
 )
-def test_interrupted_between_two_siblings_it_goes_on_with_the_others(
+def test_run_interrupted_between_two_siblings_resumes_with_the_others(
     n: int, error: type[BaseException], whole_tiny: Any, tmp_path: Path
 ) -> None:
     study = new_study(f"sqlite:///{tmp_path}/study.db")
     with pytest.raises(error):
-        run(study, callbacks=[_Interrupt(n, error)])
+        run(study, callbacks=[RaiseAfter(n, error)])
     assert not study.get_trials(states=(TrialState.RUNNING,))
     resumed = run(new_study(f"sqlite:///{tmp_path}/study.db"))
     assert history(resumed) == history(whole_tiny)
@@ -106,8 +106,8 @@ def test_interrupted_between_two_siblings_it_goes_on_with_the_others(
 OVERFITTING = miha.Plan(60, startup=1, fixing_epochs=4, branch_epochs=2)
 
 
-def guesser(trial: Any) -> miha.Recipe:
-    """A network that can only overfit, because its classes are drawn by lot."""
+def random_labels(trial: Any) -> miha.Recipe:
+    """A problem with random training labels, on which a network can only overfit."""
     recipe = classifier(trial)
     (x, _), generator = blobs(60, seed=0), torch.Generator().manual_seed(0)
     recipe.train_data = x, torch.randint(3, (60,), generator=generator)
@@ -115,32 +115,32 @@ def guesser(trial: Any) -> miha.Recipe:
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
-def test_interrupted_between_restarts_it_ends_as_if_it_had_not_been(
-    n_jobs: int, whole_guesser: Any, tmp_path: Path
+def test_run_interrupted_between_restarts_resumes_bit_identically(
+    n_jobs: int, whole_random_labels: Any, tmp_path: Path
 ) -> None:
-    whole = whole_guesser
+    whole = whole_random_labels
     restarts = [s for s in whole.segments if s.role == "restart"]
     assert len(restarts) >= 2
     assert {s.birth for s in restarts} == {0}
     storage = f"sqlite:///{tmp_path}/study.db"
-    interrupt = _Interrupt(len(whole.segments) - 1, KeyboardInterrupt)
+    interrupt = RaiseAfter(len(whole.segments) - 1, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         run(
             new_study(storage, seed=1),
-            guesser,
+            random_labels,
             plan=OVERFITTING,
             n_jobs=n_jobs,
             callbacks=[interrupt],
         )
-    resumed = run(new_study(storage, seed=1), guesser, plan=OVERFITTING, n_jobs=n_jobs)
+    resumed = run(new_study(storage, seed=1), random_labels, plan=OVERFITTING, n_jobs=n_jobs)
     assert history(resumed) == history(whole)
     assert same(weights(resumed), weights(whole))
 
 
-def test_a_restart_trains_the_best_parameters_from_the_initial_weights_and_anneals(
-    whole_guesser: Any,
+def test_restart_trains_the_best_parameters_from_the_initial_weights(
+    whole_random_labels: Any,
 ) -> None:
-    whole = whole_guesser
+    whole = whole_random_labels
     first, second, *_ = [s for s in whole.segments if s.role == "restart"]
     before = [s for s in whole.segments if s.role != "restart" and s.value is not None]
     best = min(before, key=lambda s: s.value).params
@@ -149,21 +149,21 @@ def test_a_restart_trains_the_best_parameters_from_the_initial_weights_and_annea
     assert first.mutation == "lr 0.001 -> 0.002"
     assert second.mutation != first.mutation
     assert first.scores[0] == pytest.approx(before[0].scores[0], rel=0.01), "the same start"
-    assert "new trainings from the initial weights" in whole.describe()
+    assert "restarts from the initial weights" in whole.describe()
     assert whole.n_epochs_trained == 60
 
 
-def test_interruption_says_how_to_resume(caplog: pytest.LogCaptureFixture) -> None:
+def test_interrupted_run_logs_how_to_resume(caplog: pytest.LogCaptureFixture) -> None:
     optuna.logging.enable_propagation()
     try:
         with pytest.raises(KeyboardInterrupt):
-            run(new_study(), callbacks=[_Interrupt(5, KeyboardInterrupt)])
+            run(new_study(), callbacks=[RaiseAfter(5, KeyboardInterrupt)])
     finally:
         optuna.logging.disable_propagation()
     assert "Run the same script again to resume" in caplog.text
 
 
-def test_a_run_that_is_over_is_returned_without_training() -> None:
+def test_finished_run_is_returned_without_training() -> None:
     study = new_study()
     first = run(study)
     n_trials = len(study.trials)
@@ -173,7 +173,7 @@ def test_a_run_that_is_over_is_returned_without_training() -> None:
     assert same(weights(first), weights(second))
 
 
-def test_a_larger_budget_goes_on_where_the_run_ended() -> None:
+def test_larger_budget_continues_a_finished_run() -> None:
     study = new_study()
     first = run(study)
     second = miha.optimize(study, classifier, n_epochs=150, show_progress_bar=False)
@@ -192,7 +192,7 @@ def test_a_larger_budget_goes_on_where_the_run_ended() -> None:
     assert study.best_value <= first.value
 
 
-def test_the_budget_may_change_while_a_run_is_under_way() -> None:
+def test_budget_of_an_unfinished_run_may_grow() -> None:
     def stop(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         study.stop()
 
@@ -204,14 +204,14 @@ def test_the_budget_may_change_while_a_run_is_under_way() -> None:
 
 
 @pytest.mark.parametrize("n_epochs", [30, 90, None])
-def test_a_smaller_or_missing_budget_asks_for_nothing_more(n_epochs: int | None) -> None:
+def test_smaller_or_omitted_budget_trains_nothing(n_epochs: int | None) -> None:
     study = new_study()
     first = run(study)
     again = miha.optimize(study, classifier, n_epochs=n_epochs, show_progress_bar=False)
     assert history(again) == history(first)
 
 
-def test_a_contradicting_plan_is_refused_with_the_way_out() -> None:
+def test_different_plan_is_rejected_with_advice() -> None:
     study = new_study()
     first = run(study)
     plan = miha.Plan(90, startup=4, fixing_epochs=3, population_size=5)
@@ -222,7 +222,7 @@ def test_a_contradicting_plan_is_refused_with_the_way_out() -> None:
     assert history(run(study)) == history(first)
 
 
-def test_a_changed_search_space_is_refused_by_name() -> None:
+def test_changed_search_space_is_rejected_with_the_parameter_name() -> None:
     study = new_study()
     run(study)
 
@@ -235,19 +235,19 @@ def test_a_changed_search_space_is_refused_by_name() -> None:
         run(study, changed)
 
 
-def test_a_trial_enqueued_for_a_run_that_died_is_not_lost(tmp_path: Path) -> None:
+def test_enqueued_trial_of_an_interrupted_run_is_not_lost(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
     study = new_study(storage)
     study.enqueue_trial({"lr": 0.0123}, user_attrs={"memo": "mine"})
     with pytest.raises(KeyboardInterrupt):
-        run(study, callbacks=[_Interrupt(3, KeyboardInterrupt)])
+        run(study, callbacks=[RaiseAfter(3, KeyboardInterrupt)])
     result = run(new_study(storage))
     mine = [s for s in result.segments if s.params["lr"] == 0.0123 and s.role == "branch"]
     assert mine
     assert study.trials[mine[0].number].user_attrs["memo"] == "mine"
 
 
-def test_a_missing_checkpoint_is_named_with_the_folder(tmp_path: Path) -> None:
+def test_load_result_names_the_folder_of_a_missing_checkpoint(tmp_path: Path) -> None:
     study = new_study()
     run(study, checkpoint_dir=tmp_path)
     for file in tmp_path.iterdir():
@@ -256,7 +256,7 @@ def test_a_missing_checkpoint_is_named_with_the_folder(tmp_path: Path) -> None:
         miha.load_result(study, classifier)
 
 
-def test_looking_for_a_result_in_the_wrong_place_changes_nothing(tmp_path: Path) -> None:
+def test_load_result_with_the_wrong_folder_changes_nothing(tmp_path: Path) -> None:
     study = new_study()
     first = run(study, checkpoint_dir=tmp_path / "right")
     with pytest.raises(miha.exceptions.CheckpointError):
@@ -266,9 +266,9 @@ def test_looking_for_a_result_in_the_wrong_place_changes_nothing(tmp_path: Path)
 
 
 @pytest.mark.parametrize("n", range(6, 12))
-def test_interrupted_around_a_guest_it_can_be_resumed(n: int) -> None:
+def test_run_interrupted_around_an_enqueued_trial_can_be_resumed(n: int) -> None:
     study = new_study(pruner=optuna.pruners.NopPruner())
     study.enqueue_trial({"lr": 0.01})
     with pytest.raises(KeyboardInterrupt):
-        run(study, callbacks=[_Interrupt(n, KeyboardInterrupt)])
+        run(study, callbacks=[RaiseAfter(n, KeyboardInterrupt)])
     assert run(study).n_epochs_trained == TINY.n_epochs
