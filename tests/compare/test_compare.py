@@ -530,7 +530,7 @@ def test_missing_plotly_is_named_with_how_to_install_it(monkeypatch: pytest.Monk
 def test_json_and_csv_files_contain_all_runs(tmp_path: Path) -> None:
     COMPARISON.to_json(tmp_path / "runs.json")
     content = json.loads((tmp_path / "runs.json").read_text("utf-8"))
-    runs = [Run.from_dict(record) for record in content["runs"]]
+    runs = [Run.from_dict(stored) for stored in content["runs"]]
     assert runs[:-1] == list(COMPARISON.runs[:-1])
     assert math.isnan(runs[-1].value)
     assert content["table"] == COMPARISON.table()
