@@ -132,8 +132,10 @@ def replay(
     params, best = params_of(schedule[-1]), state["best"]
     recipe = build_recipe(model_fn, FixedTrial(params), seed)
     recipe.model.load_state_dict(best["weights"])
+    recipe.model.to(context.devices[0])
+    recipe.model.eval()
     return Replay(
-        model=recipe.model.to(context.devices[0]).eval(),
+        model=recipe.model,
         params=params,
         value=best["value"],
         schedule=schedule,

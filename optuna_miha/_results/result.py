@@ -190,13 +190,15 @@ def make_result(
     seed = study.user_attrs[attributes.RUN_SEED]
     recipe = build_recipe(model_fn, FixedTrial(best.params), seed)
     recipe.model.load_state_dict(store.load(best.checkpoint)["best"]["weights"])
+    recipe.model.to(device)
+    recipe.model.eval()  # The return value of an overridden `eval` or `train` may be None.
     path = lineage.ancestry(best)
     anneals = study.user_attrs[attributes.PLAN].get("anneal") is not None
     rows = [_row(s, anneals=anneals) for s in path]
     rows[-1]["to_epoch"] = best.checkpoint["best_epoch"]
     trials = study.get_trials(deepcopy=False)
     return Result(
-        model=recipe.model.to(device).eval(),
+        model=recipe.model,
         params=best.params,
         value=best.value if best.value is not None else float("nan"),
         trial=trials[best.number],

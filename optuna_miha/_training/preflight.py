@@ -23,7 +23,17 @@ from optuna_miha._search.mutation import Distributions
 from optuna_miha._training.data import evaluation_batches
 from optuna_miha._training.job import Context
 from optuna_miha._training.state import capture, make_ema
-from optuna_miha._training.trainer import batch_loss, batches_of, check_loss, evaluate, outputs_of
+from optuna_miha._training.trainer import (
+    batch_loss,
+    batches_of,
+    check_loss,
+    evaluate,
+    frozen_modules,
+    outputs_of,
+    set_training,
+)
+
+_logger = optuna.logging.get_logger("optuna.miha")
 
 _ELEMENTWISE = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
 _DIRECTIONS = {"loss": StudyDirection.MINIMIZE, "accuracy": StudyDirection.MAXIMIZE}
@@ -182,7 +192,7 @@ def _check_losses(recipe: Recipe, context: Context) -> None:
         seed_all(context.seed)
         context.on_device(recipe)
         make_ema(recipe.model, context.ema_decay)  # The network must be copyable.
-        recipe.model.train()
+        set_training(recipe.model, _frozen_modules(recipe.model))
         for batch in batches_of(recipe):
             if recipe.train_step is None and isinstance(recipe.loss_fn, _ELEMENTWISE):
                 *inputs, target = batch
@@ -202,6 +212,19 @@ def _check_losses(recipe: Recipe, context: Context) -> None:
             f"The monitored {recipe.monitor!r} of the untrained network is NaN: check the "
             "validation data for NaN values, and the loss for targets that it does not expect."
         )
+
+
+def _frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """Log which modules are trained in evaluation mode, because `model_fn` put them into it."""
+    frozen = frozen_modules(model)
+    if frozen:
+        names = [name for name, module in model.named_modules() if not module.training]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        _logger.info(
+            f"Modules that stay in evaluation mode, as `model_fn` left them: "
+            f"{', '.join(names[:3])}{more}."
+        )
+    return frozen
 
 
 @contextmanager

@@ -61,8 +61,9 @@ def train(
     assert recipe.optimizer is not None
     device = device_of(recipe.model)
     batches = batches_of(recipe)
+    frozen = frozen_modules(recipe.model)
     for _ in range(n_epochs):
-        recipe.model.train()
+        set_training(recipe.model, frozen)
         total, n_samples = torch.zeros((), device=device), 0
         for batch in batches:
             with engine.autocast(device):
@@ -89,11 +90,29 @@ def train(
         )
 
 
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that are in evaluation mode although the network is in training mode.
+
+    If the network itself is in evaluation mode, as pretrained ones are after loading, that is not
+    a choice of modules, and the list is empty.
+    """
+    return [m for m in model.modules() if not m.training] if model.training else []
+
+
+def set_training(model: nn.Module, frozen: Iterable[nn.Module]) -> None:
+    """Put a network into training mode, except for its frozen modules."""
+    model.train()
+    for module in frozen:
+        module.training = False
+
+
 @torch.no_grad()
 def evaluate(
     recipe: Recipe, model: nn.Module, engine: Engine = DEFAULT_ENGINE
 ) -> dict[str, float]:
     """Compute the validation loss and metrics of ``model``, in evaluation mode.
+
+    The mode of each module is restored afterwards.
 
     Args:
         recipe: Provides ``valid_data``, ``valid_loss_fn`` and ``metrics``.
@@ -107,8 +126,13 @@ def evaluate(
     Raises:
         ValueError: If the validation data yield no batch.
     """
-    with preserved_rng():  # A loader may draw random numbers, which must not affect training.
-        return _evaluate(recipe, model, engine)
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with preserved_rng():  # A loader may draw random numbers, which must not affect training.
+            return _evaluate(recipe, model, engine)
+    finally:
+        for module, is_training in modes:
+            module.training = is_training
 
 
 def _evaluate(recipe: Recipe, model: nn.Module, engine: Engine) -> dict[str, float]:

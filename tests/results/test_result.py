@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.equality import same
 from helpers.problems import (
+    SHORT,
     accuracy_classifier,
     blobs,
     classifier,
@@ -290,3 +291,29 @@ def test_code_says_that_a_learning_rate_fell_without_a_rise() -> None:
     assert f"the initial learning rate of {last.trained} epochs" in result.code()
     replayed = miha.replay(result.schedule, model_fn, device="cpu")
     assert same(weights(result), dict(replayed.model.state_dict()))
+
+
+class Silent(nn.Module):
+    """A network whose `train` returns nothing, which no training loop minds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.norm(x))
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+        self.norm.eval()
+
+
+def test_network_whose_train_returns_nothing_is_returned() -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        return replace(classifier(trial), model=Silent())
+
+    result = run(new_study(), model_fn, plan=SHORT)
+    assert isinstance(result.model, Silent)
+    assert not result.model.training
+    replayed = miha.replay(result.schedule, model_fn, device="cpu")
+    assert isinstance(replayed.model, Silent)

@@ -241,6 +241,43 @@ def test_all_tensors_but_the_last_are_inputs() -> None:
     assert last.value == pytest.approx(expected, rel=1e-6)
 
 
+def frozen_norm() -> nn.Sequential:
+    """A network whose batch norm, the second of two, was frozen."""
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 3))
+    model[1].requires_grad_(False).eval()
+    return model
+
+
+def test_frozen_modules_stay_in_evaluation_mode() -> None:
+    seen: list[tuple[bool, ...]] = []
+
+    def step(model: nn.Module, batch: Any, loss_fn: Any) -> Tensor:
+        seen.append(tuple(part.training for part in model))
+        return loss_fn(model(batch[0]), batch[1])
+
+    built = trainable_recipe(model=frozen_norm(), train_step=step)
+    list(train(built, 2))
+    first, frozen = built.model[:2]
+    assert not torch.equal(first.running_mean, torch.zeros(4))
+    assert torch.equal(frozen.running_mean, torch.zeros(4))
+    assert frozen.num_batches_tracked == 0
+    training, evaluation = (True, False, True, True), (False,) * 4
+    assert seen == [*[training] * 4, evaluation] * 2
+
+
+def test_evaluation_restores_the_modes() -> None:
+    built = trainable_recipe(model=frozen_norm())
+    evaluate(built, built.model)
+    assert [part.training for part in built.model] == [True, False, True, True]
+
+
+def test_network_in_evaluation_mode_is_trained_as_a_whole() -> None:
+    model = frozen_norm()
+    built = trainable_recipe(model=model.eval())
+    list(train(built, 1))
+    assert all(norm.num_batches_tracked == 4 for norm in built.model[:2])
+
+
 @pytest.mark.parametrize(
     ("loss_fn", "error", "message"),
     [
