@@ -20,6 +20,8 @@ from optuna.trial import FixedTrial
 import optuna_miha
 from optuna_miha._model.model_fn import build_initial
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 PAGE = "# Title\n\n<!-- quality:begin -->\n<!-- quality:end -->\n\nThe end.\n"

@@ -15,6 +15,8 @@ import pytest
 
 import optuna_miha
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 MEASURING = ("overhead", "parallel", "storage")

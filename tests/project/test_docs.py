@@ -15,6 +15,8 @@ from helpers.problems import classifier
 
 import optuna_miha
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 FOLDERS = ["howto", "migration"]
 PAGES = [

@@ -13,6 +13,8 @@ import pytest
 
 import optuna_miha
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 OPTIONS = {
     "gap_filling": ["--n-epochs", "30", "--n-samples", "160", "--seed", "2"],

@@ -12,6 +12,8 @@ import pytest
 
 import optuna_miha as miha
 
+pytestmark = pytest.mark.slow
+
 REGISTRY = Path(__file__).parents[2] / "package"
 PACKAGE = REGISTRY / "samplers" / "miha"
 

@@ -15,6 +15,8 @@ from helpers.networks import run_context, succeed
 import optuna_miha as miha
 from optuna_miha._model.model_fn import build_initial
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "examples"
 NEEDS = {
     "gan": "torch",

@@ -34,6 +34,8 @@ from optuna_miha._report import dashboard
 from optuna_miha._report.dashboard import HEADING, Dashboard
 from optuna_miha._report.run_artifacts import RunArtifacts
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed.")
 

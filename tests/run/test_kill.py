@@ -20,6 +20,8 @@ from optuna.trial import TrialState
 
 import optuna_miha as miha
 
+pytestmark = pytest.mark.slow
+
 
 def run_undisturbed(plan: miha.Plan, folder: Path) -> tuple[miha.Result, Path]:
     """The result of a run that is never killed, and the folder of its checkpoints."""

@@ -20,6 +20,8 @@ from optuna_miha._history import attributes
 from optuna_miha._study import checkpoint_store, retry
 from optuna_miha.exceptions import CheckpointError, StorageError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:

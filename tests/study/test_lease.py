@@ -27,6 +27,8 @@ from optuna_miha._study.lease import Holder, hold_lease
 from optuna_miha._training.trainer import train
 from optuna_miha.exceptions import StudyLockedError
 
+pytestmark = pytest.mark.slow
+
 BRIEF = miha.Plan(24, startup=1)
 
 

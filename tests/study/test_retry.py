@@ -27,6 +27,8 @@ from optuna_miha._study.retention import Retention
 from optuna_miha._training.out_of_memory import is_out_of_memory, release_memory
 from optuna_miha.exceptions import StorageError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def postgresql() -> Iterator[services.PostgreSQL]:

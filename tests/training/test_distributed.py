@@ -19,6 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 import optuna_miha as miha
 from optuna_miha._training import pools
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[services.S3]:

@@ -25,6 +25,8 @@ from optuna_miha._training.job import Job
 from optuna_miha._training.pools import InProcess, OnExecutor, WorkerProcesses, _n_left_over
 from optuna_miha.exceptions import WorkerError
 
+pytestmark = pytest.mark.slow
+
 SHORT = miha.Plan(30, startup=2, fixing_epochs=2)
 
 
