@@ -38,6 +38,16 @@ STEPS = 4
 BASELINES = [method for method in METHODS if not method.startswith("miha")]
 
 
+class ObservedSGD(torch.optim.SGD):
+    """Calls ``on_step`` within each step, where the learning rate is the one of the step."""
+
+    on_step: Any
+
+    def step(self, closure: Any = None) -> Any:
+        self.on_step(self)
+        return super().step(closure)
+
+
 class Net:
     """A ``model_fn`` that counts training steps, and can raise an interrupt in one of them.
 
@@ -60,8 +70,8 @@ class Net:
         model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
         miha.suggest_activations(trial, model, choices=("relu", "tanh"))
         lr = trial.suggest_float("lr", 1e-3, 1e-1, log=True)
-        optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-        optimizer.register_step_pre_hook(self.count)
+        optimizer = ObservedSGD(model.parameters(), lr=lr, momentum=0.9)
+        optimizer.on_step = self.count
         settings: dict[str, Any] = {
             "loss_fn": nn.CrossEntropyLoss(),
             "train_data": blobs(60, seed=0),
