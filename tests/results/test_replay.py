@@ -115,16 +115,23 @@ def test_a_schedule_from_a_file_is_replayed(name: str, tmp_path: Path) -> None:
 def test_the_learning_rate_rises_and_falls_to_zero_over_the_whole_row() -> None:
     rates = []
 
+    class RecordingSGD(torch.optim.SGD):
+        """Records the learning rate of every step."""
+
+        def step(self, closure: Any = None) -> None:
+            rates.append(self.param_groups[0]["lr"])
+            super().step(closure)
+
     def trainer(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
         assert recipe.optimizer is not None
         for _ in range(n_epochs):
-            rates.append(recipe.optimizer.param_groups[0]["lr"])
+            recipe.optimizer.step()
             yield miha.EpochResult(value=1.0)
 
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
         lr = trial.suggest_float("lr", 1e-3, 1.0)
-        recipe.optimizer = torch.optim.SGD(recipe.model.parameters(), lr)
+        recipe.optimizer = RecordingSGD(recipe.model.parameters(), lr)
         return recipe
 
     rows = [
