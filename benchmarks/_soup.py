@@ -32,7 +32,7 @@ def soup_of(result: miha.Result) -> tuple[nn.Module, float]:
     soup = copy_tensors(network.state_dict())
     for segment in library.segments:
         assert segment.member is not None
-        weights = library.store.load(segment.member)["weights"]
+        weights = library.store.load_weights(segment.member)
         mean = {name: _mean(old, weights[name], n_taken) for name, old in soup.items()}
         network.load_state_dict(mean)
         loss = evaluate(recipe, network)["loss"]

@@ -162,8 +162,7 @@ class BaselineRun:
         best = self.best()
         if best is None:
             return None
-        weights: dict[str, Any] = self._store.load(best.user_attrs[CHECKPOINT])["weights"]
-        return weights
+        return self._store.load_weights(best.user_attrs[CHECKPOINT])
 
     def _cost(self, trial: FrozenTrial) -> float:
         return self._context.sign * float(trial.user_attrs[BEST]["value"])

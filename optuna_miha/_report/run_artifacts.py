@@ -11,7 +11,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage
 
 from optuna_miha._history.attributes import CHECKPOINT_DIR
-from optuna_miha._study.setup import checkpoint_folder
+from optuna_miha._study.folders import checkpoint_folder
 
 
 class RunArtifacts:

@@ -189,7 +189,7 @@ class Library:
 
     def _model(self, segment: Segment) -> nn.Module:
         assert segment.member is not None
-        weights = self.store.load(segment.member)["weights"]
+        weights = self.store.load_weights(segment.member)
         model = self._recipe(segment.params).model
         model.load_state_dict(weights)
         return model

@@ -189,7 +189,7 @@ def make_result(
         )
     seed = study.user_attrs[attributes.RUN_SEED]
     recipe = build_recipe(model_fn, FixedTrial(best.params), seed)
-    recipe.model.load_state_dict(store.load(best.checkpoint)["best"]["weights"])
+    recipe.model.load_state_dict(store.load_state(best.checkpoint)["best"]["weights"])
     recipe.model.to(device)
     recipe.model.eval()  # The return value of an overridden `eval` or `train` may be None.
     path = lineage.ancestry(best)

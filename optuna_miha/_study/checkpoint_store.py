@@ -15,6 +15,7 @@ import torch
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from optuna_miha._history.attribute_reader import is_file_name
+from optuna_miha._study.checkpoint_content import check_state, check_weights
 from optuna_miha._study.optuna_internals import artifact_folder
 from optuna_miha._training.state import State
 from optuna_miha.exceptions import CheckpointError, CheckpointLostError
@@ -112,6 +113,35 @@ class CheckpointStore:
             )
         return _parse(content, name)
 
+    def load_state(self, reference: Mapping[str, str]) -> State:
+        """Read a checkpoint like :meth:`load`, and check that no part of the state is missing.
+
+        Raises:
+            CheckpointLostError: If it is missing, damaged or incomplete.
+            CheckpointError: If the store cannot be read.
+        """
+        return self._load_checked(reference, check_state)
+
+    def load_weights(self, reference: Mapping[str, str]) -> dict[str, Any]:
+        """Read a file that has only weights, and check it like :meth:`load_state`.
+
+        Raises:
+            CheckpointLostError: If it is missing, damaged or incomplete.
+            CheckpointError: If the store cannot be read.
+        """
+        weights: dict[str, Any] = self._load_checked(reference, check_weights)["weights"]
+        return weights
+
+    def _load_checked(
+        self, reference: Mapping[str, str], check: Callable[[Mapping[str, Any]], None]
+    ) -> State:
+        state = self.load(reference)
+        try:
+            check(state)
+        except ValueError as error:
+            raise _damage(reference["id"], str(error)) from None
+        return state
+
     def has(self, reference: Mapping[str, str]) -> bool:
         """Whether the file exists; its content is not verified.
 
@@ -199,7 +229,11 @@ def _parse(content: bytes, name: str) -> State:
         if isinstance(state, dict):
             return state
         reason = f"it holds a {type(state).__name__}"
-    raise CheckpointLostError(
+    raise _damage(name, reason)
+
+
+def _damage(name: str, reason: str) -> CheckpointLostError:
+    return CheckpointLostError(
         f"Checkpoint {name} is damaged: it is not what a run writes ({reason}), although its hash "
         f"matches the study. Restore the file from a backup, or {_RETRAIN_ADVICE}"
     )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 import optuna
 from optuna import Study, Trial
 from optuna.artifacts import FileSystemArtifactStore
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import OptunaError, StorageInternalError
 from optuna.pruners import BasePruner, MedianPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import InMemoryStorage, RDBStorage
@@ -178,6 +179,26 @@ def heartbeats(study: Study) -> Iterator[dict[int, Trial]]:
     finally:
         stop.set()
         thread.join()
+
+
+def unreadable_trial(study: Study) -> tuple[int, Exception] | None:
+    """The first trial that Optuna cannot read, with the error; :obj:`None` if there is none.
+
+    One invalid row makes ``study.get_trials`` fail, without a hint at the trial.
+    """
+    storage = study._storage
+    for number in itertools.count():
+        try:
+            trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+        except KeyError:
+            return None
+        try:
+            storage.get_trial(trial_id)
+        except OptunaError:
+            raise
+        except Exception as error:
+            return number, error
+    raise AssertionError("The numbers of trials are finite.")
 
 
 def enqueued_params(trial: FrozenTrial) -> dict[str, Any]:

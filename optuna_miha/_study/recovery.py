@@ -118,7 +118,7 @@ def _first_lost(needed: list[Segment], store: CheckpointStore) -> tuple[Segment,
         if segment.checkpoint is None:
             return segment, "Its weights were not kept: a sibling was fitter."
         try:
-            store.load(segment.checkpoint)
+            store.load_state(segment.checkpoint)
         except CheckpointLostError as error:
             return segment, str(error)
     return None

@@ -85,7 +85,7 @@ class Retention:
     def state(self, segment: Segment) -> State:
         """The state at the end of ``segment``, from memory if it is cached."""
         if segment.number not in self._states:
-            self._states[segment.number] = self._store.load(self._references[segment.number])
+            self._states[segment.number] = self._store.load_state(self._references[segment.number])
         return self._states[segment.number]
 
     def needs_checkpoint(self, *, winner: bool, new_best: bool) -> bool:

@@ -10,15 +10,19 @@ from typing import Any, get_args
 
 import optuna
 from optuna.distributions import json_to_distribution
+from optuna.exceptions import OptunaError
+from optuna.trial import FrozenTrial
 
 from optuna_miha._history import attributes
 from optuna_miha._history.attribute_reader import AttributeReader
 from optuna_miha._history.lineage import Lineage
+from optuna_miha._history.segment import Segment
 from optuna_miha._search.phases import Stretch
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.space import contains
+from optuna_miha._study.optuna_internals import unreadable_trial
 from optuna_miha._study.retention import Keep
-from optuna_miha.exceptions import FormatError
+from optuna_miha.exceptions import FormatError, RecordError
 
 FORMAT = 1
 """Version of the format in which a run is stored. It is incremented when older versions of the
@@ -67,8 +71,68 @@ def read_segments(study: optuna.Study) -> Lineage:
     """
     check_study(study)
     # A run has one objective. For several, `study.direction` would raise an error.
-    trials = study.get_trials(deepcopy=False) if len(study.directions) == 1 else []
-    return Lineage.from_trials(study.directions[0], trials, read_lost(study))
+    trials = read_trials(study) if len(study.directions) == 1 else []
+    lineage = Lineage.from_trials(study.directions[0], trials, read_lost(study))
+    for segment in lineage:
+        _check_params(segment)
+    return lineage
+
+
+def read_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials of a study, which are not to be changed.
+
+    Raises:
+        RecordError: If the database has an invalid row, or lacks a trial.
+    """
+    try:
+        trials = study.get_trials(deepcopy=False)
+    except OptunaError:
+        raise
+    except Exception as error:  # Of many types, such as those of JSON.
+        number, reason = unreadable_trial(study) or ("?", error)
+        raise RecordError(
+            f"Trial {number} of the study {study.study_name!r} must be as Optuna wrote it, got a "
+            f"row that it cannot read ({type(reason).__name__}: "
+            f"{str(reason)[:_MAX_REASON_LENGTH]}). Restore the row, or start a study with another "
+            "name."
+        ) from error
+    for number, trial in enumerate(trials):
+        if trial.number != number:
+            raise RecordError(
+                f"The trials of the study {study.study_name!r} must be numbered without gaps, got "
+                f"trial {trial.number} where trial {number} is missing: a row of the database was "
+                "deleted. Restore it, or start a study with another name."
+            )
+    return trials
+
+
+def _check_readable(study: optuna.Study) -> None:
+    try:
+        _ = study.user_attrs
+    except OptunaError:
+        raise
+    except Exception as error:  # Of many types, such as those of JSON.
+        raise RecordError(
+            f"The study {study.study_name!r} must be as Optuna wrote it, got attributes that it "
+            f"cannot read ({type(error).__name__}: {str(error)[:_MAX_REASON_LENGTH]}). Restore "
+            "the row, or start a study with another name."
+        ) from error
+
+
+def _check_params(segment: Segment) -> None:
+    """Check that the hyperparameters of a segment are in the ranges stored with them.
+
+    Raises:
+        RecordError: If one is not.
+    """
+    for name, distribution in segment.distributions.items():
+        if not contains(distribution, segment.params[name]):
+            raise RecordError(
+                f"The parameter {name!r} of trial {segment.number} must be in its range "
+                f"{str(distribution)[:_MAX_REASON_LENGTH]}, got {str(segment.params[name])[:60]}: "
+                "it was not written by a run. Restore the original value, or start a study with "
+                "another name."
+            )
 
 
 def read_lost(study: optuna.Study) -> tuple[int, ...]:
@@ -83,6 +147,7 @@ def check_study(study: optuna.Study) -> None:
         FormatError: If a later version of the package wrote the study.
         RecordError: If an attribute does not have the form that a run writes.
     """
+    _check_readable(study)
     attrs, read = study.user_attrs, _attributes(study)
     if attributes.FORMAT in attrs and read.integer(attributes.FORMAT, minimum=1) > FORMAT:
         raise FormatError(

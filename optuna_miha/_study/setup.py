@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import platform
 import secrets
-import shutil
-import tempfile
 from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
@@ -26,11 +23,10 @@ from optuna_miha._search.plan import Plan
 from optuna_miha._search.pruner import SlopePruner
 from optuna_miha._search.sampler import MihaSampler
 from optuna_miha._study.checkpoint_store import CheckpointStore
+from optuna_miha._study.folders import checkpoint_folder
 from optuna_miha._study.optuna_internals import (
     is_default_pruner,
     is_default_sampler,
-    is_in_memory,
-    sqlite_file,
 )
 from optuna_miha._study.retention import Keep
 from optuna_miha._study.schema import FORMAT
@@ -267,33 +263,6 @@ def open_store(
         if str(folder) != stored:
             study.set_user_attr(attributes.CHECKPOINT_DIR, str(folder))
     return CheckpointStore(FileSystemArtifactStore(folder))
-
-
-def checkpoint_folder(study: optuna.Study) -> Path:
-    """The stored folder, or the default one if that is missing or the study is a copy."""
-    stored = study.user_attrs.get(attributes.CHECKPOINT_DIR)
-    if stored is None or not Path(stored).is_dir():
-        return _default_folder(study)
-    if sqlite_file(study) is not None:
-        default = _default_folder(study)
-        # In a copied study, the stored path is that of the original.
-        if default.parts[-2:] == Path(stored).parts[-2:] and default.is_dir():
-            return default
-    return Path(stored)
-
-
-def _default_folder(study: optuna.Study) -> Path:
-    file = sqlite_file(study)
-    safe_name = "".join(c if c.isalnum() or c in "-_." else "_" for c in study.study_name)
-    if not safe_name.strip("."):  # "." and ".." are other folders.
-        safe_name = safe_name.replace(".", "_")
-    if file is not None:
-        return file.with_name(f"{file.stem}-checkpoints") / safe_name
-    if is_in_memory(study):
-        folder = tempfile.mkdtemp(prefix="optuna-miha-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return Path(folder)
-    return Path("miha-checkpoints").absolute() / safe_name
 
 
 def _space_of(initial: Initial) -> dict[str, str]:

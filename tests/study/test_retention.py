@@ -22,8 +22,8 @@ import optuna_miha as miha
 from optuna_miha._cli.main import main
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
+from optuna_miha._study.folders import checkpoint_folder
 from optuna_miha._study.lease import hold_lease
-from optuna_miha._study.setup import checkpoint_folder
 from optuna_miha.exceptions import StudyLockedError
 
 
