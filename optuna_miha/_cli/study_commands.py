@@ -16,7 +16,7 @@ from optuna_miha._report.page import write_report
 from optuna_miha._run.load import load_result
 from optuna_miha._study.cleaning import clean
 from optuna_miha._study.retention import Keep
-from optuna_miha._study.setup import open_store
+from optuna_miha._study.stores import open_store
 
 
 def add_commands(commands: Any) -> None:

@@ -26,7 +26,8 @@ from optuna_miha._search.plan import Plan
 from optuna_miha._search.pruner import SlopePruner
 from optuna_miha._search.sampler import MihaSampler
 from optuna_miha._study.schema import read_lineage
-from optuna_miha._study.setup import open_store, resolve_initial, upcoming_phase
+from optuna_miha._study.setup import resolve_initial, upcoming_phase
+from optuna_miha._study.stores import open_store
 from optuna_miha._training.compute import intra_op_threads
 from optuna_miha._training.job import Context
 from optuna_miha._training.trainer import evaluate

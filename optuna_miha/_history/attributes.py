@@ -36,4 +36,5 @@ FORMAT = "miha:format"
 LEASE = "miha:lease"
 KEEP = "miha:keep"  # The argument `keep` of the last call.
 RUN = "miha:run"  # Part of the names of the run's files, which separates them from other runs'.
+HOME = "miha:home"  # Identifies storage and study, by which a copy is recognized.
 LOST = "miha:lost"  # Numbers of trials with lost checkpoints, and of all their descendants.

@@ -7,7 +7,6 @@ import time
 import optuna
 from optuna.exceptions import OptunaError
 
-from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._run.averaging import make_averaging
 from optuna_miha._run.coordinator import Coordinator
@@ -58,8 +57,7 @@ def _attempt(session: Session, stretch: Stretch, deadline: float) -> None:
         study, seed=session.seed, callbacks=arguments.callbacks, running=session.running
     )
     session.lineage = lineage = trial_log.lineage
-    run = study.user_attrs[attributes.RUN]
-    retention = Retention(session.store, arguments.keep, lineage, run)
+    retention = Retention(session.store, arguments.keep, lineage)
     retention.remove_orphans()
     with Progress(stretch.end, lineage, show=arguments.show_progress_bar) as progress:
         population = Population(

@@ -12,7 +12,7 @@ from optuna_miha._model.model_fn import ModelFn
 from optuna_miha._results.result import Result, make_result
 from optuna_miha._study.retry import convert_storage_errors
 from optuna_miha._study.schema import read_lineage
-from optuna_miha._study.setup import open_store
+from optuna_miha._study.stores import open_store
 from optuna_miha._training.compute import resolve_devices
 from optuna_miha.exceptions import MihaError
 

@@ -26,7 +26,6 @@ from optuna_miha._study.optuna_internals import busy_timeout, heartbeats, stoppa
 from optuna_miha._study.recovery import Recovery, record_lost, recover
 from optuna_miha._study.schema import check_study, read_lineage
 from optuna_miha._study.setup import (
-    open_store,
     record_keep,
     record_run,
     record_stretches,
@@ -36,6 +35,7 @@ from optuna_miha._study.setup import (
     resolve_seed,
     resolve_stretches,
 )
+from optuna_miha._study.stores import open_store
 from optuna_miha._training.job import Context
 from optuna_miha._training.pools import Workers, make_workers
 from optuna_miha._training.preflight import (

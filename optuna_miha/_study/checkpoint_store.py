@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import optuna
 import torch
@@ -34,21 +36,59 @@ _RETRAIN_ADVICE = (
 )
 
 
+_NAME = re.compile(r"(?P<label>.+?)(?:-(?P<run>[0-9a-f]{8}))?-(?P<digits>[0-9a-f]{12})\.pt")
+"""The parts of a file name. An early version wrote names without the id of the run."""
+
+
 class CheckpointStore:
     """Saves, loads and removes checkpoints in an Optuna artifact store.
 
     Args:
         artifact_store: An object with ``write``, ``open_reader`` and ``remove`` of
             :class:`optuna.artifacts.ArtifactStore`: a folder, S3 or GCS.
+        run_id: The id of the run, a part of the names of its files. A trial of a copied study
+            refers to the file of the original. The copy's own file has the same name with the id
+            of the copy.
+        is_own: Whether this study alone has this id. Otherwise no file is removed.
+        origin: The artifact store of the original of a copy, if it is another one. It is only
+            read.
     """
 
-    def __init__(self, artifact_store: Any) -> None:
+    def __init__(
+        self,
+        artifact_store: Any,
+        *,
+        run_id: str | None = None,
+        is_own: bool = True,
+        origin: Any = None,
+    ) -> None:
         self._artifact_store = artifact_store
+        self._run_id = run_id
+        self._is_own = is_own
+        self._origin = origin
 
     @property
     def artifact_store(self) -> Any:
         """The artifact store."""
         return self._artifact_store
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the run."""
+        return self._run_id
+
+    def own_name(self, reference: Mapping[str, str]) -> str:
+        """The name that the file has, or would have, as one of this run."""
+        name = _file_name(reference)
+        parts = _NAME.fullmatch(name)
+        if self._run_id is None or parts is None:
+            return name
+        return f"{parts['label']}-{self._run_id}-{parts['digits']}.pt"
+
+    def owns(self, name: str) -> bool:
+        """Whether this run may remove the file of this name."""
+        parts = _NAME.fullmatch(name)
+        return self._is_own and parts is not None and parts["run"] == self._run_id
 
     def save(self, state: State, label: str) -> dict[str, str]:
         """Write a checkpoint under a new id.
@@ -68,21 +108,68 @@ class CheckpointStore:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         reference = {
-            "id": f"{label}-{uuid.uuid4().hex[:12]}.pt",
+            "id": "-".join(filter(None, (label, self._run_id, f"{uuid.uuid4().hex[:12]}.pt"))),
             "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(),
         }
+        self._write(reference["id"], buffer)
+        return reference
 
+    def _write(self, name: str, buffer: io.BytesIO) -> None:
         def write() -> None:
             buffer.seek(0)
-            self._artifact_store.write(reference["id"], buffer)
+            self._artifact_store.write(name, buffer)
 
         try:
-            self._with_retries(write, f"write checkpoint {reference['id']} to")
+            self._with_retries(write, f"write checkpoint {name} to")
         except CheckpointError:
             with suppress(Exception):  # An incomplete file occupies disk space.
-                self._artifact_store.remove(reference["id"])
+                self._artifact_store.remove(name)
             raise
-        return reference
+
+    def copy_from(self, original: CheckpointStore, reference: Mapping[str, str]) -> bool:
+        """Copy a file of the original of this run under this run's own name.
+
+        Args:
+            original: The store of the original.
+            reference: The file.
+
+        Returns:
+            Whether there was a file to copy.
+
+        Raises:
+            CheckpointError: If all retries fail.
+        """
+        name = self.own_name(reference)
+        try:
+            content = original.read(reference)
+        except ArtifactNotFound:
+            return False
+        self._write(name, io.BytesIO(content))
+        return True
+
+    def read(self, reference: Mapping[str, str]) -> bytes:
+        """Read a file without verifying it.
+
+        Raises:
+            ArtifactNotFound: If it is missing.
+            CheckpointError: If the store cannot be read.
+        """
+
+        def read() -> bytes:
+            with self._open(reference) as reader:
+                return bytes(reader.read())
+
+        return self._with_retries(read, f"read checkpoint {reference['id']} from")
+
+    def _open(self, reference: Mapping[str, str]) -> BinaryIO:
+        """Open the run's own file, or else that of the original."""
+        names = dict.fromkeys((self.own_name(reference), _file_name(reference)))
+        stores = [store for store in (self._artifact_store, self._origin) if store is not None]
+        for store, name in itertools.product(stores, names):
+            with suppress(ArtifactNotFound):
+                reader: BinaryIO = store.open_reader(name)
+                return reader
+        raise ArtifactNotFound(f"There is no file {_file_name(reference)}.")
 
     def load(self, reference: Mapping[str, str]) -> State:
         """Read a checkpoint, verify it, and load it with ``weights_only=True``.
@@ -92,13 +179,8 @@ class CheckpointStore:
             CheckpointError: If the store cannot be read.
         """
         name = _file_name(reference)
-
-        def read() -> bytes:
-            with self._artifact_store.open_reader(name) as reader:
-                return bytes(reader.read())
-
         try:
-            content = self._with_retries(read, f"read checkpoint {name} from")
+            content = self.read(reference)
         except ArtifactNotFound:
             raise CheckpointLostError(
                 f"Checkpoint {name} is missing from {_describe(self._artifact_store)}: pass "
@@ -151,7 +233,7 @@ class CheckpointStore:
         name = _file_name(reference)
 
         def open_and_close() -> None:
-            self._artifact_store.open_reader(name).close()
+            self._open(reference).close()
 
         try:
             self._with_retries(open_and_close, f"look for checkpoint {name} in")
@@ -192,12 +274,16 @@ class CheckpointStore:
         return {path.name: path.stat().st_size for path in found if path.is_file()}
 
     def remove(self, reference: Mapping[str, str]) -> None:
-        """Delete a checkpoint. Failures are only logged, so that they do not end the run.
+        """Delete the run's own file. Failures are only logged, so that they do not end the run.
+
+        Files of other runs stay, such as that of the original of a copied study.
 
         Raises:
             CheckpointError: If the name is not that of a checkpoint.
         """
-        name = _file_name(reference)
+        name = self.own_name(reference)
+        if not self.owns(name):
+            return
         try:
             self._artifact_store.remove(name)
         except Exception as error:

@@ -64,14 +64,13 @@ def _classify_files(study: optuna.Study, store: CheckpointStore, keep: Keep | No
     lineage = read_lineage(study)
     keep = keep or study.user_attrs.get(attributes.KEEP, "trunk")
     checkpoints, members = segments_to_keep(lineage, keep, _heads(study, lineage))
-    needed = {s.checkpoint["id"] for s in lineage if s.checkpoint and s.number in checkpoints}
-    needed |= {s.member["id"] for s in lineage if s.member and s.number in members}
-    run_id, referenced = study.user_attrs.get(attributes.RUN), _referenced_names(study)
-    files = {
-        name: size
-        for name, size in store.files().items()
-        if (run_id is not None and f"-{run_id}-" in name) or name in referenced
+    needed = {
+        store.own_name(s.checkpoint) for s in lineage if s.checkpoint and s.number in checkpoints
     }
+    needed |= {store.own_name(s.member) for s in lineage if s.member and s.number in members}
+    # Without an id, the files cannot be told from those of other runs.
+    found = {} if store.run_id is None else store.files()
+    files = {name: size for name, size in found.items() if store.owns(name)}
     return Files(
         needed={name: size for name, size in files.items() if name in needed},
         unneeded={name: size for name, size in files.items() if name not in needed},
@@ -86,12 +85,3 @@ def _heads(study: optuna.Study, lineage: Lineage) -> list[Segment]:
         # The fittest branch of an interrupted population may have finished already.
         heads += [phase.parent, *lineage.group(phase.role, phase.cycle).values()]
     return [segment for segment in heads if segment is not None]
-
-
-def _referenced_names(study: optuna.Study) -> set[str]:
-    """Names of the files that trials refer to, including trials that were set aside."""
-    attrs = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
-    files = [
-        a[key] for a in attrs for key in (attributes.CHECKPOINT, attributes.MEMBER) if key in a
-    ]
-    return {str(file.get("id")) for file in files if isinstance(file, dict)}

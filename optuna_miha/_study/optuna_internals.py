@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import itertools
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import optuna
 from optuna import Study, Trial
@@ -19,11 +22,15 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.exceptions import OptunaError, StorageInternalError
 from optuna.pruners import BasePruner, MedianPruner
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.storages import InMemoryStorage, RDBStorage
+from optuna.storages import GrpcStorageProxy, InMemoryStorage, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
+from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 _logger = optuna.logging.get_logger("optuna.miha")
+
+_PROCESS = uuid.uuid4().hex
+"""Distinguishes storages in the memory of different processes."""
 
 
 def is_default_sampler(sampler: BaseSampler) -> bool:
@@ -62,8 +69,8 @@ def busy_timeout(study: Study, seconds: float) -> Iterator[None]:
         study: The study. Without an SQLite storage, this does nothing.
         seconds: The busy timeout. A longer timeout of the storage is kept.
     """
-    storage = getattr(study._storage, "_backend", study._storage)
-    if not isinstance(storage, RDBStorage) or storage.engine.dialect.name != "sqlite":
+    engine = _sqlite_engine(study)
+    if engine is None:
         yield
         return
     from sqlalchemy import event
@@ -74,20 +81,59 @@ def busy_timeout(study: Study, seconds: float) -> Iterator[None]:
         cursor.execute(f"PRAGMA busy_timeout={max(current, int(1000 * seconds))}")
         cursor.close()
 
-    event.listen(storage.engine, "checkout", prepare)
+    event.listen(engine, "checkout", prepare)
     try:
         yield
     finally:
-        event.remove(storage.engine, "checkout", prepare)
+        event.remove(engine, "checkout", prepare)
 
 
 def sqlite_file(study: Study) -> Path | None:
     """The SQLite file of the study; :obj:`None` for any other storage."""
-    storage = getattr(study._storage, "_backend", study._storage)
-    if not isinstance(storage, RDBStorage) or storage.engine.dialect.name != "sqlite":
+    engine = _sqlite_engine(study)
+    if engine is None:
         return None
-    database = (storage.engine.url.database or "").removeprefix("file:")
+    database = (engine.url.database or "").removeprefix("file:")
     return Path(database).absolute() if database and database != ":memory:" else None
+
+
+def _sqlite_engine(study: Study) -> Any:
+    """The engine of an SQLite storage; :obj:`None` for any other storage."""
+    storage = getattr(study._storage, "_backend", study._storage)
+    if isinstance(storage, RDBStorage) and storage.engine.dialect.name == "sqlite":
+        return storage.engine
+    return None
+
+
+def study_home(study: Study) -> str:
+    """Identifies the study among all studies of all storages: 16 hexadecimal digits.
+
+    A copy has another home. So has a study whose storage was moved, or is reached by another
+    address. The digits contain neither the path nor the password of the storage.
+    """
+    text = f"{_storage_identity(study)} {study._study_id}"
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _storage_identity(study: Study) -> str:
+    storage: Any = getattr(study._storage, "_backend", study._storage)
+    file = sqlite_file(study)
+    if file is not None:
+        return f"sqlite {file.resolve()}"
+    if is_in_memory(study) or _sqlite_engine(study) is not None:
+        return f"memory {_PROCESS} {id(storage)}"
+    if isinstance(storage, RDBStorage):
+        url = storage.engine.url
+        host = url.host or url.query.get("host") or url.query.get("unix_socket")
+        return f"{url.get_backend_name()} {host} {url.port} {url.database}"
+    if isinstance(storage, JournalFileBackend):
+        return f"journal {Path(storage._file_path).resolve()}"
+    if isinstance(storage, JournalRedisBackend):
+        address = urlsplit(storage._url)
+        return f"redis {address.hostname} {address.port} {address.path} {storage._prefix}"
+    if isinstance(storage, GrpcStorageProxy):
+        return f"grpc {storage._host} {storage._port}"
+    return type(storage).__qualname__
 
 
 def reconnect(study: Study) -> None:

@@ -20,14 +20,12 @@ class Retention:
         store: The checkpoints.
         keep: Which checkpoints are kept when the run no longer needs them.
         lineage: The history of the run.
-        run_id: The part of file names that identifies the run.
     """
 
-    def __init__(self, store: CheckpointStore, keep: Keep, lineage: Lineage, run_id: str) -> None:
+    def __init__(self, store: CheckpointStore, keep: Keep, lineage: Lineage) -> None:
         self._store = store
         self._keep = keep
         self._lineage = lineage
-        self._run_id = run_id
         self._references = {s.number: s.checkpoint for s in lineage if s.checkpoint is not None}
         self._members = {s.number: s.member for s in lineage if s.member is not None}
         self._states: dict[int, State] = {}
@@ -42,7 +40,7 @@ class Retention:
         Returns:
             A reference to the checkpoint, to be stored in an attribute of the trial.
         """
-        reference = self._store.save(state, f"{label}-{self._run_id}")
+        reference = self._store.save(state, label)
         return {**reference, "best_epoch": state["best"]["epoch"]}
 
     def write_member(self, state: State, label: str) -> dict[str, Any] | None:
@@ -67,9 +65,7 @@ class Retention:
             assert worst is not None
             if self._lineage.sign * (best["value"] - worst["value"]) > 0:
                 return None
-        reference = self._store.save(
-            {"weights": best["weights"]}, f"member-{label}-{self._run_id}"
-        )
+        reference = self._store.save({"weights": best["weights"]}, f"member-{label}")
         return {**reference, "value": best["value"]}
 
     def add_member(self, segment: Segment) -> None:
@@ -94,9 +90,10 @@ class Retention:
 
     def remove_orphans(self) -> None:
         """Remove files of a killed run that no trial refers to."""
-        known = {file["id"] for file in (*self._references.values(), *self._members.values())}
+        files = (*self._references.values(), *self._members.values())
+        known = {self._store.own_name(file) for file in files}
         for name in self._store.files().keys() - known:
-            if f"-{self._run_id}-" in name:
+            if self._store.owns(name):
                 self._store.remove({"id": name})
 
     def clean(self, head: Segment | None) -> None:

@@ -41,6 +41,8 @@ _RUN_ID = re.compile(r"[0-9a-f]{8}")
 
 _DEFAULT_RUN_ID = "0" * 8
 
+_HOME = re.compile(r"[0-9a-f]{16}")
+
 _MAX_PATH_LENGTH = 4096
 
 _MAX_REASON_LENGTH = 300
@@ -160,6 +162,8 @@ def check_study(study: optuna.Study) -> None:
     read.mapping(attributes.VERSIONS)
     if not _RUN_ID.fullmatch(read.text(attributes.RUN, _DEFAULT_RUN_ID)):
         raise read.error(attributes.RUN, "eight hexadecimal digits", attrs[attributes.RUN])
+    if attributes.HOME in attrs and not _HOME.fullmatch(read.text(attributes.HOME, "")):
+        raise read.error(attributes.HOME, "16 hexadecimal digits", attrs[attributes.HOME])
     if read.text(attributes.KEEP, "trunk") not in get_args(Keep):
         raise read.error(attributes.KEEP, f"one of {get_args(Keep)}", attrs[attributes.KEEP])
     folder = read.text(attributes.CHECKPOINT_DIR, "")

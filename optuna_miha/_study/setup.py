@@ -1,17 +1,14 @@
-"""The settings of a run in its study: plan, seed, search space and location of checkpoints."""
+"""The settings of a run in its study: plan, seed, search space and engine."""
 
 from __future__ import annotations
 
 import platform
 import secrets
 from dataclasses import asdict, replace
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import optuna
 import torch
-from optuna.artifacts import FileSystemArtifactStore
 from optuna.distributions import distribution_to_json
 from optuna.pruners import HyperbandPruner
 
@@ -22,8 +19,6 @@ from optuna_miha._search.phases import Phase, Stretch, next_phase
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.pruner import SlopePruner
 from optuna_miha._search.sampler import MihaSampler
-from optuna_miha._study.checkpoint_store import CheckpointStore
-from optuna_miha._study.folders import checkpoint_folder
 from optuna_miha._study.optuna_internals import (
     is_default_pruner,
     is_default_sampler,
@@ -178,8 +173,6 @@ def record_run(
         "channels_last": engine.channels_last,
     }
     if attributes.PLAN in study.user_attrs:
-        if attributes.RUN not in study.user_attrs:  # An early version started it without an id.
-            study.set_user_attr(attributes.RUN, _new_run_id())
         stored = study.user_attrs[attributes.VERSIONS]
         for name, value in engine_attrs.items():
             if stored.get(name, value) != value:
@@ -191,7 +184,6 @@ def record_run(
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     attrs = {
         attributes.FORMAT: FORMAT,
-        attributes.RUN: _new_run_id(),
         attributes.RUN_SEED: seed,
         attributes.INITIAL: initial.params,
         attributes.SPACE: _space_of(initial),
@@ -200,10 +192,6 @@ def record_run(
     }
     for key, value in attrs.items():
         study.set_user_attr(key, value)
-
-
-def _new_run_id() -> str:
-    return secrets.token_hex(4)
 
 
 def stored_settings(study: optuna.Study) -> tuple[Keep, Engine]:
@@ -221,48 +209,6 @@ def record_keep(study: optuna.Study, keep: Keep) -> None:
     """Store which checkpoints to keep, for a later :func:`~optuna_miha._study.cleaning.clean`."""
     if study.user_attrs.get(attributes.KEEP) != keep:
         study.set_user_attr(attributes.KEEP, keep)
-
-
-def open_store(
-    study: optuna.Study,
-    artifact_store: Any,
-    checkpoint_dir: str | PathLike[str] | None,
-    *,
-    read_only: bool = False,
-) -> CheckpointStore:
-    """Open the store of the run's checkpoints.
-
-    By default, checkpoints are in a folder next to the SQLite file, in a temporary folder for a
-    study in memory, or in ``miha-checkpoints/`` in the working directory for any other storage.
-    The study stores the path of the folder. If study and checkpoints were moved or copied
-    together, the folder next to the study is used.
-
-    Args:
-        study: The study.
-        artifact_store: The artifact store given by the user, if any.
-        checkpoint_dir: The folder given by the user, if any.
-        read_only: Whether to neither create the folder nor store its path.
-
-    Raises:
-        ValueError: If both a store and a folder are given.
-    """
-    if artifact_store is not None:
-        if checkpoint_dir is not None:
-            raise ValueError(
-                "Only one of `artifact_store` and `checkpoint_dir` can be given, got "
-                f"{artifact_store!r} and {checkpoint_dir!r}: omit one of them."
-            )
-        return CheckpointStore(artifact_store)
-    stored = study.user_attrs.get(attributes.CHECKPOINT_DIR)
-    if checkpoint_dir is not None:
-        folder = Path(checkpoint_dir).absolute()
-    else:
-        folder = checkpoint_folder(study)
-    if not read_only:
-        folder.mkdir(parents=True, exist_ok=True)
-        if str(folder) != stored:
-            study.set_user_attr(attributes.CHECKPOINT_DIR, str(folder))
-    return CheckpointStore(FileSystemArtifactStore(folder))
 
 
 def _space_of(initial: Initial) -> dict[str, str]:

@@ -425,7 +425,7 @@ class TestBound:
         lineage = Lineage(directions.get(sign, optuna.study.StudyDirection.MAXIMIZE))
         folder.mkdir()
         store = CheckpointStore(FileSystemArtifactStore(folder))
-        retention = Retention(store, "trunk", lineage, "0" * 8)
+        retention = Retention(store, "trunk", lineage)
         written: dict[str, Segment] = {}
         for number, cycle in enumerate(order):
             state = {"best": {"value": float(values[cycle]), "weights": {"w": torch.zeros(1)}}}

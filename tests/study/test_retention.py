@@ -22,7 +22,7 @@ import optuna_miha as miha
 from optuna_miha._cli.main import main
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
-from optuna_miha._study.folders import checkpoint_folder
+from optuna_miha._study.folders import locate
 from optuna_miha._study.lease import hold_lease
 from optuna_miha.exceptions import StudyLockedError
 
@@ -225,11 +225,11 @@ def test_a_chosen_folder_takes_precedence_over_one_next_to_the_study(
     study = new_study(f"sqlite:///{tmp_path}/a.db")
     run(study, plan=SHORT, checkpoint_dir=tmp_path / "chosen")
     (tmp_path / "a-checkpoints" / "tiny").mkdir(parents=True)
-    assert checkpoint_folder(study) == tmp_path / "chosen"
+    assert locate(study).folder == tmp_path / "chosen"
 
 
 @pytest.mark.parametrize("name", [".", "..", "a/../.."])
 def test_no_study_name_leads_out_of_the_checkpoint_folder(name: str, tmp_path: Path) -> None:
     study = optuna.create_study(storage=f"sqlite:///{tmp_path}/a.db", study_name=name)
-    folder = checkpoint_folder(study).resolve()
+    folder = locate(study).folder.resolve()
     assert folder.parent == tmp_path / "a-checkpoints"
