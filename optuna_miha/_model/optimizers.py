@@ -1,4 +1,4 @@
-"""Optimizers by name, and the state that one inherits from another."""
+"""Optimizers by name."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, optim
-
-from optuna_miha._model.tensors import copy_tensors
-from optuna_miha.exceptions import InheritanceError
 
 OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
     "adadelta": optim.Adadelta,
@@ -26,7 +23,6 @@ OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
 """Optimizer classes by their name in a study."""
 
 _FUSED = (optim.Adagrad, optim.Adam, optim.AdamW, optim.SGD)
-_SHARE_MOMENTS = ("Adam", "AdamW", "NAdam")
 
 
 def optimizer_name(optimizer: optim.Optimizer) -> str | None:
@@ -108,81 +104,3 @@ def move_optimizer_state(optimizer: optim.Optimizer, device: torch.device) -> No
         for group in state["param_groups"]:
             group["fused"] = None
     optimizer.load_state_dict(state)
-
-
-def capture_optimizer(optimizer: optim.Optimizer) -> dict[str, Any]:
-    """Return the class and the state of an optimizer, without its hyperparameters."""
-    return {
-        "class": type(optimizer).__name__,
-        "n_params": _n_params(optimizer),
-        "state": optimizer.state_dict()["state"],
-    }
-
-
-def inherit_optimizer(optimizer: optim.Optimizer, captured: dict[str, Any]) -> None:
-    """Load the state of another optimizer, and keep the optimizer's own hyperparameters.
-
-    An optimizer of the same class inherits the whole state. Adam, AdamW and NAdam inherit each
-    other's moments, and SGD with momentum inherits Adam's first moment. Other pairs of classes
-    inherit nothing.
-
-    Args:
-        optimizer: The optimizer, over parameters of the same shapes in the same order.
-        captured: The result of :func:`capture_optimizer`; it is copied, not aliased.
-
-    Raises:
-        InheritanceError: If the two optimizers do not hold the same number of parameters.
-    """
-    n_params = _n_params(optimizer)
-    if n_params != captured["n_params"]:
-        raise InheritanceError(
-            f"The optimizer must hold the parent's {captured['n_params']} parameters, got "
-            f"{n_params}: build it from the same parameters in every branch."
-        )
-    # Without a copy, siblings would share their moments.
-    state = {int(index): copy_tensors(entry) for index, entry in captured["state"].items()}
-    old, new = captured["class"], type(optimizer).__name__
-    group = optimizer.param_groups[0]
-    if old != new:
-        momentum = group.get("momentum", 0.0)
-        state = {i: _convert(entry, old, new, momentum) for i, entry in state.items()}
-        state = {i: entry for i, entry in state.items() if entry}
-    if not state:
-        return  # Loading an empty state would delete the initial state of Adagrad.
-    state = {i: _with_missing_state(entry, group) for i, entry in state.items()}
-    # Keep the optimizer's own `param_groups`: those of the parent would undo the mutation, for
-    # example of the learning rate.
-    param_groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": param_groups})
-
-
-def _n_params(optimizer: optim.Optimizer) -> int:
-    return sum(len(group["params"]) for group in optimizer.param_groups)
-
-
-def _with_missing_state(entry: dict[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
-    """Initialize the state that the optimizer's settings need and the parent's did not."""
-    if group.get("amsgrad") and "exp_avg_sq" in entry:
-        entry.setdefault("max_exp_avg_sq", entry["exp_avg_sq"].clone())
-    if "square_avg" in entry and "acc_delta" not in entry:  # RMSprop; Adadelta has both.
-        if group.get("momentum"):
-            entry.setdefault("momentum_buffer", torch.zeros_like(entry["square_avg"]))
-        if group.get("centered"):
-            entry.setdefault("grad_avg", torch.zeros_like(entry["square_avg"]))
-    return entry
-
-
-def _convert(entry: dict[str, Any], old: str, new: str, momentum: float) -> dict[str, Any]:
-    """Convert the state of a parameter to another class; the result may be empty."""
-    if old not in _SHARE_MOMENTS:
-        return {}
-    if new == "SGD" and momentum > 0:
-        # SGD sums gradients where Adam averages them.
-        return {"momentum_buffer": entry["exp_avg"] / (1 - momentum)}
-    if new not in _SHARE_MOMENTS:
-        return {}
-    shared = {key: entry[key] for key in ("step", "exp_avg", "exp_avg_sq")}
-    if new == "NAdam":
-        # The product of all momenta so far, which tends to 0: no bias correction is left.
-        shared["mu_product"] = torch.zeros_like(entry["step"])
-    return shared

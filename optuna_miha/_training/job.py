@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from optuna_miha._history.curve import EpochResult
 from optuna_miha._history.lineage import sign_of
 from optuna_miha._model.model_fn import ModelFn, build_recipe
+from optuna_miha._model.optimizer_state import optimizer_settings
 from optuna_miha._model.recipe import LossFn, Recipe
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.tensors import copy_tensors
@@ -200,6 +201,8 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
     trial = FixedTrial(job.params)
     recipe = build_recipe(context.model_fn, trial, context.seed)
     context.on_device(recipe, job.index)
+    assert recipe.optimizer is not None
+    settings = optimizer_settings(recipe.optimizer)
     # With a user-defined trainer there is no average, because only the trainer can evaluate it.
     ema = make_ema(recipe.model, 0.0 if context.trainer is not None else context.ema_decay)
     epoch, best = 0, None
@@ -209,9 +212,8 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
         inherit(recipe, ema, job.state)
         epoch, best = job.state["epoch"], job.state.get("best")
     if job.n_epochs == 0:
-        state = capture(recipe, ema, epoch)
+        state = capture(recipe, ema, epoch, settings)
         return state | {"best": _validate(context, recipe, ema, epoch)}
-    assert recipe.optimizer is not None
     steps = OptimizerSteps(recipe.optimizer)
     # `warmup_cosine` starts at a third of the rate. This suits only a rate that was raised before.
     rate_factor = half_cosine if lr_distribution(trial.distributions) is None else warmup_cosine
@@ -250,7 +252,7 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
         raise ValueError(
             f"The trainer must yield a result after each of {job.n_epochs} epochs, got none."
         )
-    return capture(recipe, ema, epoch) | {"best": best}
+    return capture(recipe, ema, epoch, settings) | {"best": best}
 
 
 def _validate(

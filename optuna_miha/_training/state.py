@@ -9,7 +9,7 @@ import optuna
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from optuna_miha._model.optimizers import capture_optimizer, inherit_optimizer
+from optuna_miha._model.optimizer_state import Settings, capture_optimizer, inherit_optimizer
 from optuna_miha._model.recipe import Recipe, device_of
 from optuna_miha._model.rng import capture_rng, restore_rng
 from optuna_miha._model.tensors import copy_tensors
@@ -42,19 +42,23 @@ def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
         ) from error
 
 
-def capture(recipe: Recipe, ema: AveragedModel | None, epoch: int) -> State:
+def capture(
+    recipe: Recipe, ema: AveragedModel | None, epoch: int, settings: Settings | None = None
+) -> State:
     """Copy the whole state of a network in training.
 
     Args:
         recipe: The network and its optimizer.
         ema: The moving average of its weights.
         epoch: Epochs trained so far, including those of its ancestors.
+        settings: The settings of the optimizer at construction. :obj:`None`: it has not changed
+            any.
     """
     assert recipe.optimizer is not None
     return {
         "model": copy_tensors(recipe.model.state_dict()),
         "ema": None if ema is None else copy_tensors(ema.state_dict()),
-        "optimizer": copy_tensors(capture_optimizer(recipe.optimizer)),
+        "optimizer": capture_optimizer(recipe.optimizer, settings),
         "rng": capture_rng(device_of(recipe.model)),
         "epoch": epoch,
     }
