@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, optim
 
+from optuna_miha._model.optimizer_conversion import convert_entry, with_missing_state
 from optuna_miha._model.tensors import map_tensors
 from optuna_miha.exceptions import InheritanceError
 
@@ -23,7 +24,6 @@ Settings: TypeAlias = list[dict[str, Any]]
 """The values in the parameter groups and the attributes of an optimizer, followed by those of the
 optimizers that it wraps."""
 
-_SHARE_MOMENTS = ("Adam", "AdamW", "NAdam")
 _OWN_KEYS = frozenset({"params", "param_names", "lr", "initial_lr"})
 """Keys of a group that are never inherited. The run sets and anneals the learning rate, and a
 scheduler starts from the rate that it finds."""
@@ -198,7 +198,7 @@ def _load(optimizer: optim.Optimizer, captured: Mapping[str, Any]) -> None:
         **captured.get("others", {}),
         # Loading an empty state would delete the initial state of Adagrad.
         "state": {
-            k: _with_missing_state(v, groups.get(k, {})) for k, v in captured["state"].items()
+            k: with_missing_state(v, groups.get(k, {})) for k, v in captured["state"].items()
         }
         or own.get("state", {}),
     }
@@ -324,35 +324,5 @@ def _converted(parents: Sequence[Mapping[str, Any]], optimizer: optim.Optimizer)
     if len(parents) == 1 and first.get("from_torch", True) and _is_from_torch(optimizer):
         new, momentum = type(optimizer).__name__, optimizer.param_groups[0].get("momentum", 0.0)
         for index, entry in first["state"].items():
-            state[index] = _convert(entry, first["class"], new, momentum)
+            state[index] = convert_entry(entry, first["class"], new, momentum)
     return {"state": {index: entry for index, entry in state.items() if entry}}
-
-
-def _with_missing_state(entry: Any, group: Mapping[str, Any]) -> Any:
-    """Initialize the state that the optimizer's settings need and the parent's did not."""
-    if not isinstance(entry, dict):
-        return entry
-    if group.get("amsgrad") and "exp_avg_sq" in entry:
-        entry.setdefault("max_exp_avg_sq", entry["exp_avg_sq"].clone())
-    if "square_avg" in entry and "acc_delta" not in entry:  # RMSprop; Adadelta has both.
-        if group.get("momentum"):
-            entry.setdefault("momentum_buffer", torch.zeros_like(entry["square_avg"]))
-        if group.get("centered"):
-            entry.setdefault("grad_avg", torch.zeros_like(entry["square_avg"]))
-    return entry
-
-
-def _convert(entry: dict[str, Any], old: str, new: str, momentum: float) -> dict[str, Any]:
-    """Convert the state of a parameter to another class; the result may be empty."""
-    if old not in _SHARE_MOMENTS:
-        return {}
-    if new == "SGD" and momentum > 0:
-        # SGD sums gradients where Adam averages them.
-        return {"momentum_buffer": entry["exp_avg"] / (1 - momentum)}
-    if new not in _SHARE_MOMENTS:
-        return {}
-    shared = {key: entry[key] for key in ("step", "exp_avg", "exp_avg_sq")}
-    if new == "NAdam":
-        # The product of all momenta so far, which tends to 0: no bias correction is left.
-        shared["mu_product"] = torch.zeros_like(entry["step"])
-    return shared
