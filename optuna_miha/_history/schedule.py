@@ -13,7 +13,8 @@ from typing import Any, overload
 from optuna_miha._history.text_table import text_table
 
 ANNEAL_TO = "anneal_to"
-RESERVED_COLUMNS = ("from_epoch", "to_epoch", "role", ANNEAL_TO)
+RUN_SEED = "run_seed"
+RESERVED_COLUMNS = ("from_epoch", "to_epoch", "role", ANNEAL_TO, RUN_SEED)
 """The entries of a row that are not hyperparameters."""
 
 
@@ -22,8 +23,8 @@ class Schedule(Sequence[dict[str, Any]]):
 
     A schedule is a sequence of rows, so that ``pandas.DataFrame(schedule)`` works.
     ``print(schedule)`` shows it as a table. Each row is a dictionary with ``from_epoch``,
-    ``to_epoch``, ``role`` and every hyperparameter. It applies to the epochs ``from_epoch + 1``
-    to ``to_epoch``.
+    ``to_epoch``, ``role``, ``run_seed`` and every hyperparameter. It applies to the epochs
+    ``from_epoch + 1`` to ``to_epoch``. ``run_seed`` is the seed of the run, the same in every row.
 
     In a row with ``anneal_to``, the learning rate is annealed until that epoch: over the first
     tenth it rises from a third of ``lr`` to ``lr``, then it falls to zero along half a cosine. If
@@ -34,8 +35,9 @@ class Schedule(Sequence[dict[str, Any]]):
         rows: The rows in the order of their epochs.
 
     Raises:
-        ValueError: If there are no rows, or if the epochs of the rows are not integers that start
-            at 0 and continue without a gap.
+        ValueError: If there are no rows, if the epochs of the rows are not integers that start
+            at 0 and continue without a gap, or if ``run_seed`` is not the same non-negative
+            integer in every row.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -46,6 +48,12 @@ class Schedule(Sequence[dict[str, Any]]):
         for number, row in enumerate(self._rows):
             _check_epochs(number, row, end)
             end = row.get(ANNEAL_TO, row["to_epoch"])
+        _check_seed(self._rows)
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the run; :obj:`None` for a schedule that was written without one."""
+        return self._rows[0].get(RUN_SEED)
 
     @classmethod
     def from_json(cls, path: str | PathLike[str]) -> Schedule:
@@ -100,6 +108,8 @@ class Schedule(Sequence[dict[str, Any]]):
         if annealed:
             spans = " and ".join(f"{row['from_epoch']}-{row[ANNEAL_TO]}" for row in annealed)
             table.append(f"lr rises to its value, then falls to zero: over epochs {spans}")
+        if self.seed is not None:
+            table.append(f"seed of the run: {self.seed}")
         return "\n".join(table)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
@@ -135,6 +145,19 @@ def _check_epochs(number: int, row: Mapping[str, Any], end: int) -> None:
             f"Row {number} must begin at epoch {end}, end later, and not after `{ANNEAL_TO}`, got "
             f"from_epoch={first}, to_epoch={last}, {ANNEAL_TO}={annealed}."
         )
+
+
+def _check_seed(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Check that all rows have the same seed, or none has one."""
+    for number, row in enumerate(rows):
+        seed = row.get(RUN_SEED)
+        is_integer = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
+        if seed != rows[0].get(RUN_SEED) or not (seed is None or is_integer):
+            raise ValueError(
+                f"`{RUN_SEED}` must be the same non-negative integer in every row, or missing in "
+                f"all of them, got {rows[0].get(RUN_SEED)!r} in row 0 and {seed!r} in row "
+                f"{number}."
+            )
 
 
 def _cell(value: Any) -> str:

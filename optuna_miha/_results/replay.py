@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import optuna
 import torch
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial
@@ -21,6 +22,8 @@ from optuna_miha._training.preflight import resolve_direction
 from optuna_miha._training.state import State
 from optuna_miha._training.trainer import Trainer
 from optuna_miha.exceptions import MihaError
+
+_logger = optuna.logging.get_logger("optuna.miha")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ def replay(
     schedule: Schedule | Sequence[Mapping[str, Any]],
     model_fn: ModelFn,
     *,
-    seed: int = 0,
+    seed: int | None = None,
     direction: str | None = None,
     ema_decay: float = Plan.ema_decay,
     trainer: Trainer | None = None,
@@ -62,11 +65,11 @@ def replay(
     rate is annealed to zero until that epoch. Such a row is trained to its end, even if the best
     weights of the run came earlier, and its best weights are returned.
 
-    With the same seed, ``model_fn``, data and arguments as in the run, the result is the model of
-    the run, bit by bit on a CPU. Two things are not part of a schedule and are not repeated:
-    averaging of weights with those of a sibling (:class:`AverageWeights`), and an annealing that
-    a custom trainer ended early. With another seed or other data, the same changes at the same
-    epochs may not be good ones.
+    A schedule of a run contains its seed. With the same ``model_fn``, data and arguments as in the
+    run, the result is the model of the run, bit by bit on a CPU. Two things are not part of a
+    schedule and are not repeated: averaging of weights with those of a sibling
+    (:class:`AverageWeights`), and an annealing that a custom trainer ended early. With another
+    seed or other data, the same changes at the same epochs may not be good ones.
 
     Args:
         schedule:
@@ -74,8 +77,9 @@ def replay(
             :meth:`Schedule.from_csv`, or a sequence of rows in the same form.
         model_fn: As in :func:`optimize`, possibly with other data.
         seed:
-            The seed of the initial weights and of the data order. The seed of a run is that of
-            ``MihaSampler``, and is stored in ``study.user_attrs["miha:seed"]``.
+            The seed of the initial weights and of the data order. :obj:`None`: the seed of the
+            run, ``schedule.seed``, or 0 if the schedule contains none. If it differs from that of
+            the run, one line is logged.
         direction:
             ``"minimize"`` or ``"maximize"``; required for a custom metric. The directions of the
             loss and the accuracy are known.
@@ -96,6 +100,13 @@ def replay(
     """
     if not isinstance(schedule, Schedule):
         schedule = Schedule(schedule)
+    if seed is None:
+        seed = 0 if schedule.seed is None else schedule.seed
+    elif schedule.seed not in (None, seed):
+        _logger.info(
+            f"This replay has seed {seed}. Its model differs from that of the run, which had seed "
+            f"{schedule.seed}."
+        )
     initial = build_initial(model_fn, seed).recipe
     context = Context.of(
         initial,

@@ -13,7 +13,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
-from optuna_miha._history.schedule import ANNEAL_TO, Schedule
+from optuna_miha._history.schedule import ANNEAL_TO, RUN_SEED, Schedule
 from optuna_miha._history.segment import Segment
 from optuna_miha._model.model_fn import ModelFn, build_recipe
 from optuna_miha._model.recipe import device_of
@@ -194,7 +194,7 @@ def make_result(
     recipe.model.eval()  # The return value of an overridden `eval` or `train` may be None.
     path = lineage.ancestry(best)
     anneals = study.user_attrs[attributes.PLAN].get("anneal") is not None
-    rows = [_row(s, anneals=anneals) for s in path]
+    rows = [_row(s, seed=seed, anneals=anneals) for s in path]
     rows[-1]["to_epoch"] = best.checkpoint["best_epoch"]
     trials = study.get_trials(deepcopy=False)
     return Result(
@@ -233,14 +233,16 @@ def _remedy(study: optuna.Study, lineage: Lineage) -> str:
     )
 
 
-def _row(segment: Segment, *, anneals: bool) -> dict[str, Any]:
+def _row(segment: Segment, *, seed: int, anneals: bool) -> dict[str, Any]:
     """A row of the schedule.
 
     Args:
         segment: The segment.
+        seed: The seed of the run.
         anneals: Whether the plan anneals the learning rate.
     """
     row = {"from_epoch": segment.birth, "to_epoch": segment.end, "role": segment.role}
+    row[RUN_SEED] = seed
     if anneals and segment.role in ("restart", "final"):
         row[ANNEAL_TO] = segment.end
     return row | segment.params

@@ -93,6 +93,27 @@ def test_invalid_epochs_are_rejected(rows: list[dict[str, Any]], message: str) -
         Schedule(rows)
 
 
+@pytest.mark.parametrize("name", ["json", "csv"])
+def test_the_seed_of_the_run_is_written_and_read(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "schedule"
+    schedule = Schedule([row | {"run_seed": 7} for row in ROWS])
+    getattr(schedule, f"to_{name}")(path)
+    again = getattr(Schedule, f"from_{name}")(path)
+    assert again == schedule
+    assert again.seed == 7
+    assert Schedule(ROWS).seed is None
+    assert str(again).endswith("seed of the run: 7")
+
+
+@pytest.mark.parametrize(
+    "seeds", [(1, 2), (1, None), (None, 1), (True, True), (-1, -1), ("1",) * 2]
+)
+def test_a_seed_must_be_the_same_non_negative_integer_in_every_row(seeds: tuple[Any, Any]) -> None:
+    rows = [row | {"run_seed": seed} for row, seed in zip(ROWS, seeds, strict=True)]
+    with pytest.raises(ValueError, match="`run_seed` must be the same non-negative integer"):
+        Schedule(rows)
+
+
 def test_a_printed_schedule_is_a_table_of_changing_parameters() -> None:
     assert str(Schedule(ROWS)).splitlines() == [
         "epochs     role     lr  momentum",

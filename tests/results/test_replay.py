@@ -51,7 +51,7 @@ def custom_trainer(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochRes
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_with_the_seed_of_the_run_the_model_is_bit_identical(seed: int) -> None:
     result = run(new_study(seed=seed), device="cpu")
-    replayed = miha.replay(result.schedule, classifier, seed=seed, device="cpu")
+    replayed = miha.replay(result.schedule, classifier, device="cpu")
     assert same(weights(result), dict(replayed.model.state_dict()))
     assert replayed.value == result.value
     assert replayed.params == result.params
@@ -96,19 +96,35 @@ def test_splitting_a_row_does_not_change_training() -> None:
     assert whole.results == parts.results
 
 
-def test_another_seed_gives_another_network() -> None:
+def test_another_seed_gives_another_network_and_is_logged(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    log.set_level("INFO", logger="optuna.miha")
     result = run(new_study(), device="cpu")
+    miha.replay(result.schedule, classifier, seed=0, device="cpu")
+    without_seed = [{k: v for k, v in r.items() if k != "run_seed"} for r in result.schedule]
+    miha.replay(without_seed, classifier, seed=5, device="cpu")
+    assert not [line for line in log.messages if "This replay" in line]
     replayed = miha.replay(result.schedule, classifier, seed=5, device="cpu")
     assert not same(weights(result), dict(replayed.model.state_dict()))
     assert 0 < replayed.value < 2 * result.value
+    [line] = [line for line in log.messages if "This replay" in line]
+    assert "seed 5" in line and "seed 0" in line
 
 
 @pytest.mark.parametrize("name", ["json", "csv"])
 def test_a_schedule_from_a_file_is_replayed(name: str, tmp_path: Path) -> None:
-    result = run(new_study(), device="cpu")
+    result = run(new_study(seed=3), device="cpu")
     getattr(result.schedule, f"to_{name}")(tmp_path / "schedule")
     schedule = getattr(miha.Schedule, f"from_{name}")(tmp_path / "schedule")
     replayed = miha.replay(schedule, classifier, device="cpu")
+    assert same(weights(result), dict(replayed.model.state_dict()))
+
+
+def test_a_schedule_without_a_seed_is_replayed_with_seed_0() -> None:
+    result = run(new_study(), device="cpu")
+    rows = [{k: v for k, v in row.items() if k != "run_seed"} for row in result.schedule]
+    replayed = miha.replay(rows, classifier, device="cpu")
     assert same(weights(result), dict(replayed.model.state_dict()))
 
 
