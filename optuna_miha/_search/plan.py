@@ -49,8 +49,10 @@ class Plan:
         ema_decay:
             Decay per epoch of the moving average of the weights:
             ``average = decay * average + (1 - decay) * weights``. Branches are judged by the
-            validation value of the average. ``0``: there is no average, and branches are judged
-            by the value of their weights.
+            validation value of the average. The running statistics of batch norm layers are
+            estimated for the average after every epoch, from the first 512 training samples of
+            the epoch. ``0``: there is no average, and branches are judged by the value of their
+            weights.
         control:
             Whether the first branch of every population keeps the parameters of the trunk. It
             shows whether a mutation is better than continued training, and is never pruned.

@@ -25,6 +25,11 @@ from optuna_miha._search.space import lr_distribution
 from optuna_miha._training.compute import DEFAULT_ENGINE, Engine, intra_op_threads
 from optuna_miha._training.optimizer_steps import OptimizerSteps
 from optuna_miha._training.out_of_memory import is_out_of_memory, release_memory
+from optuna_miha._training.running_statistics import (
+    FirstBatches,
+    estimate_running_statistics,
+    has_running_statistics,
+)
 from optuna_miha._training.state import State, capture, inherit, make_ema
 from optuna_miha._training.trainer import Trainer, evaluate, is_failed, move, train
 
@@ -217,7 +222,12 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
     steps = OptimizerSteps(recipe.optimizer)
     # `warmup_cosine` starts at a third of the rate. This suits only a rate that was raised before.
     rate_factor = half_cosine if lr_distribution(trial.distributions) is None else warmup_cosine
-    trainer = context.trainer or partial(train, engine=context.engine)
+    sample: FirstBatches | None = None
+    if ema is not None and has_running_statistics(ema.module):
+        sample = FirstBatches()
+    trainer = context.trainer or partial(
+        train, engine=context.engine, on_batch=None if sample is None else sample.add
+    )
     epochs = iter(trainer(recipe, job.n_epochs))
     least_cost, n_without_improvement = job.birth_cost, 0
     while len(log.results) < job.n_epochs and n_without_improvement != job.patience:
@@ -234,9 +244,7 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
                 f"{type(result).__qualname__}: use `yield EpochResult(value=...)`."
             )
         if ema is not None:
-            ema.update_parameters(recipe.model)
-            values = evaluate(recipe, ema.module, context.engine)
-            result = replace(result, ema_value=values[recipe.monitor])
+            result = replace(result, ema_value=_update_average(context, recipe, ema, sample))
         epoch += 1
         log.results.append(result)
         yield result
@@ -253,6 +261,20 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
             f"The trainer must yield a result after each of {job.n_epochs} epochs, got none."
         )
     return capture(recipe, ema, epoch, settings) | {"best": best}
+
+
+def _update_average(
+    context: Context,
+    recipe: Recipe,
+    ema: AveragedModel,
+    sample: FirstBatches | None,
+) -> float:
+    """Update the average of the weights after an epoch, and return its validation value."""
+    ema.update_parameters(recipe.model)
+    if sample is not None:
+        # The buffers are copies of the network's, whose activations differ.
+        estimate_running_statistics(recipe, ema.module, sample.take(), context.engine)
+    return evaluate(recipe, ema.module, context.engine)[recipe.monitor]
 
 
 def _validate(

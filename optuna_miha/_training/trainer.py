@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -41,7 +41,11 @@ class Trainer(Protocol):
 
 
 def train(
-    recipe: Recipe, n_epochs: int, *, engine: Engine = DEFAULT_ENGINE
+    recipe: Recipe,
+    n_epochs: int,
+    *,
+    engine: Engine = DEFAULT_ENGINE,
+    on_batch: Callable[[Any], None] | None = None,
 ) -> Iterator[EpochResult]:
     """Train on mini-batches, and validate after every epoch: the built-in trainer.
 
@@ -49,6 +53,7 @@ def train(
         recipe: The recipe, with an optimizer. Batches are moved to the device of the model.
         n_epochs: Epochs to train.
         engine: The compute settings.
+        on_batch: Called with every batch before the network is trained on it.
 
     Yields:
         The result of each epoch.
@@ -66,6 +71,8 @@ def train(
         set_training(recipe.model, frozen)
         total, n_samples = torch.zeros((), device=device), 0
         for batch in batches:
+            if on_batch is not None:
+                on_batch(batch)
             with engine.autocast(device):
                 loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
             if n_samples == 0:

@@ -398,7 +398,7 @@ def uninterrupted_run() -> Callable[[Any], tuple[miha.Result, list[Any]]]:
 
     @functools.cache
     def train(crossover: Any) -> tuple[miha.Result, list[Any]]:
-        study = new_study()
+        study = new_study(seed=1)
         return run(study, plan=PLAN, crossover=crossover), crossover_attrs(study)
 
     return train
@@ -409,7 +409,7 @@ def test_worker_processes_train_the_same_model_bit_for_bit(
     crossover: Any, uninterrupted_run: Any
 ) -> None:
     expected, expected_attrs = uninterrupted_run(crossover)
-    study = new_study()
+    study = new_study(seed=1)
     result = run(study, plan=PLAN, crossover=crossover, n_jobs=2)
     assert history(result) == history(expected)
     assert same(weights(result), weights(expected))
@@ -417,7 +417,7 @@ def test_worker_processes_train_the_same_model_bit_for_bit(
 
 
 def test_an_executor_validates_averages_with_the_same_result() -> None:
-    one, two = new_study(), new_study()
+    one, two = new_study(seed=1), new_study(seed=1)
     local = run(one, plan=PLAN, crossover=miha.AverageWeights())
     with ThreadPoolExecutor(2) as executor:
         remote = run(two, plan=PLAN, crossover=miha.AverageWeights(), executor=executor)
@@ -440,8 +440,8 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(
     storage = f"sqlite:///{tmp_path}/study.db"
     settings = {"plan": PLAN, "crossover": crossover}
     with pytest.raises(KeyboardInterrupt):
-        run(new_study(storage), callbacks=[interrupt], **settings)
-    study = new_study(storage)
+        run(new_study(storage, seed=1), callbacks=[interrupt], **settings)
+    study = new_study(storage, seed=1)
     resumed = run(study, **settings)
     expected, expected_attrs = uninterrupted_run(crossover)
     assert history(resumed) == history(expected)
@@ -454,7 +454,7 @@ def test_a_run_can_be_resumed_with_another_crossover_or_without_one() -> None:
         if trial.user_attrs["miha:cycle"] == 2:
             study.stop()
 
-    study = new_study()
+    study = new_study(seed=1)
     run(study, plan=PLAN, crossover=miha.AverageWeights(), callbacks=[stop])
     run(study, plan=PLAN, crossover=miha.UniformCrossover(), callbacks=[stop])
     assert run(study, plan=PLAN).n_epochs_trained == PLAN.n_epochs
@@ -464,7 +464,7 @@ def test_the_first_population_of_an_extension_is_not_crossed_with_earlier_branch
     def increment(fitter: Any, other: Any, parent: Any, distributions: Any, rng: Any) -> Any:
         return {"batch_size": fitter["batch_size"] + 1}
 
-    study = new_study()
+    study = new_study(seed=1)
     first = run(study, plan=PLAN, crossover=increment)
     longer = {"n_epochs": 140, "plan": None, "crossover": increment}
     assert run(study, **longer).n_epochs_trained == 140
@@ -610,7 +610,7 @@ def value_of(result: miha.Result, number: int, state: dict[str, Any]) -> float:
 
 
 def test_a_run_continues_with_averages_only_if_they_are_better(tmp_path: Path) -> None:
-    study = new_study()
+    study = new_study(seed=1)
     result = run(
         study,
         plan=PLAN,
