@@ -26,6 +26,7 @@ from optuna_miha._model.verbosity import warnings_only
 from optuna_miha._search.learning_rate import half_cosine
 from optuna_miha._study.checkpoint_store import CheckpointStore
 from optuna_miha._training.compute import intra_op_threads
+from optuna_miha._training.data_state import DataState
 from optuna_miha._training.job import Context
 from optuna_miha._training.optimizer_steps import OptimizerSteps
 from optuna_miha._training.trainer import train
@@ -236,12 +237,14 @@ class BaselineRun:
         assert recipe.optimizer is not None
         steps = OptimizerSteps(recipe.optimizer)
         best: dict[str, Any] | None = None
-        with intra_op_threads(context.engine.n_threads), preserved_rng():
+        data = DataState().watch(recipe.train_data)
+        with intra_op_threads(context.engine.n_threads), preserved_rng(), data:
             seed_all(context.seed)
             epochs = train(recipe, step.n_epochs, engine=context.engine)
             for epoch in range(1, step.n_epochs + 1):
                 if step.anneal:
                     steps.factor = half_cosine(epoch - 1, step.n_epochs)
+                data.set_epoch(epoch - 1)
                 value = next(epochs).value
                 trial.report(value, step=epoch)
                 on_epoch()

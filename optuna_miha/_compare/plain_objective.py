@@ -12,6 +12,7 @@ from optuna_miha._history.lineage import sign_of
 from optuna_miha._model.model_fn import ModelFn, build_recipe
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._training.compute import intra_op_threads
+from optuna_miha._training.data_state import DataState
 from optuna_miha._training.preflight import check_direction
 from optuna_miha._training.trainer import move, train
 
@@ -48,11 +49,14 @@ def plain_objective(
         move(recipe, torch.device(device))
         sign = sign_of(trial.study.direction)
         best = math.inf
-        with intra_op_threads(1), preserved_rng():
+        with intra_op_threads(1), preserved_rng(), DataState().watch(recipe.train_data) as data:
             seed_all(seed)
-            for epoch, result in enumerate(train(recipe, n_epochs), start=1):
-                best = min(best, sign * result.value)
-                trial.report(result.value, step=epoch)
+            results = train(recipe, n_epochs)
+            for epoch in range(1, n_epochs + 1):
+                data.set_epoch(epoch - 1)
+                value = next(results).value
+                best = min(best, sign * value)
+                trial.report(value, step=epoch)
                 if trial.should_prune():
                     raise optuna.TrialPruned
         return sign * best if math.isfinite(best) else math.nan  # NaN fails the trial.

@@ -18,7 +18,7 @@ from optuna_miha._history.schedule import RESERVED_COLUMNS
 from optuna_miha._model.activations import find_activations
 from optuna_miha._model.losses import with_label_smoothing
 from optuna_miha._model.optimizers import make_optimizer, optimizer_name
-from optuna_miha._model.recipe import Recipe
+from optuna_miha._model.recipe import Recipe, takes_batch_size
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.suggest import (
     suggest_batch_size,
@@ -189,7 +189,8 @@ def _suggest_default_space(trial: optuna.trial.BaseTrial, recipe: Recipe) -> Non
     else:
         _suggest_lr(trial, optimizer)
     assert recipe.batch_size is not None
-    recipe.batch_size = suggest_batch_size(trial, initial=recipe.batch_size)
+    if takes_batch_size(recipe.train_data):
+        recipe.batch_size = suggest_batch_size(trial, initial=recipe.batch_size)
     if type(recipe.loss_fn) is nn.CrossEntropyLoss:
         initial = recipe.loss_fn.label_smoothing
         smoothing = suggest_label_smoothing(trial, initial=initial)

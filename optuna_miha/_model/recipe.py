@@ -49,6 +49,17 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def takes_batch_size(data: Data) -> bool:
+    """Whether training batches of any size can be made of data.
+
+    Not of those of a :class:`~torch.utils.data.DataLoader` with a ``batch_sampler``, of one that
+    loads whole batches, and of one whose class overrides ``__iter__``.
+    """
+    if not isinstance(data, DataLoader):
+        return True
+    return data.batch_size is not None and type(data).__iter__ is DataLoader.__iter__
+
+
 @dataclass(kw_only=True)
 class Recipe:
     """A network and everything needed to train it.
@@ -62,10 +73,10 @@ class Recipe:
             ``(*inputs, target)``. It returns a scalar, the mean over the batch.
         train_data:
             A tuple of tensors ``(*inputs, target)`` of equal length, a
-            :class:`~torch.utils.data.Dataset`, or a :class:`~torch.utils.data.DataLoader`. Each
-            branch rebuilds a ``DataLoader`` with its own batch size and without the
-            ``generator``; all other settings stay. A ``DataLoader`` with a ``batch_sampler`` is
-            used as it is.
+            :class:`~torch.utils.data.Dataset`, or a :class:`~torch.utils.data.DataLoader`. A
+            branch with another batch size rebuilds the ``DataLoader`` with the same sampler and
+            all other settings. A ``DataLoader`` with a ``batch_sampler`` is used as it is. The
+            state of samplers and random generators is part of the checkpoints.
         valid_data:
             The validation data, in one of the same forms. Branches are selected on them.
         optimizer:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from optuna_miha._model.recipe import Data
+from optuna_miha._model.recipe import Data, takes_batch_size
 from optuna_miha._model.tensors import iter_tensors, map_tensors
 
 EVALUATION_BATCH_SIZE = 512
@@ -34,7 +34,7 @@ def training_batches(
             compute a variance. A mutated batch size may cause one where the user's does not.
 
     Raises:
-        TypeError: If the class of a loader overrides ``__iter__``, which would be lost.
+        TypeError: If a loader must be rebuilt, but its class overrides ``__iter__``.
     """
     tensors = _tensors_of(data)
     if tensors is not None:
@@ -157,24 +157,31 @@ def _can_be_moved(part: Any) -> bool:
 def _with_batch_size(
     loader: DataLoader[Any], batch_size: int, skip_single: bool
 ) -> DataLoader[Any]:
-    """Rebuild the user's loader with another batch size.
-
-    Its ``generator`` is replaced by the global random generator, because checkpoints hold the
-    state of the latter only.
-    """
-    if type(loader).__iter__ is not DataLoader.__iter__:
+    """Return a loader with this batch size: the user's own, or one with the same settings."""
+    drop_last = loader.drop_last
+    if isinstance(loader.sampler, Sized):  # Those of streams and of users may have no length.
+        n_samples = len(loader.sampler)
+        drop_last = drop_last or (skip_single and _leaves_single_sample(n_samples, batch_size))
+        # With `drop_last`, a batch size above the number of samples would leave no batch.
+        batch_size = max(1, min(batch_size, n_samples)) if drop_last else batch_size
+    is_as_it_is = (batch_size, drop_last) == (loader.batch_size, loader.drop_last)
+    if is_as_it_is and not loader.persistent_workers:  # These would outlive the segment.
+        return loader
+    if not takes_batch_size(loader):
         raise TypeError(
             "`train_data` must be a DataLoader with the `__iter__` of torch, got "
             f"{type(loader).__qualname__}, which overrides it: the loader is rebuilt from its "
-            "dataset when the batch size changes. Move the work to the dataset or the "
-            "`collate_fn`, or give the loader a `batch_sampler`: it is then used as it is."
+            f"dataset to have a batch size of {batch_size} instead of {loader.batch_size}. Move "
+            "the work to the dataset or the `collate_fn`, keep its batch size, or give the "
+            "loader a `batch_sampler`: it is then used as it is."
         )
     settings: dict[str, Any] = {
         "batch_size": batch_size,
+        "drop_last": drop_last,
+        "generator": loader.generator,
         "num_workers": loader.num_workers,
         "collate_fn": loader.collate_fn,
         "pin_memory": loader.pin_memory,
-        "drop_last": loader.drop_last,
         "timeout": loader.timeout,
         "worker_init_fn": loader.worker_init_fn,
         "multiprocessing_context": loader.multiprocessing_context,
@@ -182,31 +189,11 @@ def _with_batch_size(
         "prefetch_factor": loader.prefetch_factor,
         "in_order": loader.in_order,
     }
-    if isinstance(loader.dataset, IterableDataset):
-        pass
-    elif _is_plain_shuffle(loader):
-        settings["shuffle"] = True
-    else:
+    if not isinstance(loader.dataset, IterableDataset):
         settings["sampler"] = loader.sampler
-    if isinstance(loader.sampler, Sized):  # Those of streams and of users may have no length.
-        n_samples = len(loader.sampler)
-        # With `drop_last`, a batch size above the number of samples would leave no batch.
-        settings["batch_size"] = max(1, min(batch_size, n_samples))
-        if skip_single and _leaves_single_sample(n_samples, batch_size):
-            settings["drop_last"] = True
     return DataLoader(loader.dataset, **settings)
 
 
 def _leaves_single_sample(n_samples: int, batch_size: int) -> bool:
     """Whether the last of several batches holds a single sample."""
     return n_samples > batch_size and n_samples % batch_size == 1
-
-
-def _is_plain_shuffle(loader: DataLoader[Any]) -> bool:
-    """Whether a loader samples as with ``shuffle=True``."""
-    sampler = loader.sampler
-    return (
-        isinstance(sampler, RandomSampler)
-        and not sampler.replacement
-        and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
-    )

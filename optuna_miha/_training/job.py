@@ -23,6 +23,7 @@ from optuna_miha._model.tensors import copy_tensors
 from optuna_miha._search.learning_rate import half_cosine, warmup_cosine
 from optuna_miha._search.space import lr_distribution
 from optuna_miha._training.compute import DEFAULT_ENGINE, Engine, intra_op_threads
+from optuna_miha._training.data_state import DataState
 from optuna_miha._training.optimizer_steps import OptimizerSteps
 from optuna_miha._training.out_of_memory import is_out_of_memory, release_memory
 from optuna_miha._training.running_statistics import (
@@ -171,8 +172,8 @@ def run_job(
         The outcome. Exceptions of the user's code are caught and returned in it.
     """
     log = _Log()
-    with intra_op_threads(context.engine.n_threads), preserved_rng():
-        training = _train(context, job, log)
+    with intra_op_threads(context.engine.n_threads), preserved_rng(), DataState() as data:
+        training = _train(context, job, log, data)
         while True:
             try:
                 result = next(training)
@@ -201,10 +202,13 @@ class _Log:
     begun: int = 0
 
 
-def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None, State]:
+def _train(
+    context: Context, job: Job, log: _Log, data: DataState
+) -> Generator[EpochResult, None, State]:
     """Train a job: yields the result of every epoch, and returns the state."""
     trial = FixedTrial(job.params)
     recipe = build_recipe(context.model_fn, trial, context.seed)
+    data.watch(recipe.train_data)
     context.on_device(recipe, job.index)
     assert recipe.optimizer is not None
     settings = optimizer_settings(recipe.optimizer)
@@ -215,9 +219,10 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
         seed_all(context.seed)
     else:
         inherit(recipe, ema, job.state)
+        data.restore(job.state.get("data", {}))  # Earlier versions did not store it.
         epoch, best = job.state["epoch"], job.state.get("best")
     if job.n_epochs == 0:
-        state = capture(recipe, ema, epoch, settings)
+        state = capture(recipe, ema, epoch, settings) | {"data": data.capture()}
         return state | {"best": _validate(context, recipe, ema, epoch)}
     steps = OptimizerSteps(recipe.optimizer)
     # `warmup_cosine` starts at a third of the rate. This suits only a rate that was raised before.
@@ -233,6 +238,7 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
     while len(log.results) < job.n_epochs and n_without_improvement != job.patience:
         if job.anneal:
             steps.factor = rate_factor(len(log.results), job.n_epochs)
+        data.set_epoch(epoch)
         log.begun += 1
         result = next(epochs, None)
         if result is None:
@@ -260,7 +266,7 @@ def _train(context: Context, job: Job, log: _Log) -> Generator[EpochResult, None
         raise ValueError(
             f"The trainer must yield a result after each of {job.n_epochs} epochs, got none."
         )
-    return capture(recipe, ema, epoch, settings) | {"best": best}
+    return capture(recipe, ema, epoch, settings) | {"data": data.capture(), "best": best}
 
 
 def _update_average(

@@ -21,6 +21,7 @@ from optuna_miha._model.recipe import LossFn, Recipe, device_of
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._search.mutation import Distributions
 from optuna_miha._training.data import evaluation_batches
+from optuna_miha._training.data_state import DataState, check_data_state
 from optuna_miha._training.job import Context
 from optuna_miha._training.state import capture, make_ema
 from optuna_miha._training.trainer import (
@@ -177,10 +178,12 @@ def check_training(recipe: Recipe, context: Context) -> None:
         context: The context of the run. With a user-defined trainer, only the state is checked.
 
     Raises:
-        TypeError: If the loss is not a tensor, or the state cannot be stored in a checkpoint.
+        TypeError: If the loss is not a tensor, or the state of network or data cannot be stored
+            in a checkpoint.
         ValueError: If the loss is not a scalar, the monitored value is NaN, or the optimizer's
             ``step`` has required arguments.
     """
+    check_data_state(recipe.train_data)
     if context.trainer is None:
         _check_optimizer(recipe)
         _check_losses(recipe, context)
@@ -188,7 +191,7 @@ def check_training(recipe: Recipe, context: Context) -> None:
 
 
 def _check_losses(recipe: Recipe, context: Context) -> None:
-    with preserved_rng():
+    with preserved_rng(), DataState().watch(recipe.train_data):
         seed_all(context.seed)
         context.on_device(recipe)
         make_ema(recipe.model, context.ema_decay)  # The network must be copyable.

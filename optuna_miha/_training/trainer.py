@@ -22,6 +22,7 @@ from optuna_miha._training.data import (
     move_data,
     training_batches,
 )
+from optuna_miha._training.data_state import DataState
 
 
 class Trainer(Protocol):
@@ -30,9 +31,9 @@ class Trainer(Protocol):
     It trains ``recipe.model`` in place for ``n_epochs`` epochs and yields one
     :class:`~optuna_miha.EpochResult` after each. The caller reports and prunes, anneals the
     learning rate of ``recipe.optimizer`` during its steps, and makes the checkpoints, which hold
-    the state of ``recipe.model``, ``recipe.optimizer`` and the global random generators. A
-    segment may call the trainer several times, each time with the state that the previous call
-    left.
+    the state of ``recipe.model``, ``recipe.optimizer``, of the samplers and generators of
+    ``recipe.train_data``, and of the global random generators. A segment may call the trainer
+    several times, each time with the state that the previous call left.
     """
 
     def __call__(self, recipe: Recipe, n_epochs: int) -> Iterator[EpochResult]:
@@ -135,7 +136,8 @@ def evaluate(
     """
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with preserved_rng():  # A loader may draw random numbers, which must not affect training.
+        # A loader may draw random numbers, which must not affect training.
+        with preserved_rng(), DataState().watch(recipe.valid_data):
             return _evaluate(recipe, model, engine)
     finally:
         for module, is_training in modes:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from helpers.equality import same
-from helpers.networks import first_trial, network, recipe
+from helpers.networks import Doubling, first_trial, network, recipe, samples
 from optuna.trial import FixedTrial
 from torch import nn, optim
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
 import optuna_miha as miha
 from optuna_miha import Recipe
@@ -160,6 +160,16 @@ def test_label_smoothing_does_not_change_the_users_loss() -> None:
             {"train_data": DataLoader(TensorDataset(torch.rand(8, 4), torch.ones(8)), 5)},
             {"batch_size": 5},
         ),
+        (
+            {
+                "train_data": DataLoader(
+                    TensorDataset(*samples(8)),
+                    batch_sampler=BatchSampler(SequentialSampler(range(8)), 4, False),
+                )
+            },
+            {"batch_size": None, "lr": 1e-3},
+        ),
+        ({"train_data": Doubling(TensorDataset(*samples(8)), 5)}, {"batch_size": None}),
     ],
 )
 def test_default_search_space_depends_on_the_recipe(

@@ -113,12 +113,43 @@ def test_loader_of_the_user_is_not_changed() -> None:
     assert [len(batch) for batch in targets_of(loader)] == [2, 2, 2, 2, 1]
 
 
-def test_generator_of_the_loader_is_replaced_by_the_global_one() -> None:
-    generator = torch.Generator().manual_seed(1)
-    loader = DataLoader(Numbers(9), batch_size=2, shuffle=True, generator=generator)
-    one = epochs(training_batches(loader, 2, CPU))
-    other = epochs(training_batches(loader, 2, CPU))
-    assert same(one, other)
+@pytest.mark.parametrize("batch_size", [2, 4])
+def test_order_is_drawn_from_the_generator_of_the_loader(batch_size: int) -> None:
+    def loader(batch_size: int) -> DataLoader[Any]:
+        generator = torch.Generator().manual_seed(1)
+        return DataLoader(Numbers(9), batch_size, shuffle=True, generator=generator)
+
+    assert same(epochs(training_batches(loader(2), batch_size, CPU)), epochs(loader(batch_size)))
+
+
+class Even(RandomSampler):
+    """A sampler of the user's own class."""
+
+    def __iter__(self) -> Iterator[int]:
+        return (i for i in super().__iter__() if i % 2 == 0)
+
+
+class Backwards(SequentialSampler):
+    """Another one."""
+
+    def __iter__(self) -> Iterator[int]:
+        return reversed(range(9))
+
+
+@pytest.mark.parametrize("batch_size", [2, 4])
+def test_derived_sampler_is_used(batch_size: int) -> None:
+    even = DataLoader(Numbers(9), batch_size=2, sampler=Even(Numbers(9)))
+    batches = targets_of(training_batches(even, batch_size, CPU))
+    assert sorted(i for batch in batches for i in batch) == [0, 2, 4, 6, 8]
+    backwards = DataLoader(Numbers(9), batch_size=2, sampler=Backwards(Numbers(9)))
+    batches = targets_of(training_batches(backwards, batch_size, CPU))
+    assert [i for batch in batches for i in batch] == [*reversed(range(9))]
+
+
+def test_loader_with_the_right_batch_size_is_the_users_own() -> None:
+    loader = Doubling(Numbers(8), batch_size=4, shuffle=True)
+    assert all((x.flatten() == 2 * y).all() for x, y in training_batches(loader, 4, CPU))
+    assert training_batches(loader, 4, CPU)._loader is loader  # type: ignore[attr-defined]
 
 
 def test_loader_with_a_batch_sampler_is_not_rebuilt() -> None:
