@@ -344,6 +344,6 @@ def _assign(attributes: dict[str, Any], name: str, value: Any) -> None:
         and type(present) is type(value)
         and present.shape == value.shape
     ):
-        present[...] = value
+        present[...] = value  # type: ignore[assignment]
     else:
         attributes[name] = _copied(value)

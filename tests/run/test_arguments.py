@@ -158,7 +158,7 @@ CASES: dict[str, tuple[Any, type[Exception], list[str]]] = {
         ["at least one batch", "drop_last"],
     ),
     "loader with a custom __iter__": (
-        recipe_with(train_data=Doubling(TensorDataset(X, Y), batch_size=16)),
+        recipe_with(train_data=Doubling(TensorDataset(X, Y), batch_size=16), batch_size=8),
         TypeError,
         ["train_data", "Doubling", "`__iter__`", "`collate_fn`", "`batch_sampler`"],
     ),
