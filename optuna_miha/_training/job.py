@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -240,15 +240,10 @@ def _train(
             steps.factor = rate_factor(len(log.results), job.n_epochs)
         data.set_epoch(epoch)
         log.begun += 1
-        result = next(epochs, None)
+        result = _next_result(epochs)
         if result is None:
             log.begun -= 1
             break
-        if not isinstance(result, EpochResult):
-            raise TypeError(
-                "A trainer must yield an optuna_miha.EpochResult after every epoch, got "
-                f"{type(result).__qualname__}: use `yield EpochResult(value=...)`."
-            )
         if ema is not None:
             result = replace(result, ema_value=_update_average(context, recipe, ema, sample))
         epoch += 1
@@ -267,6 +262,17 @@ def _train(
             f"The trainer must yield a result after each of {job.n_epochs} epochs, got none."
         )
     return capture(recipe, ema, epoch, settings) | {"data": data.capture(), "best": best}
+
+
+def _next_result(epochs: Iterator[object]) -> EpochResult | None:
+    """Train for an epoch; :obj:`None` if the trainer has ended."""
+    result = next(epochs, None)
+    if result is not None and not isinstance(result, EpochResult):
+        raise TypeError(
+            "A trainer must yield an optuna_miha.EpochResult after every epoch, got "
+            f"{type(result).__qualname__}: use `yield EpochResult(value=...)`."
+        )
+    return result
 
 
 def _update_average(
