@@ -97,21 +97,25 @@ class Lineage:
         return self._groups.get((role, cycle), {})
 
     def winner(self, role: Role, cycle: int) -> Segment | None:
-        """The fittest complete sibling; :obj:`None` if there is none."""
+        """The fittest complete sibling, feasible ones first; :obj:`None` if there is none."""
         return next(iter(self.ranking(role, cycle)), None)
 
     def ranking(self, role: Role, cycle: int) -> list[Segment]:
-        """The complete siblings with a fitness, the fittest first."""
+        """The complete siblings with a fitness, in the order of :func:`ranking`."""
         group = self.group(role, cycle)
-        complete = {b: s.fitness for b, s in group.items() if s.state == TrialState.COMPLETE}
-        return [group[branch] for branch in ranking(complete)]
+        complete = {b: s for b, s in group.items() if s.state == TrialState.COMPLETE}
+        fitness = {b: (s.violation, s.fitness) for b, s in complete.items()}
+        return [group[branch] for branch in ranking(fitness)]
 
     def parent(self, segment: Segment) -> Segment | None:
         """The segment that ``segment`` continues."""
         return None if segment.parent is None else self._segments[segment.parent]
 
     def best(self) -> Segment | None:
-        """The complete segment with the best value, whose trial is ``study.best_trial``."""
+        """The complete segment with the best value, whose trial is ``study.best_trial``.
+
+        A feasible one, unless there is none: then one of the lowest violation.
+        """
         return self._best
 
     def best_before(self, cycle: int) -> Segment | None:
@@ -119,26 +123,31 @@ class Lineage:
         earlier = [s for s in self if s.cycle < cycle and s.value is not None]
         return min(earlier, key=self._rank, default=None)
 
-    def would_be_best(self, cost: float, role: Role, cycle: int, branch: int) -> bool:
-        """Whether a segment with this cost and position would be the best."""
-        rank = cost, *position_of(role, cycle, branch)
+    def would_be_best(
+        self, violation: float, cost: float, role: Role, cycle: int, branch: int
+    ) -> bool:
+        """Whether a segment with this violation, cost and position would be the best."""
+        rank = violation, cost, *position_of(role, cycle, branch)
         return self._best is None or rank < self._rank(self._best)
 
-    def _rank(self, segment: Segment) -> tuple[float, int, int, int]:
-        """The key by which segments are compared: cost, then position in the run.
+    def _rank(self, segment: Segment) -> tuple[float, float, int, int, int]:
+        """The key by which segments are compared: violation, cost, then position in the run.
 
         Trial numbers do not break ties, because the order in which siblings are written may
         depend on time.
         """
-        return self.cost(segment), *segment.position
+        return segment.violation, self.cost(segment), *segment.position
 
-    def _member_rank(self, segment: Segment) -> tuple[float, int, int, int]:
+    def _member_rank(self, segment: Segment) -> tuple[float, float, int, int, int]:
         assert segment.member is not None
-        return self.sign * segment.member["value"], *segment.position
+        return segment.violation, self.sign * segment.member["value"], *segment.position
 
     def library(self) -> list[Segment]:
-        """The segments whose best weights are kept, including pruned ones, the best first."""
-        return list(self._library)
+        """The segments whose best weights are kept, including pruned ones, the best first.
+
+        Infeasible ones are left out if there is a feasible one.
+        """
+        return [s for s in self._library if not s.violation] or list(self._library)
 
     def cost(self, segment: Segment) -> float:
         """The segment's value, oriented so that lower is better; infinity without a value."""
@@ -179,10 +188,14 @@ def sign_of(direction: StudyDirection) -> int:
     return -1 if direction == StudyDirection.MAXIMIZE else 1
 
 
-def ranking(fitness: Mapping[int, float]) -> list[int]:
-    """Branch indices sorted by fitness, the fittest first; the lower index first in a tie.
+def ranking(fitness: Mapping[int, tuple[float, float]]) -> list[int]:
+    """Branch indices, the fittest first; the lower index first in a tie.
 
+    Feasible branches precede infeasible ones, and these are sorted by their violation first.
     Branches whose fitness is NaN are left out.
+
+    Args:
+        fitness: Violation and fitness by branch index.
     """
-    comparable = [branch for branch, value in fitness.items() if not math.isnan(value)]
-    return sorted(comparable, key=lambda branch: (-fitness[branch], branch))
+    comparable = [branch for branch, (_, value) in fitness.items() if not math.isnan(value)]
+    return sorted(comparable, key=lambda branch: (fitness[branch][0], -fitness[branch][1], branch))

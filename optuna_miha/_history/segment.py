@@ -49,6 +49,7 @@ class Segment:
             this average replaced its weights; otherwise :obj:`None`.
         member: The file with its best weights, which an ensemble can use, and their validation
             value: ``{"id": …, "sha256": …, "value": …}`` or :obj:`None`.
+        violation: The sum of the violated constraints of its trial; 0.0 if it is feasible.
     """
 
     number: int
@@ -69,6 +70,7 @@ class Segment:
     checkpoint: dict[str, Any] | None
     averaged_score: float | None = None
     member: dict[str, Any] | None = None
+    violation: float = 0.0
 
     @property
     def end(self) -> int:
@@ -175,6 +177,7 @@ def segment_of(trial: FrozenTrial) -> Segment | None:
         checkpoint=checkpoint,
         averaged_score=read.number_in(attributes.AVERAGED, "value"),
         member=member,
+        violation=_violation(trial),
     )
 
 
@@ -186,6 +189,22 @@ def _interned(distributions: Mapping[str, BaseDistribution]) -> dict[str, BaseDi
 @lru_cache(maxsize=256)
 def _parse(distributions: tuple[tuple[str, str], ...]) -> dict[str, BaseDistribution]:
     return {name: json_to_distribution(text) for name, text in distributions}
+
+
+def _violation(trial: FrozenTrial) -> float:
+    try:
+        return violation_of(trial.constraints)
+    except TypeError:
+        raise RecordError(
+            f"The constraints of trial {trial.number} must be numbers, got "
+            f"{trial.constraints!r:.100}: a sampler did not write them. Restore the original "
+            "values, or start a study with another name."
+        ) from None
+
+
+def violation_of(constraints: Mapping[str, float]) -> float:
+    """The sum of the violated constraints, which Optuna defines as those above zero."""
+    return math.fsum(value for value in constraints.values() if value > 0)
 
 
 def _is_finite(value: float | None) -> bool:

@@ -30,6 +30,8 @@ from optuna_miha.exceptions import MihaError
 if TYPE_CHECKING:
     import pandas
 
+_logger = optuna.logging.get_logger("optuna.miha")
+
 _COLUMNS = (
     "number",
     "role",
@@ -186,6 +188,12 @@ def make_result(
         raise MihaError(
             f"The study {study.study_name!r} must have a completed segment, got none: "
             f"{_remedy(study, lineage)}"
+        )
+    if best.violation:
+        _logger.warning(
+            f"The result, trial {best.number}, violates constraints by {best.violation:g} in "
+            "total: no complete trial satisfies all of them. A larger `n_epochs` continues the "
+            "search."
         )
     seed = study.user_attrs[attributes.RUN_SEED]
     recipe = build_recipe(model_fn, FixedTrial(best.params), seed)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import optuna
+from optuna.samplers import BaseSampler
 
 from optuna_miha._history import attributes
 from optuna_miha._history.curve import EpochResult
@@ -54,6 +55,7 @@ class Population:
         proposer: Proposer,
         progress: Progress,
     ) -> None:
+        self._study = session.study
         self._plan = session.plan
         self._context = session.context
         self._workers = session.workers
@@ -135,8 +137,11 @@ class Population:
         return sibling
 
     def _is_brief(self, phase: Phase) -> bool:
-        """Whether a phase is too short to be watched, at the speed of the last rung."""
-        if self._epoch_seconds is None:
+        """Whether a phase is too short to be watched, at the speed of the last rung.
+
+        Samplers that process each trial, such as those with constraints, need it in the study.
+        """
+        if self._epoch_seconds is None or _processes_trials(self._study.sampler):
             return False
         n_epochs = phase.size * phase.n_epochs
         if phase.role == "startup":
@@ -221,6 +226,12 @@ class Population:
     def fail_interrupted(self) -> None:
         """Fail the trials that are still running after an interruption."""
         self._trial_log.fail_interrupted()
+
+
+def _processes_trials(sampler: BaseSampler) -> bool:
+    cls = type(sampler)
+    hooks = cls.before_trial, cls.after_trial
+    return hooks != (BaseSampler.before_trial, BaseSampler.after_trial)
 
 
 def _report(sibling: Sibling, trial: BufferedTrial, result: EpochResult) -> None:

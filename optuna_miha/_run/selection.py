@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import optuna
+from optuna.trial import TrialState
 
 from optuna_miha._history.lineage import ranking
 from optuna_miha._history.scalars import as_float
 from optuna_miha._history.segment import make_curve
+from optuna_miha._run.pruner_view import PrunerView, is_stateless
 from optuna_miha._run.session import Session
 from optuna_miha._search.phases import Phase
 from optuna_miha._search.plan import race_rungs
@@ -66,8 +68,8 @@ class Selection:
         # All decisions precede the first finished trial, and do not depend on completion order.
         for sibling in self._hopeless(phase, siblings, alive, age, rung):
             if sibling.trial is not None:  # Otherwise an earlier process finished it.
-                assert sibling.state is not None
-                member = self._retention.write_member(sibling.state, _file_label(phase, sibling))
+                self._trial_log.close(sibling, TrialState.PRUNED)
+                member = self._write_member(phase, sibling)
                 self._retention.add_member(self._trial_log.prune(sibling, member))
 
     def _hopeless(
@@ -75,10 +77,14 @@ class Selection:
     ) -> list[Sibling]:
         """The siblings to prune; see :meth:`prune`."""
         if phase.role != "startup":
+            before = (s for s in self._lineage if (s.role, s.cycle) != (phase.role, phase.cycle))
+            if any(segment.violation for segment in before):
+                return []  # Pruners compare values, and would stop a feasible branch.
             # The control is kept: otherwise a branch that gets worse later would win by default.
             first = 1 if self._plan.control else 0
             candidates = [s for s in alive if s.trial is not None and s.branch >= first]
-            return [s for s in candidates if self._is_hopeless(s, siblings)]
+            is_hopeless = self._rule(phase, siblings, age)
+            return [sibling for sibling in candidates if is_hopeless(sibling)]
 
         def rank(sibling: Sibling) -> tuple[float, int]:
             scores = sibling.segment.scores if sibling.segment else sibling.scores
@@ -88,19 +94,20 @@ class Selection:
         n_left, _ = race_rungs(phase.size)[rung]
         return sorted(alive, key=rank)[n_left:]
 
-    def _is_hopeless(self, sibling: Sibling, siblings: list[Sibling]) -> bool:
-        """The decision of the study's pruner; for a :class:`SlopePruner`, without the storage."""
-        pruner = self._study.pruner
-        if not isinstance(pruner, SlopePruner):
-            assert sibling.trial is not None
-            return sibling.trial.publish().should_prune()
-        sign = self._lineage.sign
-        return pruner.is_hopeless(
-            sibling.costs(sign),
-            [s.costs(sign) for s in siblings if s is not sibling and not s.is_failed],
-            birth=sibling.birth,
-            end=sibling.birth + self._plan.branch_epochs,
-        )
+    def _rule(self, phase: Phase, siblings: list[Sibling], age: int) -> Callable[[Sibling], bool]:
+        """The decision of the study's pruner as a function of a sibling."""
+        pruner, sign = self._study.pruner, self._lineage.sign
+        if isinstance(pruner, SlopePruner):  # It needs the values of the siblings alone.
+            compared = [s for s in siblings if s.survives(age) or not s.is_failed]
+            return lambda sibling: pruner.is_hopeless(
+                sibling.costs(sign),
+                [s.costs(sign) for s in compared if s is not sibling],
+                birth=sibling.birth,
+                end=sibling.birth + self._plan.branch_epochs,
+            )
+        if is_stateless(pruner):
+            return PrunerView(self._study, self._lineage, phase, siblings, age=age).is_hopeless
+        return _ask_study
 
     def select(self, phase: Phase, alive: list[Sibling]) -> None:
         """Select the fittest, finish the trials, and remove checkpoints that are not needed.
@@ -117,8 +124,8 @@ class Selection:
         # The winner is finished first, then the others by cost. If the run is killed in between,
         # every finished trial that may be selected on resuming has a checkpoint. At most two
         # checkpoints are written.
-        order = sorted(pending, key=lambda s: (s is not winner, self._best_cost(s), s.branch))
-        for sibling in order:
+        order = {s: (s is not winner, s.violation, self._best_cost(s), s.branch) for s in pending}
+        for sibling in sorted(pending, key=lambda s: order[s]):
             self._finish(phase, sibling, is_winner=sibling is winner)
         chosen = self._lineage.winner(phase.role, phase.cycle)
         self._retention.clean(chosen or phase.parent)
@@ -126,34 +133,46 @@ class Selection:
             _logger.info(f"Cycle {phase.cycle}: {chosen.mutation} (trial {chosen.number}).")
 
     def _rank(self, phase: Phase, alive: list[Sibling]) -> list[Sibling]:
-        """Compute fitness, and sort the siblings by it, omitting those with NaN fitness."""
+        """Compute fitness and violation, and sort the siblings; see :func:`ranking`."""
         by_role = {"startup": power_law, "branch": self._fitness}
         fitness = by_role.get(phase.role, last_value)  # A single sibling wins with any fitness.
         for sibling in alive:
             if sibling.segment is not None:
                 sibling.fitness = sibling.segment.fitness
+                sibling.violation = sibling.segment.violation
                 continue
             curve = make_curve(sibling.scores, self._lineage.sign, sibling.birth, sibling.parent)
             sibling.fitness = as_float(fitness(curve), "The return value of `fitness`")
+            self._trial_log.close(sibling, TrialState.COMPLETE)
         by_branch = {s.branch: s for s in alive}
-        return [by_branch[b] for b in ranking({b: s.fitness for b, s in by_branch.items()})]
+        order = ranking({s.branch: (s.violation, s.fitness) for s in alive})
+        return [by_branch[branch] for branch in order]
 
     def _finish(self, phase: Phase, sibling: Sibling, *, is_winner: bool) -> None:
         """Write the checkpoint and the best weights if they are needed, and finish the trial."""
         state = sibling.state
         assert state is not None
-        label = _file_label(phase, sibling)
         is_best = self._lineage.would_be_best(
-            self._best_cost(sibling), phase.role, phase.cycle, sibling.branch
+            sibling.violation,
+            self._best_cost(sibling),
+            phase.role,
+            phase.cycle,
+            sibling.branch,
         )
         checkpoint = None
         if self._retention.needs_checkpoint(winner=is_winner, new_best=is_best):
-            checkpoint = self._retention.write(state, label)
-        member = self._retention.write_member(state, label)
+            checkpoint = self._retention.write(state, _file_label(phase, sibling))
+        member = self._write_member(phase, sibling)
         segment = self._trial_log.complete(sibling, checkpoint, member)
         self._retention.add_member(segment)
         if checkpoint is not None:
             self._retention.add(segment.number, checkpoint, state)
+
+    def _write_member(self, phase: Phase, sibling: Sibling) -> dict[str, Any] | None:
+        """Write the best weights of a closed sibling if an ensemble may need them."""
+        assert sibling.state is not None
+        label = _file_label(phase, sibling)
+        return self._retention.write_member(sibling.state, sibling.violation, label)
 
     def _best_cost(self, sibling: Sibling) -> float:
         """The best value of a sibling, oriented so that lower is better."""
@@ -163,6 +182,12 @@ class Selection:
     def clean_up(self) -> None:
         """Remove the checkpoints that are not needed after the end of the run."""
         self._retention.clean(self._lineage.best())
+
+
+def _ask_study(sibling: Sibling) -> bool:
+    """The decision of a pruner that may store something in the study, or is of unknown class."""
+    assert sibling.trial is not None
+    return sibling.trial.publish().should_prune()
 
 
 def _file_label(phase: Phase, sibling: Sibling) -> str:

@@ -201,9 +201,12 @@ class MihaSampler(BaseSampler):
         trials = study.get_trials(deepcopy=False, states=finished)
         if not trials:
             return {}
-        # As long as no trial is complete, the last one is mutated, to leave failing parameters.
-        has_complete = any(t.state == TrialState.COMPLETE for t in trials)
-        best = study.best_trial if has_complete else trials[-1]
+        try:
+            best = study.best_trial
+        except ValueError:
+            # As long as no trial is complete and feasible, the last one is mutated, to leave its
+            # parameters.
+            best = trials[-1]
         possible = list(kinds(best.distributions))
         if not possible:
             return best.params

@@ -10,7 +10,13 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_miha._study.optuna_internals import add_finished_trial, start_trial, tell
+from optuna_miha._history.segment import violation_of
+from optuna_miha._study.optuna_internals import (
+    add_finished_trial,
+    after_trial,
+    finish_trial,
+    start_trial,
+)
 
 
 class BufferedTrial:
@@ -28,6 +34,7 @@ class BufferedTrial:
         params: Its parameters.
         distributions: Their distributions.
         user_attrs: Its user attributes.
+        constraints: Its constraints, as ``Trial.set_constraint`` sets them.
         intermediate_values: Its reported values by step.
     """
 
@@ -40,6 +47,7 @@ class BufferedTrial:
         params: dict[str, Any] | None = None,
         distributions: dict[str, BaseDistribution] | None = None,
         user_attrs: dict[str, Any] | None = None,
+        constraints: dict[str, float] | None = None,
         intermediate_values: dict[int, float] | None = None,
     ) -> None:
         self._study = study
@@ -49,8 +57,10 @@ class BufferedTrial:
             "params": params or {},
             "distributions": distributions or {},
             "user_attrs": user_attrs or {},
+            "constraints": constraints or {},
             "intermediate_values": intermediate_values or {},
         }
+        self._last_report = math.nan
         self._start = datetime.datetime.now()
         if trial is not None:
             running[trial.number] = trial
@@ -78,6 +88,7 @@ class BufferedTrial:
 
     def report(self, value: float, step: int) -> None:
         """Report a value; see :meth:`optuna.trial.Trial.report`."""
+        self._last_report = value
         if self._trial is None:
             self._content["intermediate_values"][step] = value
         else:
@@ -90,8 +101,23 @@ class BufferedTrial:
         else:
             self._trial.set_user_attr(key, value)
 
+    def close(self, state: TrialState, value: float | None = None) -> float:
+        """Let the study's sampler process the result of the trial, before :meth:`finish`.
+
+        Args:
+            state: The state in which it will finish.
+            value: Its value, if it will be complete.
+
+        Returns:
+            The sum of the violated constraints.
+        """
+        if self._trial is None:
+            return violation_of(self._content["constraints"])
+        value = self._value_in(state, value)
+        return violation_of(after_trial(self._study, self._trial, state, value).constraints)
+
     def finish(self, state: TrialState, value: float | None = None) -> FrozenTrial:
-        """Finish the trial.
+        """Finish the trial, which was closed.
 
         Args:
             state: The final state.
@@ -100,13 +126,17 @@ class BufferedTrial:
         Returns:
             The finished trial.
         """
+        value = self._value_in(state, value)
         if self._trial is not None:
-            frozen = tell(self._study, self._trial, value, state)
+            frozen = finish_trial(self._study, self._trial, state, value)
             self._running.pop(frozen.number, None)
             return frozen
-        reports = self._content["intermediate_values"]
-        if state == TrialState.PRUNED and reports and not math.isnan(reports[max(reports)]):
-            value = reports[max(reports)]  # As `study.tell` does.
         return add_finished_trial(
             self._study, state=state, value=value, start=self._start, **self._content
         )
+
+    def _value_in(self, state: TrialState, value: float | None) -> float | None:
+        """The value in a final state, as ``study.tell`` sets it."""
+        if state == TrialState.PRUNED and not math.isnan(self._last_report):
+            return self._last_report
+        return value

@@ -20,7 +20,7 @@ import optuna
 from optuna import Study, Trial
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.exceptions import OptunaError, StorageInternalError
-from optuna.pruners import BasePruner, MedianPruner
+from optuna.pruners import BasePruner, MedianPruner, PatientPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import GrpcStorageProxy, InMemoryStorage, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
@@ -49,6 +49,11 @@ def is_default_sampler(sampler: BaseSampler) -> bool:
 def is_default_pruner(pruner: BasePruner) -> bool:
     """Whether ``pruner`` is the default of ``optuna.create_study()``."""
     return type(pruner) is MedianPruner and _settings(pruner) == _settings(MedianPruner())
+
+
+def wrapped_pruner(pruner: PatientPruner) -> BasePruner | None:
+    """The pruner that a :class:`~optuna.pruners.PatientPruner` makes patient."""
+    return pruner._wrapped_pruner
 
 
 def is_in_memory(study: Study) -> bool:
@@ -293,6 +298,38 @@ def tell(
         return study.tell(trial, value, state)
     finally:
         study._stop_flag = was_stopped
+
+
+def after_trial(study: Study, trial: Trial, state: TrialState, value: float | None) -> FrozenTrial:
+    """Call the sampler's ``after_trial``, as ``study.tell`` does before it finishes a trial.
+
+    Args:
+        study: The study.
+        trial: The trial, which is still running.
+        state: Its final state.
+        value: Its value; :obj:`None` if there is none.
+
+    Returns:
+        The trial with what the sampler stored in it.
+    """
+    study._thread_local.cached_all_trials = None
+    was_stopped = study._stop_flag
+    try:
+        frozen = study._storage.get_trial(trial._trial_id)
+        study.sampler.after_trial(study, frozen, state, None if value is None else [value])
+    finally:
+        study._stop_flag = was_stopped  # As in `tell`.
+    return study._storage.get_trial(trial._trial_id)
+
+
+def finish_trial(
+    study: Study, trial: Trial, state: TrialState, value: float | None
+) -> FrozenTrial:
+    """Finish a trial for which :func:`after_trial` was called, as ``study.tell`` does then."""
+    study._thread_local.cached_all_trials = None
+    values = None if value is None else [value]
+    study._storage.set_trial_state_values(trial._trial_id, state, values)
+    return study._storage.get_trial(trial._trial_id)
 
 
 def _settings(component: Any) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Retention:
         reference = self._store.save(state, label)
         return {**reference, "best_epoch": state["best"]["epoch"]}
 
-    def write_member(self, state: State, label: str) -> dict[str, Any] | None:
+    def write_member(self, state: State, violation: float, label: str) -> dict[str, Any] | None:
         """Write the best weights of a segment if an ensemble may need them.
 
         During the run, weights are written if they are among the best so far. The files that
@@ -51,6 +51,7 @@ class Retention:
 
         Args:
             state: The state at the end of the segment.
+            violation: The sum of its violated constraints.
             label: Part of the file name.
 
         Returns:
@@ -61,9 +62,10 @@ class Retention:
         if self._keep == "final":
             return None
         if len(library) == LIBRARY_SIZE:
-            worst = library[-1].member
-            assert worst is not None
-            if self._lineage.sign * (best["value"] - worst["value"]) > 0:
+            worst = library[-1]
+            assert worst.member is not None
+            sign = self._lineage.sign
+            if (violation, sign * best["value"]) > (worst.violation, sign * worst.member["value"]):
                 return None
         reference = self._store.save({"weights": best["weights"]}, f"member-{label}")
         return {**reference, "value": best["value"]}

@@ -27,6 +27,7 @@ class Sibling:
         train_losses: The training loss of each epoch so far.
         metrics: The other metrics of the last epoch, by name.
         fitness: Its fitness; NaN until its training is complete.
+        violation: The sum of its violated constraints; known when its trial is closed.
         error: The error message if it failed.
     """
 
@@ -39,6 +40,7 @@ class Sibling:
     train_losses: list[float] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     fitness: float = math.nan
+    violation: float = 0.0
     error: str | None = None
 
     @property
@@ -68,10 +70,11 @@ class Sibling:
         """Whether it is compared after ``age`` epochs: neither failed nor pruned before."""
         if self.segment is None:
             return self.error is None
-        if self.segment.state == TrialState.PRUNED:
-            # It was compared at the rung at which it was pruned.
-            return len(self.segment.scores) >= age
-        return self.segment.state == TrialState.COMPLETE
+        if self.segment.state == TrialState.COMPLETE:
+            return True
+        # It was compared at the rung at which it was pruned, and until it failed.
+        scores = self.segment.scores
+        return len(scores) >= age and (age == 0 or math.isfinite(scores[age - 1]))
 
 
 def last_score_of(parent: Segment) -> dict[int, float]:

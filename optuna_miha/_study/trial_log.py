@@ -73,6 +73,7 @@ class TrialLog:
             params=offline.params,
             distributions=offline.distributions,
             user_attrs=attrs | {attributes.MUTATION: mutation},
+            constraints=offline.constraints,
             intermediate_values={} if phase.parent is None else last_score_of(phase.parent),
         )
         if not brief:
@@ -135,13 +136,38 @@ class TrialLog:
                 f"suggest for the initial configuration. It suggests {', '.join(suggested)}."
             )
 
+    def close(self, sibling: Sibling, state: TrialState, unfinished: int = 0) -> None:
+        """Store what training gave, and let the study's sampler process it.
+
+        This precedes selection, because a sampler may find out that a trial is infeasible.
+
+        Args:
+            sibling: The sibling, whose ``violation`` is set.
+            state: The state in which its trial will finish.
+            unfinished: Epochs that were started and not finished. They count as trained.
+        """
+        trial = sibling.trial
+        assert trial is not None
+        losses = [loss if math.isfinite(loss) else None for loss in sibling.train_losses]
+        trial.set_user_attr(attributes.TRAIN_LOSS, losses)
+        trial.set_user_attr(attributes.TRAINED, len(sibling.scores) + unfinished)
+        if sibling.metrics:
+            trial.set_user_attr(attributes.METRICS, sibling.metrics)
+        if not math.isnan(sibling.fitness):
+            trial.set_user_attr(attributes.FITNESS, sibling.fitness)
+        value = None
+        if state == TrialState.COMPLETE:
+            assert sibling.state is not None
+            value = sibling.state["best"]["value"]
+        sibling.violation = trial.close(state, value)
+
     def complete(
         self,
         sibling: Sibling,
         checkpoint: dict[str, Any] | None,
         member: dict[str, Any] | None,
     ) -> Segment:
-        """Finish a sibling whose training is complete.
+        """Finish a sibling whose training is complete, and that is closed.
 
         Args:
             sibling: The sibling, with its ``state``.
@@ -154,18 +180,18 @@ class TrialLog:
         return self._finish(sibling, TrialState.COMPLETE, attrs, value=value)
 
     def prune(self, sibling: Sibling, member: dict[str, Any] | None) -> Segment:
-        """Finish a sibling that was pruned; see :meth:`complete`."""
+        """Finish a sibling that was pruned and is closed; see :meth:`complete`."""
         return self._finish(sibling, TrialState.PRUNED, {attributes.MEMBER: member})
 
     def fail(self, sibling: Sibling, unfinished: int) -> Segment:
-        """Finish a sibling that failed.
+        """Close and finish a sibling that failed.
 
         Args:
             sibling: The sibling, with its ``error``.
             unfinished: Epochs that were started and not finished. They count as trained.
         """
-        attrs = {attributes.ERROR: sibling.error}
-        return self._finish(sibling, TrialState.FAIL, attrs, unfinished=unfinished)
+        self.close(sibling, TrialState.FAIL, unfinished)
+        return self._finish(sibling, TrialState.FAIL, {attributes.ERROR: sibling.error})
 
     def fail_interrupted(self) -> None:
         """Fail the running trials of a run that ended; enqueue the user's trials again."""
@@ -200,18 +226,10 @@ class TrialLog:
         attrs: dict[str, Any],
         *,
         value: float | None = None,
-        unfinished: int = 0,
     ) -> Segment:
         """Set the remaining attributes of a trial, finish it, and add it to the history."""
         trial = sibling.trial
         assert trial is not None
-        losses = [loss if math.isfinite(loss) else None for loss in sibling.train_losses]
-        trial.set_user_attr(attributes.TRAIN_LOSS, losses)
-        trial.set_user_attr(attributes.TRAINED, len(sibling.scores) + unfinished)
-        if sibling.metrics:
-            trial.set_user_attr(attributes.METRICS, sibling.metrics)
-        if not math.isnan(sibling.fitness):
-            trial.set_user_attr(attributes.FITNESS, sibling.fitness)
         for key, attr in attrs.items():
             if attr is not None:
                 trial.set_user_attr(key, attr)

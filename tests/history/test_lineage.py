@@ -15,12 +15,18 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from optuna_miha._history import attributes
-from optuna_miha._history.lineage import Lineage, ranking
+from optuna_miha._history import lineage as module
+from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import make_curve, segment_of
 
 SCORES = st.dictionaries(
     st.integers(0, 9), st.floats(allow_nan=True) | st.sampled_from([0.0, 1.0]), max_size=6
 )
+
+
+def ranking(fitness: dict[int, float]) -> list[int]:
+    """The ranking of feasible branches."""
+    return module.ranking({branch: (0.0, value) for branch, value in fitness.items()})
 
 
 def test_a_branch_with_nan_fitness_is_not_ranked() -> None:
@@ -50,6 +56,25 @@ def test_the_ranking_sorts_every_fitness_except_nan(
     values = [scores[branch] for branch in ranking(scores)]
     comparable = [value for value in scores.values() if not math.isnan(value)]
     assert values == sorted(comparable, reverse=True)
+
+
+def test_feasible_branches_precede_infeasible_ones_which_are_sorted_by_violation() -> None:
+    fitness = {0: (2.0, 9.0), 1: (0.0, 1.0), 2: (0.5, -1.0), 3: (0.0, 3.0), 4: (0.5, 0.0)}
+    assert module.ranking(fitness) == [3, 1, 4, 2, 0]
+
+
+def test_an_infeasible_segment_is_the_best_only_while_there_is_no_feasible_one() -> None:
+    member: Any = {"id": "", "sha256": "", "value": 0.1}
+    infeasible = segment(0, value=0.1, violation=1.0, member=member)
+    lineage = Lineage(StudyDirection.MINIMIZE, [infeasible])
+    assert lineage.best() == infeasible
+    assert lineage.library() == [infeasible]
+    assert lineage.would_be_best(0.5, 0.9, "branch", 1, 0)
+    assert not lineage.would_be_best(1.5, 0.0, "branch", 1, 0)
+    feasible = segment(1, role="branch", cycle=1, value=0.9, member={**member, "value": 0.9})
+    lineage.add(feasible)
+    assert lineage.best() == lineage.best_before(2) == feasible
+    assert lineage.library() == [feasible]
 
 
 def test_a_pruned_or_failed_sibling_does_not_win() -> None:

@@ -315,14 +315,21 @@ def test_a_buffered_trial_finishes_like_a_running_one(state: str, tmp_path: Path
         "params": {"x": 0.25},
         "distributions": {"x": optuna.distributions.FloatDistribution(0.0, 1.0)},
         "user_attrs": {"miha:role": "branch"},
-        "intermediate_values": {4: 0.5, 5: 0.4},
+        "constraints": {"a": 2.0, "b": -1.0},
+        "intermediate_values": {4: 0.5},
     }
     value = 0.3 if state == "COMPLETE" else None
     running, buffered = (BufferedTrial(study, {}, **copy.deepcopy(content)) for _ in range(2))
     running.publish()
-    finished = [t.finish(optuna.trial.TrialState[state], value) for t in (running, buffered)]
+    final = optuna.trial.TrialState[state]
+    for trial in (running, buffered):
+        trial.report(0.4, 5)
+        assert trial.close(final, value) == 2.0
+    finished = [trial.finish(final, value) for trial in (running, buffered)]
+    expected = {"COMPLETE": [0.3], "PRUNED": [0.4], "FAIL": None}
+    assert finished[0].values == expected[state]
     assert [trial.number for trial in finished] == [0, 1]
-    for name in ("state", "values", "params", "distributions", "user_attrs"):
+    for name in ("state", "values", "params", "distributions", "user_attrs", "constraints"):
         assert getattr(finished[0], name) == getattr(finished[1], name)
     assert finished[0].intermediate_values == finished[1].intermediate_values
     for trial in finished:
