@@ -1,14 +1,53 @@
-"""The global random generators of Python, NumPy and torch, handled together."""
+"""The global random generators of Python, NumPy and torch, handled together.
+
+They belong to the whole process, as does the number of threads of torch. Whoever changes them
+holds one lock meanwhile, so that runs in several threads take turns and do not disturb each other.
+"""
 
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+
+_lock = threading.RLock()
+_held = threading.local()
+"""``depth``: how many times this thread has acquired the lock."""
+
+
+@contextmanager
+def exclusive() -> Iterator[None]:
+    """Exclude other threads from the global state; can be nested."""
+    with _lock:
+        _held.depth = getattr(_held, "depth", 0) + 1
+        try:
+            yield
+        finally:
+            _held.depth -= 1
+
+
+@contextmanager
+def lent() -> Iterator[None]:
+    """Let other threads have the global state while this one waits for them.
+
+    They leave it as they found it. Without this, a run within a run could wait forever for jobs
+    in an executor of threads.
+    """
+    depth = getattr(_held, "depth", 0)
+    for _ in range(depth):
+        _lock.release()
+    _held.depth = 0
+    try:
+        yield
+    finally:
+        for _ in range(depth):
+            _lock.acquire()
+        _held.depth = depth
 
 
 def seed_all(seed: int) -> None:
@@ -57,16 +96,20 @@ def restore_rng(rng: dict[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Restore all random generators on exit, including those of accelerators in use."""
-    cpu = torch.device("cpu")
-    rng = capture_rng(cpu)
-    others = [(d, torch.get_device_module(d).get_rng_state(d)) for d in _accelerators_in_use()]
-    try:
-        yield
-    finally:
-        restore_rng(rng, cpu)
-        for device, state in others:
-            torch.get_device_module(device).set_rng_state(state, device)
+    """Restore all random generators on exit, including those of accelerators in use.
+
+    Other threads wait until then; see :func:`exclusive`.
+    """
+    with exclusive():
+        cpu = torch.device("cpu")
+        rng = capture_rng(cpu)
+        others = [(d, torch.get_device_module(d).get_rng_state(d)) for d in _accelerators_in_use()]
+        try:
+            yield
+        finally:
+            restore_rng(rng, cpu)
+            for device, state in others:
+                torch.get_device_module(device).set_rng_state(state, device)
 
 
 def _has_generator(device: torch.device) -> bool:

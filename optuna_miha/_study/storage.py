@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
+
+from optuna_miha._model.verbosity import ignored
 
 _BUSY_TIMEOUT = 60
 """Seconds to wait while another process writes, such as the dashboard or a second run."""
@@ -46,9 +47,7 @@ def create_storage(
             "`optuna.create_study(storage=...)`."
         )
     Path(name).parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        # The caller did not choose the experimental argument.
-        warnings.simplefilter("ignore", ExperimentalWarning)
+    with ignored(ExperimentalWarning):  # The caller did not choose the experimental argument.
         storage = RDBStorage(
             f"sqlite:///{name}",
             engine_kwargs={"connect_args": {"timeout": _BUSY_TIMEOUT}},

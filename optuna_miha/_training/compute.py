@@ -9,6 +9,8 @@ from typing import Literal, TypeAlias, get_args
 
 import torch
 
+from optuna_miha._model.rng import exclusive
+
 Precision: TypeAlias = Literal["bf16"]
 
 
@@ -80,10 +82,14 @@ def resolve_devices(
 
 @contextmanager
 def intra_op_threads(number: int) -> Iterator[None]:
-    """Set the number of intra-op threads, which fixes the order of summation."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    """Set the number of intra-op threads, which fixes the order of summation.
+
+    The number is that of the whole process; see :func:`~optuna_miha._model.rng.exclusive`.
+    """
+    with exclusive():
+        before = torch.get_num_threads()
+        torch.set_num_threads(number)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

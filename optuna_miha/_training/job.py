@@ -32,6 +32,7 @@ from optuna_miha._training.running_statistics import (
     has_running_statistics,
 )
 from optuna_miha._training.state import State, capture, inherit, make_ema
+from optuna_miha._training.torch_settings import Settings, current_settings
 from optuna_miha._training.trainer import Trainer, evaluate, is_failed, move, train
 
 
@@ -49,6 +50,7 @@ class Context:
         ema_decay: As in the plan. Ignored with a user-defined trainer, because only the trainer
             can evaluate the network.
         engine: The compute settings.
+        settings: Global settings of torch, for workers.
     """
 
     model_fn: ModelFn
@@ -59,6 +61,7 @@ class Context:
     devices: tuple[torch.device, ...]
     ema_decay: float
     engine: Engine = DEFAULT_ENGINE
+    settings: Settings = field(default_factory=current_settings)
 
     @classmethod
     def of(

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import optuna
 
+from optuna_miha._model.rng import lent
 from optuna_miha._training.job import Context, Job, Outcome, run_job
 from optuna_miha._training.pickling import pack
 from optuna_miha._training.worker import (
@@ -221,7 +222,8 @@ class OnExecutor(Workers):
                 "create a new one."
             ) from error
         try:
-            future.result()
+            with lent():
+                future.result()
         except Exception as error:
             raise WorkerError(
                 f"The executor cannot run jobs: {type(error).__name__}: {error}. Its workers "

@@ -19,17 +19,15 @@ import torch
 from torch import Tensor
 
 from optuna_miha._history.curve import EpochResult
+from optuna_miha._model.rng import exclusive, lent
 from optuna_miha._model.tensors import map_tensors
 from optuna_miha._training.job import Context, Outcome, run_job
 from optuna_miha._training.pickling import pack, unpack
+from optuna_miha._training.torch_settings import settings_in_force
 from optuna_miha.exceptions import WorkerError
 
 OnEpoch: TypeAlias = Callable[[int, EpochResult], None]
 """Called with the index of a job, and the result of one of its epochs."""
-
-_job_lock = threading.Lock()
-"""Jobs seed and restore the random generators of their process, so that those of an executor of
-threads run one at a time."""
 
 _cached_context: tuple[str, Context] | None = None
 """The last context of this worker, and its key."""
@@ -73,7 +71,8 @@ def collect(
     first_halves: dict[int, Outcome] = {}
     try:
         while pending:
-            done, _ = wait(pending, return_when=FIRST_COMPLETED)
+            with lent():  # The jobs may run in threads of this process.
+                done, _ = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:
                 index = pending.pop(future)
                 packed = _result_of(future)
@@ -123,12 +122,14 @@ def run_remote(key: str, packed_context: bytes | None, job: bytes) -> bytes | No
         The packed outcome; :obj:`None` if the worker lacks the context.
     """
     global _cached_context
-    with _job_lock:
+    with exclusive():  # Jobs of an executor of threads run one at a time.
         if _cached_context is None or _cached_context[0] != key:
             if packed_context is None:
                 return None
             _cached_context = key, unpack(packed_context)
-        outcome = run_job(_cached_context[1], unpack(job))
+        context = _cached_context[1]
+        with settings_in_force(context.settings):
+            outcome = run_job(context, unpack(job))
     if outcome.exception is not None:
         outcome = replace(outcome, exception=_picklable(outcome.exception))
     return pack(replace(outcome, state=map_tensors(outcome.state, Tensor.cpu)))
