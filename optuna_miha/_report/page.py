@@ -113,7 +113,11 @@ def _cycles(lineage: Lineage) -> str:
 
 def _branches(cycle: Cycle) -> str:
     """The number of branches and their outcomes: ``"3, 1 pruned"``."""
-    counts = ((cycle.n_pruned, "pruned"), (cycle.n_failed, "failed"))
+    counts = (
+        (cycle.n_pruned, "pruned"),
+        (cycle.n_failed, "failed"),
+        (cycle.n_without_effect, "without effect"),
+    )
     return ", ".join([str(cycle.n_branches), *(f"{n} {outcome}" for n, outcome in counts if n)])
 
 

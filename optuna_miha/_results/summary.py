@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Segment
+from optuna_miha._search.control import is_without_effect
 from optuna_miha._search.mutation import NO_CHANGE, describe
 
 _ROLE_NAMES = {"startup": "start-up race"}
@@ -26,6 +27,7 @@ class Cycle:
         n_branches: The number of branches.
         n_pruned: The number of pruned branches.
         n_failed: The number of failed branches.
+        n_without_effect: The number of branches that equal the control bit for bit.
     """
 
     number: int
@@ -35,6 +37,7 @@ class Cycle:
     n_branches: int
     n_pruned: int
     n_failed: int
+    n_without_effect: int
 
     @property
     def change(self) -> str:
@@ -70,6 +73,7 @@ def cycles_of(lineage: Lineage) -> list[Cycle]:
                 n_branches=len(states),
                 n_pruned=states.count(TrialState.PRUNED),
                 n_failed=states.count(TrialState.FAIL),
+                n_without_effect=sum(is_without_effect(lineage, b) for b in branches),
             )
         )
     return cycles

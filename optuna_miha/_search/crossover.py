@@ -13,7 +13,7 @@ from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Segment
 from optuna_miha._search.learning_rate import rescaled_lr
-from optuna_miha._search.mutation import Distributions, Params
+from optuna_miha._search.mutation import Distributions, Params, has_effect
 from optuna_miha._search.phases import Phase
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.proposals import Proposal, Proposer
@@ -185,6 +185,8 @@ def cross_fittest(
     # With equal values for all parameters of the trunk, `model_fn` suggests no others. Additional
     # parameters of the child then have no effect, like a momentum without SGD.
     if not any(_is_changed(name, child, trunk.params, distributions) for name in trunk.params):
+        return None
+    if not has_effect(trunk.params, {n: child[n] for n in trunk.params if n in child}):
         return None
     return Child(params=child, parents=(fitter.number, other.number))
 

@@ -31,6 +31,12 @@ NO_CHANGE = "no change"
 _MANY_ACTIVATIONS_PROB = 0.3
 """Probability that a mutation of activations changes several parameters at once."""
 
+_SAME_WITHOUT_DECAY = {"adam", "adamw"}
+"""Optimizers that differ only in how they apply weight decay."""
+
+_MAX_DRAWS = 20
+"""Draws of a mutation until one has an effect."""
+
 _ONE_LAYER_PROB = 0.5
 """Probability that these are the groups of one layer, if layers have groups; else all layers."""
 
@@ -46,6 +52,8 @@ def mutate(
 ) -> Params:
     """Mutate the parameters of one kind.
 
+    A built-in mutation without an effect (see :func:`has_effect`) is drawn again.
+
     Args:
         params: The trunk's parameters.
         distributions: Their distributions, by name.
@@ -57,11 +65,53 @@ def mutate(
         value_mutation: Replaces the built-in mutation of a single value.
 
     Returns:
-        A new dictionary. It equals ``params`` only if a value stays at its bound.
+        A new dictionary. It equals ``params`` only if no mutation of the kind has an effect, for
+        example at the upper bound of the learning rate, or if ``value_mutation`` keeps the value.
 
     Raises:
         ValueError: If ``value_mutation`` returns a value outside of its distribution.
     """
+    for _ in range(_MAX_DRAWS):
+        mutated = _draw(params, distributions, kind, rng, upward_lr, value_mutation)
+        if value_mutation is not None or has_effect(params, mutated):
+            return mutated
+    return dict(params)
+
+
+def has_effect(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a change of parameters can affect training, as far as it can be known before.
+
+    Without weight decay, Adam and AdamW are the same.
+    """
+    changed = {n for n in old.keys() | new.keys() if _differs(n, old, new)}
+    if (
+        {old.get("optimizer"), new.get("optimizer")} == _SAME_WITHOUT_DECAY
+        and "weight_decay" in new
+        and new["weight_decay"] == 0
+    ):
+        changed.remove("optimizer")
+        # Both have the same default rate, but converting the rate may change its last digit.
+        if "lr" in changed and math.isclose(old["lr"], new["lr"], rel_tol=1e-6):
+            changed.remove("lr")
+    return bool(changed)
+
+
+def _differs(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a parameter has another value. 1 and True are different values."""
+    if name not in old or name not in new:
+        return True
+    return type(old[name]) is not type(new[name]) or bool(old[name] != new[name])
+
+
+def _draw(
+    params: Params,
+    distributions: Distributions,
+    kind: str,
+    rng: np.random.Generator,
+    upward_lr: bool,
+    value_mutation: ValueMutation | None,
+) -> Params:
+    """Draw a mutation, which may have no effect; see :func:`mutate`."""
     names = kinds(distributions)[kind]
     mutated = dict(params)
     if kind == "activation" and rng.random() < _MANY_ACTIVATIONS_PROB:

@@ -15,7 +15,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_miha._history import attributes
-from optuna_miha._search.mutation import Distributions, Params, ValueMutation, mutate
+from optuna_miha._search.mutation import Distributions, Params, ValueMutation, has_effect, mutate
 from optuna_miha._search.portfolio import startup_candidates
 from optuna_miha._search.space import kind_of, kinds, value_or_initial
 
@@ -159,6 +159,8 @@ class MihaSampler(BaseSampler):
     ) -> Params:
         """The parent's parameters with one mutation.
 
+        If no mutation of its kind has an effect, the next kind mutates.
+
         Args:
             context: The data that proposals depend on.
             cycle: The cycle.
@@ -171,14 +173,18 @@ class MihaSampler(BaseSampler):
             return params
         seed = [context.seed, _BRANCH_STREAM, cycle]
         # The kinds are shuffled in the same way for all siblings, which take one each in turn.
-        kind = np.random.default_rng(seed).permutation(allowed)[branch % len(allowed)]
-        return mutate(
-            params,
-            distributions,
-            str(kind),
-            np.random.default_rng([*seed, branch]),
-            value_mutation=self._mutation,
-        )
+        order = np.random.default_rng(seed).permutation(allowed)
+        for turn in range(branch, branch + len(allowed)):
+            mutated = mutate(
+                params,
+                distributions,
+                str(order[turn % len(allowed)]),
+                np.random.default_rng([*seed, branch]),
+                value_mutation=self._mutation,
+            )
+            if has_effect(params, mutated):
+                return mutated
+        return params
 
     def propose_restart(
         self, context: SearchContext, cycle: int, params: Params, distributions: Distributions

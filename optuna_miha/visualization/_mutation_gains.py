@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from optuna_miha._history import attributes
 from optuna_miha._history.segment import Segment
+from optuna_miha._search.control import control_of, is_without_effect
 from optuna_miha._search.mutation import NO_CHANGE
 from optuna_miha._search.space import kind_of
 from optuna_miha.visualization._run_view import RunView, describe_change, read_run_view
@@ -33,6 +34,7 @@ from optuna_miha.visualization._style import (
 )
 
 _CONTROL, _CROSSOVER, _SEVERAL = "control", "crossover", "several at once"
+_NO_EFFECT = "no effect"
 
 _ROW_HEIGHT = 58
 """Height of a kind, in pixels."""
@@ -65,7 +67,7 @@ class _Branch:
     outcome: str
     reference: str
     gain: float | None
-    """:obj:`None` if the branch failed before it could be compared."""
+    """:obj:`None` if the branch failed before it could be compared, or had no effect."""
 
 
 def plot_mutation_gains(study: optuna.Study, *, target_name: str | None = None) -> Any:
@@ -80,7 +82,8 @@ def plot_mutation_gains(study: optuna.Study, *, target_name: str | None = None) 
     Each point is a branch; the bar of a kind spans the middle half of its gains, and its mark is
     the median. Points beyond the axis are drawn at its end; the hover text shows their values.
     ``n won of m`` counts the branches that became the trunk; for the control, these are the
-    cycles in which no mutation won.
+    cycles in which no mutation won. A branch that equals its control bit for bit had no effect: it
+    is counted separately, and is not a gain of zero.
 
     Args:
         study: A study with a finished or unfinished run of :func:`~optuna_miha.optimize`.
@@ -162,6 +165,8 @@ def _branch(view: RunView, segment: Segment, *, is_crossed: bool, is_relative: b
     if view.has_won(segment):
         outcome = "won"
     reference, gain = _gain(view, segment, parent, is_relative=is_relative)
+    if is_without_effect(view.lineage, segment):
+        outcome, gain = _NO_EFFECT, None
     return _Branch(segment=segment, kind=kind, outcome=outcome, reference=reference, gain=gain)
 
 
@@ -169,8 +174,7 @@ def _gain(
     view: RunView, segment: Segment, parent: Segment | None, *, is_relative: bool
 ) -> tuple[str, float | None]:
     """The name of the segment that a branch is compared with, and the gain over it."""
-    siblings = view.lineage.group("branch", segment.cycle).values()
-    control = next((s for s in siblings if s.mutation == NO_CHANGE and s.scores), None)
+    control = control_of(view.lineage, segment.cycle)
     if control is segment:
         return "control", None
     if control is not None:
@@ -210,7 +214,9 @@ def _limits(branches: Sequence[_Branch]) -> tuple[float, float]:
 def _label(kind: str, branches: Sequence[_Branch]) -> str:
     of_kind = [b for b in branches if b.kind == kind]
     won = sum(b.outcome == "won" for b in of_kind)
-    return f"{escape(shorten(kind, 28))}<br>{won} won of {len(of_kind)}"
+    n_idle = sum(b.outcome == _NO_EFFECT for b in of_kind)
+    idle = f", {n_idle} without effect" if n_idle else ""
+    return f"{escape(shorten(kind, 28))}<br>{won} won of {len(of_kind)}{idle}"
 
 
 def _add_quartiles(

@@ -12,6 +12,7 @@ from optuna.study import StudyDirection
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Segment
+from optuna_miha._search.control import is_without_effect
 from optuna_miha._search.mutation import NO_CHANGE
 from optuna_miha._study.schema import read_segments
 from optuna_miha.visualization._style import format_mutation, number
@@ -73,6 +74,8 @@ class RunView:
         lines = [f"trial {segment.number}: {role}, {outcome}"]
         if segment.role in ("startup", "branch", "restart"):
             lines.append(format_mutation(describe_change(segment)))
+        if is_without_effect(self.lineage, segment):
+            lines.append("no effect: equal to the control")
         if not math.isnan(segment.fitness):
             lines.append(f"fitness {number(segment.fitness)}")
         return "<br>".join(lines)

@@ -136,7 +136,9 @@ def test_another_optimizer_gets_its_default_rate_instead_of_an_extreme_multiple(
 def test_the_rate_of_another_optimizer_is_clipped_to_its_bounds() -> None:
     space = FULL_SPACE | {"lr": FloatDistribution(1e-5, 0.01, log=True)}
     rates = {m["optimizer"]: m["lr"] for m in mutants("optimizer", START, space)}
-    assert rates == {"adamw": 1e-3, "sgd": 0.01, "adadelta": 0.01}
+    assert rates == {"sgd": 0.01, "adadelta": 0.01}
+    start = START | {"weight_decay": 0.01}
+    assert {m["lr"] for m in mutants("optimizer", start, space)} == {1e-3, 0.01}
 
 
 def test_an_optimizer_without_a_known_default_does_not_change_the_rate() -> None:
@@ -400,3 +402,29 @@ def test_repeatedly_raised_rates_end_at_the_upper_bound() -> None:
         rate = mutate(START | {"lr": rate}, FULL_SPACE, "lr", rng)["lr"]
     assert math.isfinite(rate)
     assert rate == FULL_SPACE["lr"].high  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("rate", [1e-3, 0.0027, 0.0099])
+def test_adam_and_adamw_are_the_same_without_weight_decay(rate: float) -> None:
+    for old, new in (("adam", "adamw"), ("adamw", "adam")):
+        start = START | {"optimizer": old, "weight_decay": 0.0, "lr": rate}
+        assert new not in {m["optimizer"] for m in mutants("optimizer", start)}
+        assert new in {
+            m["optimizer"] for m in mutants("optimizer", start | {"weight_decay": 0.01})
+        }
+        del start["weight_decay"]  # That of `model_fn` is not known.
+        space = {name: FULL_SPACE[name] for name in start}
+        assert new in {m["optimizer"] for m in mutants("optimizer", start, space)}
+
+
+def test_adam_and_adamw_with_another_rate_differ() -> None:
+    start = START | {"optimizer": "adam", "weight_decay": 0.0, "lr": 0.5}
+    changed = next(m for m in mutants("optimizer", start) if m["optimizer"] == "adamw")
+    assert changed["lr"] == DEFAULT_LR["adamw"]
+
+
+def test_parameters_do_not_change_if_no_mutation_has_an_effect() -> None:
+    start = {"optimizer": "adam", "weight_decay": 0.0}
+    space = {"optimizer": CategoricalDistribution(["adam", "adamw"])}
+    space["weight_decay"] = CategoricalDistribution([0.0, 0.1])
+    assert all(m == start for m in mutants("optimizer", start, space, n=5))

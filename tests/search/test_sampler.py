@@ -326,6 +326,19 @@ def test_another_seed_of_the_run_gives_other_proposals() -> None:
     assert one != other
 
 
+def test_another_kind_mutates_if_none_of_the_first_kind_has_an_effect() -> None:
+    study = run_study(mutations=("lr", "dropout"))
+    highest = FULL_SPACE["lr"].high
+    study.add_trial(
+        optuna.trial.create_trial(
+            value=1.0, params=START | {"lr": highest}, distributions=FULL_SPACE
+        )
+    )
+    for branch in (1, 2):
+        new = proposed(study, "branch", branch, **{attributes.PARENT: 0, attributes.CYCLE: 1})
+        assert kinds_changed(START | {"lr": highest}, new) == {"dropout"}
+
+
 def test_a_branch_mutates_its_parent_and_not_the_best_trial() -> None:
     study = run_study(mutations=("dropout",))
     parent = START | {"lr": 0.5, "optimizer": "sgd", "width": 14}
