@@ -70,7 +70,10 @@ class Recipe:
             parameter shapes.
         loss_fn:
             The training loss, called as ``loss_fn(model(*inputs), target)`` for a batch
-            ``(*inputs, target)``. It returns a scalar, the mean over the batch.
+            ``(*inputs, target)``. It returns a scalar. Losses of torch give the value of all
+            samples at once, with class weights and ``ignore_index``, or the sum if
+            ``reduction="sum"``. Other functions, and a ``train_step``, should return the mean
+            over the batch; batches are weighted by their number of samples.
         train_data:
             A tuple of tensors ``(*inputs, target)`` of equal length, a
             :class:`~torch.utils.data.Dataset`, or a :class:`~torch.utils.data.DataLoader`. A

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -47,18 +47,6 @@ def map_tensors(
     if isinstance(value, (list, tuple)):
         return type(value)(map(mapped, value))
     return value
-
-
-def iter_tensors(value: Any) -> Iterator[Tensor]:
-    """Iterate over the tensors in nested mappings, lists and tuples, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from iter_tensors(part)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from iter_tensors(part)
 
 
 def copy_tensors(value: Any) -> Any:

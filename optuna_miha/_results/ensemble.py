@@ -19,7 +19,9 @@ from optuna_miha._model.recipe import LossFn, Recipe
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._results.combination import Combine, combination_for
 from optuna_miha._study.checkpoint_store import CheckpointStore
-from optuna_miha._training.data import batch_length, evaluation_batches
+from optuna_miha._training.batch_length import batch_length
+from optuna_miha._training.data import evaluation_batches
+from optuna_miha._training.loss_weights import LossWeights
 from optuna_miha.exceptions import CheckpointError, MihaError
 
 _logger = optuna.logging.get_logger("optuna.miha")
@@ -254,9 +256,12 @@ class _Validation:
             targets = torch.cat(self._targets)
             return float(self._recipe.metrics[self._recipe.monitor](outputs, targets))
         batches = torch.split(outputs, self._output_lengths)
-        losses = map(self.loss_fn, batches, self._targets)
-        total = sum(float(loss) * n for loss, n in zip(losses, self._batch_lengths, strict=True))
-        return total / sum(self._batch_lengths)
+        losses = [
+            torch.as_tensor(self.loss_fn(*batch)).reshape(())
+            for batch in zip(batches, self._targets, strict=True)
+        ]
+        weights = LossWeights(self.loss_fn)
+        return weights.combine(losses, map(weights.weight, self._targets, self._batch_lengths))
 
 
 def _weights(counts: Counter[int]) -> list[float]:

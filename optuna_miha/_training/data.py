@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from optuna_miha._model.recipe import Data, takes_batch_size
-from optuna_miha._model.tensors import iter_tensors, map_tensors
+from optuna_miha._model.tensors import map_tensors
 
 EVALUATION_BATCH_SIZE = 512
 """The same for all branches, so that values do not depend on their batch size."""
@@ -36,7 +36,7 @@ def training_batches(
     Raises:
         TypeError: If a loader must be rebuilt, but its class overrides ``__iter__``.
     """
-    tensors = _tensors_of(data)
+    tensors = tensors_of(data)
     if tensors is not None:
         drop_last = skip_single and _leaves_single_sample(len(tensors[0]), batch_size)
         return _ShuffledTensors(tensors, batch_size, device, drop_last=drop_last)
@@ -51,7 +51,7 @@ def training_batches(
 
 def evaluation_batches(data: Data, device: torch.device) -> Iterable[Any]:
     """Create an iterable over validation batches, in order; they may be changed in place."""
-    tensors = _tensors_of(data)
+    tensors = tensors_of(data)
     if tensors is not None:
         return _OrderedTensors([tensor.to(device) for tensor in tensors])
     if isinstance(data, DataLoader):
@@ -59,22 +59,7 @@ def evaluation_batches(data: Data, device: torch.device) -> Iterable[Any]:
     return _OnDevice(DataLoader(data, batch_size=EVALUATION_BATCH_SIZE), device)  # type: ignore[arg-type]
 
 
-def batch_length(batch: Any) -> int:
-    """Return the number of samples in a batch: the length of its first tensor.
-
-    Raises:
-        TypeError: If there is no tensor with at least one dimension.
-    """
-    for tensor in iter_tensors(batch):
-        if tensor.ndim > 0:
-            return len(tensor)
-    raise TypeError(
-        "A batch must hold a tensor of at least one dimension, got none in a "
-        f"{type(batch).__qualname__}: let the `collate_fn` of the DataLoader make one."
-    )
-
-
-def _tensors_of(data: Data) -> tuple[Tensor, ...] | None:
+def tensors_of(data: Data) -> tuple[Tensor, ...] | None:
     """Return the tensors of data that consist of tensors only; :obj:`None` for other data."""
     if isinstance(data, tuple):
         return data
@@ -84,7 +69,7 @@ def _tensors_of(data: Data) -> tuple[Tensor, ...] | None:
 
 def move_data(data: Data, device: torch.device) -> Data:
     """Move data that consist of tensors to ``device``; other data are returned unchanged."""
-    tensors = _tensors_of(data)
+    tensors = tensors_of(data)
     if tensors is None:
         return data
     moved = tuple(tensor.to(device) for tensor in tensors)

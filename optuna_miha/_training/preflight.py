@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from optuna_miha._model.recipe import LossFn, Recipe, device_of
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._search.mutation import Distributions
+from optuna_miha._training.batch_length import batch_length
 from optuna_miha._training.data import evaluation_batches
 from optuna_miha._training.data_state import DataState, check_data_state
 from optuna_miha._training.job import Context
@@ -203,6 +204,7 @@ def _check_losses(recipe: Recipe, context: Context) -> None:
             with context.engine.autocast(device_of(recipe.model)):
                 loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
             check_loss(recipe, loss)
+            batch_length(batch)
             break
         else:
             raise ValueError(

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from optuna_miha._model.recipe import Recipe, device_of
 from optuna_miha._model.rng import preserved_rng
 from optuna_miha._model.tensors import copy_tensors
+from optuna_miha._training.batch_length import batch_length
 from optuna_miha._training.compute import Engine
-from optuna_miha._training.data import batch_length
 
 N_SAMPLES = 512
 """Training samples per epoch from which running statistics are estimated."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -15,14 +14,16 @@ from optuna_miha._history.curve import EpochResult
 from optuna_miha._model.optimizers import move_optimizer_state
 from optuna_miha._model.recipe import LossFn, Recipe, device_of
 from optuna_miha._model.rng import preserved_rng
+from optuna_miha._training.batch_length import batch_length
 from optuna_miha._training.compute import DEFAULT_ENGINE, Engine
 from optuna_miha._training.data import (
-    batch_length,
     evaluation_batches,
     move_data,
+    tensors_of,
     training_batches,
 )
 from optuna_miha._training.data_state import DataState
+from optuna_miha._training.loss_weights import LossWeights
 
 
 class Trainer(Protocol):
@@ -67,25 +68,31 @@ def train(
     assert recipe.optimizer is not None
     device = device_of(recipe.model)
     batches = batches_of(recipe)
+    weights = LossWeights(None if recipe.train_step is not None else recipe.loss_fn)
+    tensors = tensors_of(recipe.train_data)
+    if tensors is not None:
+        weights.without_ignored(tensors[-1])
     frozen = frozen_modules(recipe.model)
     for _ in range(n_epochs):
         set_training(recipe.model, frozen)
-        total, n_samples = torch.zeros((), device=device), 0
+        total, is_first = torch.zeros((), device=device), True
+        divisor: float | Tensor = 0.0
         for batch in batches:
             if on_batch is not None:
                 on_batch(batch)
             with engine.autocast(device):
                 loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
-            if n_samples == 0:
+            if is_first:
                 check_loss(recipe, loss)
             recipe.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             recipe.optimizer.step()
-            length = batch_length(batch)
+            weight = weights.weight(_target_of(recipe, batch), batch_length(batch))
             # Sum on the device: reading the loss here would synchronize at every step.
-            total += loss.detach() * length
-            n_samples += length
-        if n_samples == 0:
+            total += weights.weighted(loss.detach(), weight)
+            divisor += weight
+            is_first = False
+        if is_first:
             raise ValueError(
                 "`train_data` must yield at least one batch per epoch, got none: lower the "
                 f"batch size ({recipe.batch_size}), or set `drop_last=False`."
@@ -93,7 +100,7 @@ def train(
         values = evaluate(recipe, recipe.model, engine)
         yield EpochResult(
             value=values[recipe.monitor],
-            train_loss=float(total) / n_samples,
+            train_loss=float(total) / (1.0 if weights.is_sum else float(divisor)),
             metrics={k: v for k, v in values.items() if k != recipe.monitor},
         )
 
@@ -129,7 +136,7 @@ def evaluate(
             precision.
 
     Returns:
-        ``"loss"``, the mean over samples, and the value of each metric.
+        ``"loss"``, that of all samples, and the value of each metric.
 
     Raises:
         ValueError: If the validation data yield no batch.
@@ -149,7 +156,8 @@ def _evaluate(recipe: Recipe, model: nn.Module, engine: Engine) -> dict[str, flo
     device = device_of(model)
     loss_fn = recipe.valid_loss_fn or recipe.loss_fn
     losses: list[Tensor] = []
-    lengths: list[int] = []
+    weights = LossWeights(None if recipe.train_step is not None else loss_fn)
+    factors: list[float | Tensor] = []
     outputs: list[Tensor] = []
     targets: list[Tensor] = []
     for batch in evaluation_batches(recipe.valid_data, device):
@@ -164,16 +172,19 @@ def _evaluate(recipe: Recipe, model: nn.Module, engine: Engine) -> dict[str, flo
                 outputs.append(output)
                 targets.append(target)
         losses.append(_as_scalar(recipe, loss))
-        lengths.append(batch_length(batch))
+        factors.append(weights.weight(_target_of(recipe, batch), batch_length(batch)))
     if not losses:
         raise ValueError("`valid_data` must yield at least one batch, got none.")
-    # Read all losses at once: reading each would synchronize at every batch.
-    total = sum(map(operator.mul, torch.stack(losses).tolist(), lengths))
-    values = {"loss": total / sum(lengths)}
+    values = {"loss": weights.combine(losses, factors)}
     if outputs:
         all_outputs, all_targets = torch.cat(outputs), torch.cat(targets)
         values |= {k: float(f(all_outputs, all_targets)) for k, f in recipe.metrics.items()}
     return values
+
+
+def _target_of(recipe: Recipe, batch: Any) -> Any:
+    """The targets of a batch; :obj:`None` if only the ``train_step`` knows them."""
+    return None if recipe.train_step is not None else batch[-1]
 
 
 def outputs_of(

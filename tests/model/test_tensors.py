@@ -10,7 +10,7 @@ import torch
 from helpers.equality import same
 from torch import Tensor
 
-from optuna_miha._model.tensors import copy_tensors, iter_tensors, map_tensors
+from optuna_miha._model.tensors import copy_tensors, map_tensors
 
 Pair = namedtuple("Pair", ["x", "y"])
 
@@ -71,12 +71,6 @@ def test_leaves_can_be_other_than_tensors() -> None:
     )
     assert moved["graph"].device == "meta"
     assert moved["size"] == 3
-
-
-def test_tensors_are_iterated_in_order() -> None:
-    parts = [torch.full((1,), float(i)) for i in range(5)]
-    nested = {"a": parts[0], "b": [parts[1], "name", Pair(parts[2], (parts[3],))], "c": parts[4]}
-    assert [tensor.item() for tensor in iter_tensors(nested)] == [0, 1, 2, 3, 4]
 
 
 def test_copies_are_detached() -> None:

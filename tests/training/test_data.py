@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import UserDict, namedtuple
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,7 +19,6 @@ from torch.utils.data import (
 )
 
 from optuna_miha._training.data import (
-    batch_length,
     evaluation_batches,
     move_data,
     training_batches,
@@ -31,13 +29,6 @@ META = torch.device("meta")
 """A device that is always available, and to which data must be moved."""
 
 Pair = namedtuple("Pair", ["x", "y"])
-
-
-class Name(str):
-    """A string, which must not be treated as a container."""
-
-    def __iter__(self) -> Iterator[str]:
-        raise AssertionError("a string was iterated")
 
 
 @given(n=st.integers(1, 40), batch_size=st.integers(1, 45), seed=st.integers(0, 2**40))
@@ -146,25 +137,6 @@ def test_batches_of_any_structure_are_moved(collate: Any, make_batches: Any) -> 
 def test_batches_of_tensors_are_moved() -> None:
     for batches in (training_batches(samples(5), 2, META), evaluation_batches(samples(5), META)):
         assert {part.device.type for batch in batches for part in batch} == {"meta"}
-
-
-@pytest.mark.parametrize(
-    "batch",
-    [
-        (torch.zeros(5, 2), torch.zeros(5)),
-        [torch.zeros(5), Name("a")],
-        {"x": torch.zeros(5, 3), "y": torch.zeros(5)},
-        {"nested": [{"x": torch.zeros(5, 3)}]},
-        Pair(torch.zeros(5, 1), torch.zeros(5)),
-        torch.zeros(5, 2),
-        UserDict({Name("x"): torch.zeros(5, 3)}),
-        ((Name("a"), Name("b")), torch.zeros(5)),
-        {"name": Name("a"), "x": torch.zeros(5, 3)},
-    ],
-    ids=lambda batch: type(batch).__name__,
-)
-def test_batch_length_is_that_of_the_first_tensor(batch: Any) -> None:
-    assert batch_length(batch) == 5
 
 
 @pytest.mark.parametrize("of", [lambda d: d, lambda d: TensorDataset(*d)])
