@@ -12,9 +12,9 @@ from optuna_miha._model.suggest import (
     suggest_dropout,
     suggest_label_smoothing,
     suggest_loss,
-    suggest_optimizer,
 )
 from optuna_miha._model.suggest_activations import suggest_activations
+from optuna_miha._model.suggest_optimizer import suggest_optimizer
 from optuna_miha._results.comparison import Comparison
 from optuna_miha._results.ensemble import Ensemble
 from optuna_miha._results.replay import Replay, replay

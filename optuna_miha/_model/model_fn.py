@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import optuna
-import torch
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
@@ -17,18 +16,23 @@ from optuna_miha._history.scalars import as_python
 from optuna_miha._history.schedule import RESERVED_COLUMNS
 from optuna_miha._model.activations import find_activations
 from optuna_miha._model.losses import with_label_smoothing
-from optuna_miha._model.optimizers import make_optimizer, optimizer_name
+from optuna_miha._model.optimizers import make_optimizer
 from optuna_miha._model.recipe import Recipe, takes_batch_size
 from optuna_miha._model.rng import preserved_rng, seed_all
+from optuna_miha._model.sparse_gradients import (
+    check_sparse_space,
+    sparse_weights,
+    use_plain_kernels,
+)
 from optuna_miha._model.suggest import (
     suggest_batch_size,
     suggest_dropout,
     suggest_label_smoothing,
-    suggest_optimizer,
 )
 from optuna_miha._model.suggest_activations import suggest_activations
+from optuna_miha._model.suggest_optimizer import suggest_around, suggest_lr, suggest_optimizer
 from optuna_miha._model.verbosity import warnings_only
-from optuna_miha._search.space import DEFAULT_LR, contains, declare_initial, value_or_initial
+from optuna_miha._search.space import DEFAULT_LR, contains, value_or_initial
 
 ModelFn: TypeAlias = Callable[[Any], Recipe]
 
@@ -62,6 +66,8 @@ def build_recipe(model_fn: ModelFn, trial: optuna.trial.BaseTrial, seed: int) ->
 
     Raises:
         TypeError: If ``model_fn`` does not return a recipe.
+        ValueError: If an optimizer does not take the sparse gradients of the network, or has a
+            scheduler although the default search space applies.
     """
     with preserved_rng():
         seed_all(seed)
@@ -71,8 +77,11 @@ def build_recipe(model_fn: ModelFn, trial: optuna.trial.BaseTrial, seed: int) ->
             f"`model_fn` must return an optuna_miha.Recipe, got {recipe!r}: end it with "
             "`return Recipe(model=..., loss_fn=..., train_data=..., valid_data=...)`."
         )
+    check_sparse_space(recipe.model, recipe.optimizer, trial.distributions)
     if not trial.params:
         _suggest_default_space(trial, recipe)
+    elif recipe.optimizer is not None and "optimizer" in trial.distributions:
+        use_plain_kernels(recipe.model, recipe.optimizer)
     if recipe.optimizer is None:
         recipe.optimizer = make_optimizer(
             "adam",
@@ -180,14 +189,12 @@ def _suggest_default_space(trial: optuna.trial.BaseTrial, recipe: Recipe) -> Non
     if find_activations(recipe.model):  # Otherwise a hint would be logged.
         suggest_activations(trial, recipe.model)
     suggest_dropout(trial, recipe.model)
-    optimizer = recipe.optimizer
-    if optimizer is None:
+    if recipe.optimizer is None:
         recipe.optimizer = suggest_optimizer(trial, recipe.model.parameters())
-    elif optimizer_name(optimizer) is not None and len(optimizer.param_groups) == 1:
-        params = optimizer.param_groups[0]["params"]
-        recipe.optimizer = suggest_optimizer(trial, params, initial=optimizer)
+    elif sparse_weights(recipe.model):  # Few classes and settings take sparse gradients.
+        suggest_lr(trial, recipe.optimizer)
     else:
-        _suggest_lr(trial, optimizer)
+        recipe.optimizer = suggest_around(trial, recipe.optimizer)
     assert recipe.batch_size is not None
     if takes_batch_size(recipe.train_data):
         recipe.batch_size = suggest_batch_size(trial, initial=recipe.batch_size)
@@ -195,15 +202,3 @@ def _suggest_default_space(trial: optuna.trial.BaseTrial, recipe: Recipe) -> Non
         initial = recipe.loss_fn.label_smoothing
         smoothing = suggest_label_smoothing(trial, initial=initial)
         recipe.loss_fn = with_label_smoothing(recipe.loss_fn, smoothing)
-
-
-def _suggest_lr(trial: optuna.trial.BaseTrial, optimizer: torch.optim.Optimizer) -> None:
-    """Suggest a learning rate, and scale that of all groups, keeping the optimizer.
-
-    This is for optimizers that cannot be rebuilt: of other classes, or with several groups.
-    """
-    initial = float(optimizer.param_groups[0]["lr"])
-    with declare_initial("lr", initial):
-        lr = trial.suggest_float("lr", initial / 1000, initial * 1000, log=True)
-    for group in optimizer.param_groups:
-        group["lr"] *= lr / initial

@@ -23,6 +23,8 @@ OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
 """Optimizer classes by their name in a study."""
 
 _FUSED = (optim.Adagrad, optim.Adam, optim.AdamW, optim.SGD)
+_OF_ALL_CLASSES = ("capturable", "differentiable", "foreach", "fused", "maximize")
+"""Arguments that a user chooses for the optimizer, whatever its class."""
 
 
 def optimizer_name(optimizer: optim.Optimizer) -> str | None:
@@ -30,14 +32,26 @@ def optimizer_name(optimizer: optim.Optimizer) -> str | None:
     return next((n for n, cls in OPTIMIZERS.items() if type(optimizer) is cls), None)
 
 
-def other_settings(optimizer: optim.Optimizer) -> dict[str, Any]:
+def other_settings(optimizer: optim.Optimizer, name: str) -> dict[str, Any]:
     """Return the arguments of an optimizer other than learning rate and weight decay.
 
-    The choice of the implementation is left out, because :func:`make_optimizer` makes it.
+    Args:
+        optimizer: The optimizer. If it has a single group, the values of the group count.
+        name: The name of the class that they are for. Another class than that of the optimizer
+            takes over the sign (``maximize``) and the implementation only.
     """
-    accepted = inspect.signature(type(optimizer)).parameters.keys()
-    excluded = {"lr", "weight_decay", "fused", "foreach"}
-    return {k: v for k, v in optimizer.defaults.items() if k in accepted - excluded}
+    values = optimizer.defaults
+    if len(optimizer.param_groups) == 1:
+        values = {key: optimizer.param_groups[0].get(key, value) for key, value in values.items()}
+    cls = OPTIMIZERS[name]
+    excluded = {"lr", "weight_decay"}
+    names = inspect.signature(cls).parameters.keys() - excluded
+    if type(optimizer) is not cls:
+        # Values that the user has not chosen are those of the other class.
+        names &= {key for key in _OF_ALL_CLASSES if values.get(key)} | (
+            {"fused", "foreach"} & {key for key in values if values[key] is not None}
+        )
+    return {key: value for key, value in values.items() if key in names}
 
 
 def make_optimizer(
@@ -57,20 +71,57 @@ def make_optimizer(
         lr: Learning rate.
         weight_decay: Weight decay.
         momentum: Momentum, for SGD only.
-        others: Further arguments of the class.
+        others: Further arguments of the class. Another implementation that they or a group
+            choose (``fused``, ``foreach``) is used.
     """
     cls = OPTIMIZERS[name]
     settings: dict[str, Any] = {**(others or {}), "lr": lr, "weight_decay": weight_decay}
     if cls is optim.SGD:
         settings["momentum"] = momentum
         settings["nesterov"] = settings.get("nesterov", False) and momentum > 0
-    groups = [_copy_group(p) for p in params]
-    if cls in _FUSED and all(map(torch.is_floating_point, _parameters_in(groups))):
+    groups = [copy_group(p) for p in params]
+    own = [group for group in groups if isinstance(group, dict)]
+    if _can_be_fused(cls, [settings, *own], _parameters_in(groups)):
         settings["fused"] = True
     return cls(groups, **settings)
 
 
-def _copy_group(group: Any) -> Any:
+def adjust_optimizer(
+    optimizer: optim.Optimizer, *, lr: float, weight_decay: float, momentum: float
+) -> None:
+    """Set the hyperparameters of an optimizer with a single group in place.
+
+    The result is that of :func:`make_optimizer`, but the object and its hooks stay.
+
+    Args:
+        optimizer: An optimizer of one of the classes of :data:`OPTIMIZERS`.
+        lr: Learning rate.
+        weight_decay: Weight decay.
+        momentum: Momentum, for SGD only.
+    """
+    (group,) = optimizer.param_groups
+    group["lr"] = torch.full_like(group["lr"], lr) if isinstance(group["lr"], Tensor) else lr
+    group["weight_decay"] = weight_decay
+    if isinstance(optimizer, optim.SGD):
+        group["momentum"] = momentum
+        group["nesterov"] = group["nesterov"] and momentum > 0
+    if _can_be_fused(type(optimizer), [group], group["params"]):
+        group["fused"] = True
+
+
+def _can_be_fused(
+    cls: type[optim.Optimizer], settings: Iterable[Mapping[str, Any]], params: Iterable[Tensor]
+) -> bool:
+    """Whether to use the fused implementation, unless the user has chosen one."""
+    is_chosen = any(
+        values.get("differentiable")
+        or any(values.get(key) is not None for key in ("foreach", "fused"))
+        for values in settings
+    )
+    return cls in _FUSED and not is_chosen and all(map(torch.is_floating_point, params))
+
+
+def copy_group(group: Any) -> Any:
     """Copy a parameter group, because an optimizer writes its settings into it."""
     if not isinstance(group, dict):
         return group

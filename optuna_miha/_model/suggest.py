@@ -6,30 +6,15 @@ calls one or more ``suggest_*`` methods of the trial. They work with any Optuna 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import optuna
-import torch
 from torch import nn
 
 from optuna_miha._model.losses import interchangeable_losses
-from optuna_miha._model.optimizers import (
-    OPTIMIZERS,
-    make_optimizer,
-    optimizer_name,
-    other_settings,
-)
 from optuna_miha._model.recipe import DEFAULT_BATCH_SIZE, LossFn
-from optuna_miha._search.space import (
-    DEFAULT_LR,
-    DEFAULT_MOMENTUM,
-    OFFERED_OPTIMIZERS,
-    check_names,
-    declare_initial,
-)
+from optuna_miha._search.space import declare_initial
 
-_WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _DROPOUTS = (
     nn.AlphaDropout,
     nn.Dropout,
@@ -38,70 +23,6 @@ _DROPOUTS = (
     nn.Dropout3d,
     nn.FeatureAlphaDropout,
 )
-
-
-def suggest_optimizer(
-    trial: optuna.trial.BaseTrial,
-    params: Iterable[Any],
-    *,
-    initial: str | torch.optim.Optimizer | None = None,
-    choices: Sequence[str] = OFFERED_OPTIMIZERS,
-    lr: tuple[float, float] = (1e-5, 3.0),
-    weight_decay: Sequence[float] = _WEIGHT_DECAYS,
-) -> torch.optim.Optimizer:
-    """Suggest the optimizer: its class, learning rate, weight decay and momentum.
-
-    The suggested parameters are ``optimizer``, ``lr``, ``weight_decay``, and for SGD
-    ``momentum``.
-
-    Args:
-        trial: The trial.
-        params: The network's parameters, or parameter groups.
-        initial:
-            The initial setting: an optimizer, whose class and hyperparameters are used (those
-            that are not suggested are kept while the class is), or the name of a class, with its
-            default learning rate (Adam, AdamW 1e-3, SGD 0.03 with momentum 0.9, Adadelta 1.0)
-            and no weight decay. :obj:`None`: the first choice.
-        choices: Names of the classes to choose from; the initial one is added.
-        lr: Bounds of the learning rate, widened to include the initial one.
-        weight_decay: Weight decays to choose from; the initial one is added.
-
-    Returns:
-        The optimizer, with torch's fused implementation if there is one.
-
-    Raises:
-        TypeError: If ``initial`` is an optimizer of a class that has no name here.
-        ValueError: If a choice is not the name of an optimizer, or the bounds are not positive
-            and ascending.
-    """
-    if not choices:
-        raise ValueError("`choices` must hold at least one optimizer, got none.")
-    start = _initial_settings(choices[0] if initial is None else initial)
-    check_names("optimizer", [*choices, start["optimizer"]], OPTIMIZERS)
-    if not 0 < lr[0] <= lr[1]:
-        raise ValueError(f"`lr` must be two positive bounds in ascending order, got {lr}.")
-    if start["optimizer"] not in choices:
-        choices = [start["optimizer"], *choices]
-    with declare_initial("optimizer", start["optimizer"]):
-        name = trial.suggest_categorical("optimizer", choices)
-    low, high = min(lr[0], start["lr"]), max(lr[1], start["lr"])
-    with declare_initial("lr", start["lr"]):
-        chosen_lr = trial.suggest_float("lr", low, high, log=True)
-    decays = sorted({*map(float, weight_decay), start["weight_decay"]})
-    with declare_initial("weight_decay", start["weight_decay"]):
-        chosen_decay = trial.suggest_categorical("weight_decay", decays)
-    momentum = 0.0
-    if name == "sgd":
-        with declare_initial("momentum", start["momentum"]):
-            momentum = trial.suggest_float("momentum", 0.0, 0.99)
-    return make_optimizer(
-        name,
-        params,
-        lr=chosen_lr,
-        weight_decay=chosen_decay,
-        momentum=momentum,
-        others=start["others"] if name == start["optimizer"] else None,
-    )
 
 
 def suggest_batch_size(
@@ -235,30 +156,3 @@ def suggest_label_smoothing(
         raise ValueError(f"Label smoothing must lie in [0, 1], got {initial=}, {high=}.")
     with declare_initial("label_smoothing", initial):
         return trial.suggest_float("label_smoothing", 0.0, max(high, initial))
-
-
-def _initial_settings(initial: str | torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the initial class of optimizer and its hyperparameters."""
-    if isinstance(initial, str):
-        return {
-            "optimizer": initial,
-            "lr": DEFAULT_LR.get(initial, 1e-3),
-            "weight_decay": 0.0,
-            "momentum": DEFAULT_MOMENTUM,
-            "others": {},
-        }
-    name = optimizer_name(initial)
-    if name is None:
-        raise TypeError(
-            f"`initial` must be one of torch's {', '.join(OPTIMIZERS)}, got "
-            f"{type(initial).__name__}: for another class, suggest its hyperparameters with "
-            "`trial.suggest_float`, and build it in `model_fn`."
-        )
-    group = initial.param_groups[0]
-    return {
-        "optimizer": name,
-        "lr": float(group["lr"]),
-        "weight_decay": float(group.get("weight_decay", 0.0)),
-        "momentum": float(group.get("momentum", DEFAULT_MOMENTUM)),
-        "others": other_settings(initial),
-    }
