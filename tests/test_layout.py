@@ -32,6 +32,7 @@ OPTUNA_PRIVATE = {
 OTHER_PRIVATE = {
     "_training/optimizer_steps.py": {"_optimizer_step_post_hooks"},
     "_model/activations.py": {"_modules"},  # Torch's.
+    "_model/suggest_optimizer.py": {"_wrapped_by_lr_sched"},  # Torch's.
     "_model/tensors.py": {"_fields"},  # Public, in spite of its name, in named tuples.
     # Python's; before 3.14 there is no other way to end workers at once.
     "_training/pools.py": {"_processes"},

@@ -256,12 +256,13 @@ class _Restoration:
             loaded = dict(state)
             self._state.clear()
             self._state.update(loaded)
-            optimizer.state = self._state
+            with suppress(AttributeError):  # A property: the state of a wrapped optimizer.
+                optimizer.state = self._state
         for group, own in self._own:
             group.clear()
             group.update(own)
         if optimizer.param_groups is not self._groups:
-            with suppress(AttributeError):  # A property: the groups of a wrapped optimizer.
+            with suppress(AttributeError):
                 optimizer.param_groups = self._groups
 
 

@@ -155,3 +155,17 @@ def move_optimizer_state(optimizer: optim.Optimizer, device: torch.device) -> No
         for group in state["param_groups"]:
             group["fused"] = None
     optimizer.load_state_dict(state)
+
+
+def set_optimizer_mode(optimizer: optim.Optimizer, *, training: bool) -> None:
+    """Switch an optimizer that has modes, as Schedule-Free has, between training and evaluation.
+
+    Its weights for evaluation differ from those that it trains.
+
+    Args:
+        optimizer: The optimizer. One without the methods ``train`` and ``eval`` has no modes.
+        training: Whether to prepare for training, or for evaluation and checkpoints.
+    """
+    switch = getattr(optimizer, "train" if training else "eval", None)
+    if callable(switch):
+        switch()

@@ -157,7 +157,8 @@ def check_no_scheduler(optimizer: torch.optim.Optimizer) -> None:
 
 def _is_extended(optimizer: torch.optim.Optimizer) -> bool:
     """Whether hooks or attributes are attached to an optimizer, or keys to its group."""
-    plain = type(optimizer)([torch.zeros(1, requires_grad=True)])
+    cls: Any = type(optimizer)
+    plain = cls([torch.zeros(1, requires_grad=True)])
     names = vars(optimizer).keys() - vars(plain).keys()
     keys = optimizer.param_groups[0].keys() - plain.param_groups[0].keys() - {"param_names"}
     return bool(_has_hooks(optimizer) or keys or any(not n.startswith("_") for n in names))
@@ -244,7 +245,7 @@ def _build(
 
 def _initial_settings(initial: str | torch.optim.Optimizer, groups: Sequence[Any]) -> _Settings:
     """Return the initial class of optimizer and its hyperparameters."""
-    rates = [group.get("lr") if isinstance(group, dict) else None for group in groups]
+    rates: list[Any] = [g.get("lr") if isinstance(g, dict) else None for g in groups]
     own_lr = None if not rates or None in rates else float(rates[0])
     if isinstance(initial, str):
         lr = DEFAULT_LR.get(initial, 1e-3) if own_lr is None else own_lr

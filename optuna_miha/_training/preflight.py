@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import math
 import pickle
@@ -17,6 +16,7 @@ from optuna.distributions import check_distribution_compatibility
 from optuna.study import StudyDirection
 from torch import Tensor, nn
 
+from optuna_miha._model.optimizer_state import Settings, optimizer_settings
 from optuna_miha._model.recipe import LossFn, Recipe, device_of
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._search.mutation import Distributions
@@ -24,6 +24,7 @@ from optuna_miha._training.batch_length import batch_length
 from optuna_miha._training.data import evaluation_batches
 from optuna_miha._training.data_state import DataState, check_data_state
 from optuna_miha._training.job import Context
+from optuna_miha._training.optimizer_checks import check_optimizer, check_step
 from optuna_miha._training.state import capture, make_ema
 from optuna_miha._training.trainer import (
     batch_loss,
@@ -172,7 +173,7 @@ def check_valid_loss(first: Recipe, second: Recipe, context: Context) -> None:
 
 
 def check_training(recipe: Recipe, context: Context) -> None:
-    """Compute one training loss and validate once, without an optimizer step.
+    """Take one training step, validate once, and store the state in memory.
 
     Args:
         recipe: The initial recipe, not to be used afterwards.
@@ -181,14 +182,16 @@ def check_training(recipe: Recipe, context: Context) -> None:
     Raises:
         TypeError: If the loss is not a tensor, or the state of network or data cannot be stored
             in a checkpoint.
-        ValueError: If the loss is not a scalar, the monitored value is NaN, or the optimizer's
-            ``step`` has required arguments.
+        ValueError: If the loss is not a scalar, the monitored value is NaN, or the optimizer
+            cannot be used by the built-in trainer or inherited.
     """
+    assert recipe.optimizer is not None
+    settings = optimizer_settings(recipe.optimizer)
     check_data_state(recipe.train_data)
     if context.trainer is None:
-        _check_optimizer(recipe)
+        check_optimizer(recipe.optimizer)
         _check_losses(recipe, context)
-    _check_state(recipe)  # After forward passes, which may add to the state.
+    _check_state(recipe, settings)  # After a training step, which may add to the state.
 
 
 def _check_losses(recipe: Recipe, context: Context) -> None:
@@ -205,6 +208,7 @@ def _check_losses(recipe: Recipe, context: Context) -> None:
                 loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
             check_loss(recipe, loss)
             batch_length(batch)
+            torch.autograd.backward(loss)
             break
         else:
             raise ValueError(
@@ -212,6 +216,8 @@ def _check_losses(recipe: Recipe, context: Context) -> None:
                 f"({recipe.batch_size}), or set `drop_last=False`."
             )
         value = evaluate(recipe, recipe.model, context.engine)[recipe.monitor]
+        assert recipe.optimizer is not None
+        check_step(recipe.optimizer)
     if math.isnan(value):
         raise ValueError(
             f"The monitored {recipe.monitor!r} of the untrained network is NaN: check the "
@@ -277,40 +283,24 @@ def _agree(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, equal_nan=True)
 
 
-def _check_state(recipe: Recipe) -> None:
+def _check_state(recipe: Recipe, settings: Settings) -> None:
     """Write a checkpoint to memory and read it, rather than fail after the first segment."""
     file = io.BytesIO()
     with preserved_rng():
         recipe.model.state_dict()  # Errors of the user's code are raised unchanged.
         try:
-            torch.save(capture(recipe, None, 0), file)
+            torch.save(capture(recipe, None, 0, settings), file)
             file.seek(0)
             torch.load(file, map_location="cpu", weights_only=True)
         except (pickle.PickleError, AttributeError, TypeError) as error:
             named = re.search(r"GLOBAL (\S+)", str(error))
             raise TypeError(
-                "The state of the network, including `get_extra_state`, must consist of tensors, "
-                "numbers, strings, and lists, tuples and dictionaries of them, so that a "
-                f"checkpoint can be read without running code, got {named[1] if named else error}"
-                ": convert it, for example with `torch.as_tensor`, `float` or `list`."
+                "The state of the network, including `get_extra_state`, and of the optimizer must "
+                "consist of tensors, numbers, strings, and lists, tuples and dictionaries of "
+                "them, so that a checkpoint can be read without running code, got "
+                f"{named[1] if named else error}: convert it, for example with `torch.as_tensor`, "
+                "`float` or `list`, or use another optimizer."
             ) from error
-
-
-def _check_optimizer(recipe: Recipe) -> None:
-    """Refuse an optimizer whose ``step`` has required arguments."""
-    assert recipe.optimizer is not None
-    needed = [
-        name
-        for name, parameter in inspect.signature(recipe.optimizer.step).parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    if needed:
-        raise ValueError(
-            "The built-in trainer calls `optimizer.step()` without arguments, but that of "
-            f"{type(recipe.optimizer).__name__} needs `{needed[0]}`: use another optimizer, or "
-            "pass your own `trainer` to `optimize`."
-        )
 
 
 def _check_shapes(output: Tensor, target: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from optuna_miha._history.curve import EpochResult
-from optuna_miha._model.optimizers import move_optimizer_state
+from optuna_miha._model.optimizers import move_optimizer_state, set_optimizer_mode
 from optuna_miha._model.recipe import LossFn, Recipe, device_of
 from optuna_miha._model.rng import preserved_rng
 from optuna_miha._training.batch_length import batch_length
@@ -75,6 +75,7 @@ def train(
     frozen = frozen_modules(recipe.model)
     for _ in range(n_epochs):
         set_training(recipe.model, frozen)
+        set_optimizer_mode(recipe.optimizer, training=True)
         total, is_first = torch.zeros((), device=device), True
         divisor: float | Tensor = 0.0
         for batch in batches:
@@ -97,6 +98,7 @@ def train(
                 "`train_data` must yield at least one batch per epoch, got none: lower the "
                 f"batch size ({recipe.batch_size}), or set `drop_last=False`."
             )
+        set_optimizer_mode(recipe.optimizer, training=False)
         values = evaluate(recipe, recipe.model, engine)
         yield EpochResult(
             value=values[recipe.monitor],
