@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import optuna
 
 from optuna_miha._cli import study_commands, training_commands
+from optuna_miha._history.error_text import without_credentials
 from optuna_miha._study.retry import convert_storage_errors
 from optuna_miha.exceptions import MihaError, StorageError
 
@@ -35,17 +37,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ImportError, OSError, StorageError) as error:
-        print(f"optuna-miha: {error}", file=sys.stderr)
+        print(f"optuna-miha: {without_credentials(str(error))}", file=sys.stderr)
         return 1
     except (ValueError, MihaError) as error:
-        print(f"optuna-miha: {error}", file=sys.stderr)
+        print(f"optuna-miha: {without_credentials(str(error))}", file=sys.stderr)
         return 2
     finally:
         optuna.logging.set_verbosity(verbosity)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors repeat no credentials of a URL in the wrong place."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(without_credentials(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="optuna-miha",
         description="Train one PyTorch network while tuning its hyperparameters.",
         epilog=(

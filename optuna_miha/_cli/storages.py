@@ -10,6 +10,7 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 
+from optuna_miha._history.error_text import describe_error, quoted
 from optuna_miha.exceptions import StorageError
 
 # The first bytes of a file.
@@ -36,9 +37,7 @@ def find_storage(reference: str) -> BaseStorage:
     # Optuna would create the file of a misspelled URL.
     file = Path(rest.partition("?")[0].removeprefix("/"))
     if scheme.startswith("sqlite") and file.name not in ("", ":memory:") and not file.is_file():
-        raise ValueError(
-            f"The file of the storage must exist, got {reference!r}: {file} does not exist."
-        )
+        raise ValueError(f"The file of the storage must exist, got {quoted(reference)}.")
     return open_storage(reference)
 
 
@@ -76,10 +75,10 @@ def _clear_errors(url: str) -> Iterator[None]:
     except ArgumentError as error:
         raise ValueError(
             "The storage must be the URL of a database that SQLAlchemy supports, got one that "
-            f"begins with {url.partition('://')[0]!r}: write for example sqlite:///run.db."
+            f"begins with {url.partition(':')[0]!r}: write for example sqlite:///run.db."
         ) from error
     except DBAPIError as error:
-        reason = f"{type(error.orig).__name__}: {str(error.orig).strip()}"
+        reason = describe_error(error.orig).strip() if error.orig else type(error).__name__
         raise StorageError(
             f"The storage cannot be opened. The database reports: {reason}."
         ) from error
@@ -90,8 +89,8 @@ def _resolve_file(path: Path) -> Path:
     if not path.is_dir():
         if not path.is_file():
             raise ValueError(
-                f"The storage must be a URL, a file or a folder, got {str(path)!r}, which does "
-                "not exist: write for example sqlite:///run.db."
+                f"The storage must be a URL, a file or a folder, got {quoted(str(path))}, which "
+                "does not exist: write for example sqlite:///run.db."
             )
         return path
     files = sorted(f for f in path.iterdir() if f.is_file() and _file_type(f) is not None)
@@ -107,7 +106,9 @@ def _resolve_file(path: Path) -> Path:
 def _open_file(file: Path) -> BaseStorage:
     file_type = _file_type(file)
     if file_type is None:
-        raise ValueError(f"The storage must be an SQLite or a journal file, {file} is neither.")
+        raise ValueError(
+            f"The storage must be an SQLite or a journal file, {quoted(str(file))} is neither."
+        )
     if file_type == _SQLITE:
         return RDBStorage(f"sqlite:///{file}")
     return JournalStorage(JournalFileBackend(str(file)))

@@ -18,6 +18,7 @@ from typing import Any
 import optuna
 from optuna.artifacts import get_all_artifact_meta, upload_artifact
 
+from optuna_miha._history.error_text import describe_error
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._results.result import Result
 from optuna_miha._results.summary import cycles_of, sentences
@@ -103,7 +104,7 @@ class Dashboard:
         except Exception as error:
             log = _logger.debug if self._has_warned else _logger.warning
             self._has_warned = True
-            log(f"{what} for optuna-dashboard could not be saved: {type(error).__name__}: {error}")
+            log(f"{what} for optuna-dashboard could not be saved: {describe_error(error)}")
 
 
 def _is_installed() -> bool:

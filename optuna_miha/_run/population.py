@@ -13,6 +13,7 @@ from optuna.samplers import BaseSampler
 
 from optuna_miha._history import attributes
 from optuna_miha._history.curve import EpochResult
+from optuna_miha._history.error_text import describe_error
 from optuna_miha._model.model_fn import build_recipe, offline_trial
 from optuna_miha._run.progress import Progress
 from optuna_miha._run.session import Session
@@ -20,6 +21,7 @@ from optuna_miha._search.mutation import Params, describe
 from optuna_miha._search.phases import Phase, Stretch
 from optuna_miha._search.plan import race_cost
 from optuna_miha._search.proposals import Proposer
+from optuna_miha._search.sampler import MihaSampler
 from optuna_miha._study.buffered_trial import BufferedTrial
 from optuna_miha._study.retention import Retention
 from optuna_miha._study.sibling import Sibling
@@ -118,7 +120,7 @@ class Population:
         if failure is not None:
             if not self._fails_only_trial(failure, phase):
                 raise failure
-            sibling.error = f"{type(failure).__name__}: {failure}"
+            sibling.error = describe_error(failure)
         self._inherit_state(sibling)
         return sibling
 
@@ -130,7 +132,7 @@ class Population:
         except Exception as error:
             if not self._fails_only_trial(error, phase, trial.user_attrs):
                 raise
-            sibling.error = f"{type(error).__name__}: {error}"
+            sibling.error = describe_error(error)
         mutation = describe(self._proposer.reference_params(phase), trial.params)
         trial.set_user_attr(attributes.MUTATION, mutation)
         self._inherit_state(sibling)
@@ -229,9 +231,10 @@ class Population:
 
 
 def _processes_trials(sampler: BaseSampler) -> bool:
-    cls = type(sampler)
-    hooks = cls.before_trial, cls.after_trial
-    return hooks != (BaseSampler.before_trial, BaseSampler.after_trial)
+    cls, neutral = type(sampler), (BaseSampler, MihaSampler)
+    return all(cls.before_trial is not other.before_trial for other in neutral) or all(
+        cls.after_trial is not other.after_trial for other in neutral
+    )
 
 
 def _report(sibling: Sibling, trial: BufferedTrial, result: EpochResult) -> None:

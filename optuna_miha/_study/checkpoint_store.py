@@ -17,6 +17,7 @@ import torch
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from optuna_miha._history.attribute_reader import is_file_name
+from optuna_miha._history.error_text import describe_error
 from optuna_miha._study.checkpoint_content import check_state, check_weights
 from optuna_miha._study.optuna_internals import artifact_folder
 from optuna_miha._training.state import State
@@ -258,10 +259,12 @@ class CheckpointStore:
                 if delay is None:
                     raise CheckpointError(
                         f"Could not {attempt} in {len(RETRY_DELAYS) + 1} attempts: "
-                        f"{type(error).__name__}: {error}. Check the store (disk space, "
+                        f"{describe_error(error)}. Check the store (disk space, "
                         "permissions, network), then run the same script again to resume."
                     ) from error
-                _logger.warning(f"Could not {attempt}: {error!r}. Retrying in {delay:g} s.")
+                _logger.warning(
+                    f"Could not {attempt}: {describe_error(error)}. Retrying in {delay:g} s."
+                )
                 time.sleep(delay)
         raise AssertionError("The last attempt returns or raises.")
 
@@ -287,7 +290,7 @@ class CheckpointStore:
         try:
             self._artifact_store.remove(name)
         except Exception as error:
-            _logger.debug(f"Checkpoint {name} was not removed: {error!r}.")
+            _logger.debug(f"Checkpoint {name} was not removed: {describe_error(error)}.")
 
 
 def _file_name(reference: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import optuna
 
 from optuna_miha._history import attributes
+from optuna_miha._history.error_text import describe_error
 from optuna_miha._study.optuna_internals import is_in_memory, study_key
 from optuna_miha.exceptions import StudyLockedError
 
@@ -209,7 +210,7 @@ def _renew_until(stop: threading.Event, lease: Lease) -> None:
                 return
             lease.write()
         except Exception as error:  # The next renewal may succeed.
-            _logger.debug(f"The lease was not renewed: {error!r}.")
+            _logger.debug(f"The lease was not renewed: {describe_error(error)}.")
 
 
 def _wait_until_free(study: optuna.Study) -> None:

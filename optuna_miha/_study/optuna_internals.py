@@ -27,6 +27,8 @@ from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
 from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from optuna_miha._history.error_text import describe_error
+
 _logger = optuna.logging.get_logger("optuna.miha")
 
 _PROCESS = uuid.uuid4().hex
@@ -159,7 +161,7 @@ def reconnect(study: Study) -> None:
 def database_message(error: StorageInternalError) -> str:
     """The database's own message; Optuna's is the same for all failures."""
     cause = getattr(error.__cause__, "orig", None) or error.__cause__ or error
-    return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
+    return describe_error(cause).strip().partition("\n")[0]
 
 
 def start_trial(study: Study, *, start: datetime.datetime, **content: Any) -> Trial:
@@ -221,7 +223,9 @@ def heartbeats(study: Study) -> Iterator[dict[int, Trial]]:
                 try:
                     storage.record_heartbeat(trial._trial_id)
                 except Exception as error:  # The next heartbeat may succeed.
-                    _logger.debug(f"No heartbeat for trial {trial.number}: {error!r}.")
+                    _logger.debug(
+                        f"No heartbeat for trial {trial.number}: {describe_error(error)}."
+                    )
 
     thread = threading.Thread(target=beat, name="optuna-miha-heartbeats", daemon=True)
     thread.start()

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial
 
 from optuna_miha._history import attributes
 from optuna_miha._history.attribute_reader import AttributeReader
+from optuna_miha._history.error_text import describe_error
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Segment
 from optuna_miha._search.phases import Stretch
@@ -116,7 +117,7 @@ def _check_readable(study: optuna.Study) -> None:
     except Exception as error:  # Of many types, such as those of JSON.
         raise RecordError(
             f"The study {study.study_name!r} must be as Optuna wrote it, got attributes that it "
-            f"cannot read ({type(error).__name__}: {str(error)[:_MAX_REASON_LENGTH]}). Restore "
+            f"cannot read ({describe_error(error)[:_MAX_REASON_LENGTH]}). Restore "
             "the row, or start a study with another name."
         ) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,11 @@ from typing import Any
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 
+from optuna_miha._history.error_text import quoted
 from optuna_miha._model.verbosity import ignored
+
+_URL = re.compile(r"[A-Za-z]\w+(\+\w+)?:(/|.*@)")
+"""A URL, possibly a misspelled one, but not a path with the letter of a drive."""
 
 _BUSY_TIMEOUT = 60
 """Seconds to wait while another process writes, such as the dashboard or a second run."""
@@ -41,9 +46,9 @@ def create_storage(
     from sqlalchemy import event
 
     name = fspath(path)
-    if "://" in name:
+    if _URL.match(name):
         raise ValueError(
-            f"`path` must be the path of a file, got {name!r}: pass a URL directly to "
+            f"`path` must be the path of a file, got {quoted(name)}: pass a URL directly to "
             "`optuna.create_study(storage=...)`."
         )
     Path(name).parent.mkdir(parents=True, exist_ok=True)

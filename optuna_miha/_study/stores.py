@@ -14,6 +14,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 
 from optuna_miha._history import attributes
 from optuna_miha._history.attribute_reader import is_file_name
+from optuna_miha._history.error_text import describe_error
 from optuna_miha._study.checkpoint_store import CheckpointStore
 from optuna_miha._study.folders import Location, is_elsewhere, locate
 from optuna_miha._study.optuna_internals import study_home
@@ -116,4 +117,6 @@ def _copy_artifacts(study: optuna.Study, origin: FileSystemArtifactStore, own: A
             with origin.open_reader(meta.artifact_id) as reader:
                 own.write(meta.artifact_id, reader)
         except (ArtifactNotFound, OSError, ValueError) as error:  # The run does not need it.
-            _logger.debug(f"The artifact {meta.artifact_id} was not copied: {error!r}.")
+            _logger.debug(
+                f"The artifact {meta.artifact_id} was not copied: {describe_error(error)}."
+            )

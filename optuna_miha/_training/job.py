@@ -14,6 +14,7 @@ from optuna.trial import FixedTrial
 from torch.optim.swa_utils import AveragedModel
 
 from optuna_miha._history.curve import EpochResult
+from optuna_miha._history.error_text import describe_error
 from optuna_miha._history.lineage import sign_of
 from optuna_miha._model.model_fn import ModelFn, build_recipe
 from optuna_miha._model.optimizer_state import optimizer_settings
@@ -185,7 +186,7 @@ def run_job(
             except _DivergedError as error:
                 return Outcome(tuple(log.results), log.begun, None, error=str(error))
             except Exception as error:
-                text = f"{type(error).__name__}: {error}"
+                text = describe_error(error)
                 if is_out_of_memory(error):
                     release_memory(error)
                 return Outcome(tuple(log.results), log.begun, None, error=text, exception=error)

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import optuna
 
+from optuna_miha._history.error_text import describe_error
 from optuna_miha._model.rng import lent
 from optuna_miha._training.job import Context, Job, Outcome, run_job
 from optuna_miha._training.pickling import pack
@@ -218,15 +219,15 @@ class OnExecutor(Workers):
             future = self._executor.submit(ping)
         except RuntimeError as error:
             raise ValueError(
-                f"`executor` must accept jobs, got one that is shut down or broken ({error}): "
-                "create a new one."
+                "`executor` must accept jobs, got one that is shut down or broken "
+                f"({describe_error(error)}): create a new one."
             ) from error
         try:
             with lent():
                 future.result()
         except Exception as error:
             raise WorkerError(
-                f"The executor cannot run jobs: {type(error).__name__}: {error}. Its workers "
+                f"The executor cannot run jobs: {describe_error(error)}. Its workers "
                 "need this package, in the same version."
             ) from error
 
@@ -273,7 +274,7 @@ def make_workers(context: Context, n_jobs: int, executor: Executor | None) -> Wo
 
 def _lost_job_error(error: Exception) -> WorkerError:
     return WorkerError(
-        f"The executor lost a job: {type(error).__name__}: {error}. It was shut down, or a worker "
+        f"The executor lost a job: {describe_error(error)}. It was shut down, or a worker "
         "died, for example because of too little memory."
     )
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from optuna_miha._history.curve import EpochResult
+from optuna_miha._history.error_text import describe_error
 from optuna_miha._model.rng import exclusive, lent
 from optuna_miha._model.tensors import map_tensors
 from optuna_miha._training.job import Context, Outcome, run_job
@@ -44,7 +45,7 @@ def pack_context(context: Context, spill: Path | None = None) -> bytes:
     except Exception as error:
         raise TypeError(
             "`model_fn`, `trainer` and the loss must be serializable by cloudpickle to reach "
-            f"other processes, got {type(error).__name__}: {error}. Create objects such as locks, "
+            f"other processes, got {describe_error(error)}. Create objects such as locks, "
             "open files and connections inside of `model_fn`, or use `n_jobs=1`."
         ) from error
 
@@ -105,7 +106,7 @@ def _result_of(future: Future[bytes | None]) -> bytes | None:
         raise
     except Exception as error:  # Exceptions of the user's code are returned in the outcome.
         raise WorkerError(
-            f"A worker could not run a job: {type(error).__name__}: {error}. The worker died "
+            f"A worker could not run a job: {describe_error(error)}. The worker died "
             "repeatedly, or lacks a module that `model_fn` needs."
         ) from error
 
