@@ -36,6 +36,7 @@ class Lineage:
         self._groups: dict[tuple[Role, int], dict[int, Segment]] = {}
         self._best: Segment | None = None
         self._library: list[Segment] = []
+        self._parents: set[int] = set()
         for segment in segments:
             self.add(segment)
 
@@ -84,6 +85,8 @@ class Lineage:
         self._segments[segment.number] = segment
         self._groups.setdefault((segment.role, segment.cycle), {})[segment.branch] = segment
         self.spent += segment.trained
+        if segment.parent is not None:
+            self._parents.add(segment.parent)
         if segment.value is not None and (
             self._best is None or self._rank(segment) < self._rank(self._best)
         ):
@@ -99,6 +102,20 @@ class Lineage:
     def winner(self, role: Role, cycle: int) -> Segment | None:
         """The fittest complete sibling, feasible ones first; :obj:`None` if there is none."""
         return next(iter(self.ranking(role, cycle)), None)
+
+    def continued(self, role: Role, cycle: int) -> Segment | None:
+        """The complete sibling that the run continued; :obj:`None` if there is none.
+
+        A cycle continues the fittest. The final phase and an extension of the run continue the
+        segment with the best value, which may be another sibling if no cycle continued the
+        fittest. As long as no sibling is continued, it is the fittest.
+        """
+        ranked = self.ranking(role, cycle)
+        siblings = self.group(role, cycle).values()
+        # A segment with the best value may have no fitness.
+        others = [s for s in siblings if s.state == TrialState.COMPLETE and s not in ranked]
+        parents = (s for s in (*ranked, *others) if s.number in self._parents)
+        return next(parents, ranked[0] if ranked else None)
 
     def ranking(self, role: Role, cycle: int) -> list[Segment]:
         """The complete siblings with a fitness, in the order of :func:`ranking`."""

@@ -21,7 +21,7 @@ class Cycle:
 
     Args:
         number: The number of the cycle.
-        winner: The fittest branch; :obj:`None` if every branch was pruned or failed.
+        winner: The branch that the run continued; :obj:`None` if all were pruned or failed.
         before: The value at the end of the winner's parent; :obj:`None` without a parent.
         after: The value at the end of the winner; :obj:`None` without a winner.
         n_branches: The number of branches.
@@ -61,7 +61,7 @@ def cycles_of(lineage: Lineage) -> list[Cycle]:
         branches = lineage.group("branch", number).values()
         if not branches:
             continue
-        winner = lineage.winner("branch", number)
+        winner = lineage.continued("branch", number)
         parent = None if winner is None else lineage.parent(winner)
         states = [branch.state for branch in branches]
         cycles.append(
@@ -81,7 +81,7 @@ def cycles_of(lineage: Lineage) -> list[Cycle]:
 
 def race_line(lineage: Lineage) -> str | None:
     """Describe the start-up race; :obj:`None` without one."""
-    winner = lineage.winner("startup", 0)
+    winner = lineage.continued("startup", 0)
     if winner is None:
         return None
     change = "the initial configuration" if winner.mutation == NO_CHANGE else winner.mutation
@@ -101,6 +101,26 @@ def restarts_line(lineage: Lineage) -> str | None:
         change = "the best parameters so far" if best.mutation == NO_CHANGE else best.mutation
         line += f", the best: {change} ({best.value:.4g}, trial {best.number})"
     return line
+
+
+def final_line(lineage: Lineage) -> str | None:
+    """Describe where the final phase starts; :obj:`None` if it continues the end of the trunk."""
+    finals = [s for s in lineage if s.role == "final"]
+    start = lineage.parent(finals[-1]) if finals else None
+    if start is None:
+        return None
+    trunk = [
+        s.position
+        for s in lineage
+        if s.role in ("startup", "branch", "trunk") and lineage.continued(s.role, s.cycle) is s
+    ]
+    if start.role != "restart" and start.position == max(trunk, default=None):
+        return None
+    place = f" of cycle {start.cycle}" if start.role in ("branch", "trunk") else ""
+    role = _ROLE_NAMES.get(start.role, start.role)
+    return (
+        f"final phase: continues trial {start.number} ({role}{place}), which was the best so far"
+    )
 
 
 def best_line(lineage: Lineage, best: Segment) -> str:
@@ -125,7 +145,8 @@ def sentences(lineage: Lineage, best: Segment) -> list[str]:
         lineage: The history.
         best: The segment of the best network.
     """
-    lines = [best_line(lineage, best), race_line(lineage), restarts_line(lineage)]
+    lines = [best_line(lineage, best), race_line(lineage)]
+    lines += [restarts_line(lineage), final_line(lineage)]
     return [f"{line[:1].upper()}{line[1:]}." for line in lines if line is not None]
 
 
@@ -142,6 +163,6 @@ def describe_run(lineage: Lineage, best: Segment) -> str:
         if cycle.winner is not None:
             line += f" ({cycle.course}, trial {cycle.winner.number})"
         lines.append(line)
-    lines += [restarts_line(lineage), best_line(lineage, best)]
+    lines += [restarts_line(lineage), final_line(lineage), best_line(lineage, best)]
     lines.append(f"its parameters: {describe({}, best.params)}")
     return "\n".join(line for line in lines if line is not None)

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.trial import TrialState
 
 from optuna_miha._history.segment import Segment
+from optuna_miha.visualization._best_epoch import add_best
 from optuna_miha.visualization._run_view import RunView, read_run_view
 from optuna_miha.visualization._style import (
-    BLACK,
     BLUE,
     GREEN,
     GREY,
@@ -23,7 +22,6 @@ from optuna_miha.visualization._style import (
     VERMILION,
     blank_figure,
     escape,
-    number,
     value_scale,
 )
 
@@ -75,8 +73,12 @@ def plot_lineage(study: optuna.Study, *, target_name: str | None = None) -> Any:
     """Plot the tree of trunk and branches over lineage epochs.
 
     Each line is a segment of training, that is, a trial; it starts where its parent ended.
-    Segments that won against their siblings are thick. The value axis cuts off outliers, so that
+    Segments that the run continued are thick. The value axis cuts off outliers, so that
     a diverged segment does not flatten the others; zoom out to see it.
+
+    A star marks the best epoch. The curves usually show the values of averaged weights, by which
+    branches are selected. If the weights of the best epoch are not averaged, a dotted line
+    connects the star to its curve.
 
     Args:
         study: A study with a finished or unfinished run of :func:`~optuna_miha.optimize`.
@@ -130,7 +132,7 @@ def plot_lineage(study: optuna.Study, *, target_name: str | None = None) -> Any:
                 legendgroup=name,
                 hovertemplate=_HOVER_TEMPLATE,
             )
-    _add_best(figure, view)
+    add_best(figure, view)
     end = max(segment.end for segment in view.lineage)
     figure.update_xaxes(title_text="lineage epoch", range=[-0.01 * end, 1.02 * end])
     axis = value_scale(values[True], values[False], is_loss=view.is_loss)
@@ -147,22 +149,3 @@ def _group_of(view: RunView, segment: Segment) -> str:
         return "trunk" if segment.role == "trunk" else "final phase"
     name = {"startup": "start-up race"}.get(segment.role, segment.role)
     return f"{name}, {'won' if view.has_won(segment) else 'lost'}"
-
-
-def _add_best(figure: Any, view: RunView) -> None:
-    """Mark the best epoch of the run with a star."""
-    best = view.lineage.best()
-    if best is None:
-        return
-    if best.checkpoint is not None:
-        epoch = best.checkpoint["best_epoch"]
-    else:
-        epoch = best.birth + 1 + int(np.argmin(view.lineage.sign * np.array(best.scores)))
-    figure.add_scatter(
-        x=[epoch],
-        y=[best.value],
-        name=f"best: {number(best.value)}",
-        mode="markers",
-        marker={"symbol": "star", "size": 14, "color": BLACK},
-        hovertemplate=f"{view.hover(best)}<br>epoch %{{x}}: %{{y:.5g}}<extra></extra>",
-    )

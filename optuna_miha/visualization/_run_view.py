@@ -35,8 +35,7 @@ class RunView:
         trunk:
             The latest winner and its ancestors, the oldest first. After restarts, which no
             segment continues, the best segment and its ancestors.
-        winners: Trial numbers of the segments that became the trunk: the fittest siblings, and
-            the segment that the final phase continues because of its value.
+        winners: Trial numbers of the segments that the run continued, and of the trunk.
         label: Name of the monitored value, for an axis.
         is_loss: Whether the monitored value is minimized.
         final_ends: Lineage epochs at which the learning rate reaches zero, by the trial numbers
@@ -109,7 +108,9 @@ def read_run_view(study: optuna.Study, target_name: str | None = None) -> RunVie
     trials = study.get_trials(deepcopy=False)
     restarts = [s for s in lineage if s.role == "restart"]
     best = lineage.best()
-    winners = [s for s in lineage if s.role != "restart" and lineage.winner(s.role, s.cycle) is s]
+    winners = [
+        s for s in lineage if s.role != "restart" and lineage.continued(s.role, s.cycle) is s
+    ]
     if not winners:
         raise ValueError(
             f"The study must hold a run with a finished segment, got {study.study_name!r} with "

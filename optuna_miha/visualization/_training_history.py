@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import optuna
 
 from optuna_miha._search.mutation import NO_CHANGE
+from optuna_miha.visualization._best_epoch import add_best
 from optuna_miha.visualization._phase_bands import STRIP_HEIGHT, add_phases
 from optuna_miha.visualization._run_view import RunView, describe_change, read_run_view
 from optuna_miha.visualization._style import (
@@ -53,7 +54,8 @@ def plot_training_history(study: optuna.Study, *, target_name: str | None = None
     This is the figure of the article on MIHA. The upper panel shows the monitored value, the
     lower one the training loss, which is not on the same scale if label smoothing, dropout or
     the loss itself change. Each dot is the birth of a branch that won. Changes are named above
-    the plot as far as there is room; the hover text of a dot always names its change.
+    the plot as far as there is room; the hover text of a dot always names its change. A star marks
+    the best epoch, as in :func:`plot_lineage`.
 
     Args:
         study: A study with a finished or unfinished run of :func:`~optuna_miha.optimize`.
@@ -87,6 +89,8 @@ def plot_training_history(study: optuna.Study, *, target_name: str | None = None
     if losses:
         _add_losses(figure, losses)
     _add_births(figure, view)
+    if _best_value(view) is not None:
+        add_best(figure, view)
     add_phases(figure, view, width)
     _add_labels(figure, labels)
     return figure
@@ -101,7 +105,7 @@ def _labels(view: RunView, spacing: float) -> list[tuple[int, str]]:
     """
     labels: list[tuple[int, str]] = []
     for segment in view.trunk:
-        if segment.role not in ("startup", "branch") or segment.mutation == NO_CHANGE:
+        if segment.role not in ("startup", "branch", "restart") or segment.mutation == NO_CHANGE:
             continue
         if not labels or segment.birth - labels[-1][0] >= spacing:
             text = format_mutation(segment.mutation, max_length=_MAX_LABEL_LENGTH)
@@ -123,6 +127,8 @@ def _set_axes(figure: Any, view: RunView, losses: _Losses) -> None:
     """Configure one panel, or two if there are training losses."""
     bottom = _LOWER_PANEL if losses else 0.0
     values = [value for s in view.trunk for value in view.curve(s)[1]]
+    best = _best_value(view)
+    values += [] if best is None else [best]
     figure.update_layout(
         xaxis={"anchor": "y2" if losses else "y"},
         yaxis={
@@ -141,6 +147,12 @@ def _set_axes(figure: Any, view: RunView, losses: _Losses) -> None:
                 **value_scale(finite, is_loss=True),
             }
         )
+
+
+def _best_value(view: RunView) -> float | None:
+    """The best value of the run if its segment is drawn, otherwise :obj:`None`."""
+    best = view.lineage.best()
+    return best.value if best is not None and best in view.trunk else None
 
 
 def _add_curve(figure: Any, view: RunView) -> None:

@@ -263,3 +263,37 @@ def test_a_curve_is_oriented_so_that_lower_is_better() -> None:
 
 def test_a_root_has_no_cost_at_birth() -> None:
     assert math.isnan(make_curve((0.5,), 1, 0, None).birth_cost)
+
+
+def population() -> Lineage:
+    """A trunk, and two branches of cycle 1, of which number 2 is the fittest."""
+    common: dict[str, Any] = {"role": "branch", "cycle": 1, "parent": 0, "birth": 2}
+    return Lineage(
+        StudyDirection.MINIMIZE,
+        [
+            segment(0),
+            segment(1, branch=0, fitness=-0.4, value=0.1, **common),
+            segment(2, branch=1, fitness=-0.3, value=0.2, **common),
+            segment(3, branch=2, fitness=math.nan, value=0.05, **common),
+        ],
+    )
+
+
+def test_the_fittest_is_continued_while_no_sibling_has_a_child() -> None:
+    lineage = population()
+    assert lineage.continued("branch", 1) is lineage[2] is lineage.winner("branch", 1)
+    assert lineage.continued("branch", 2) is None
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_sibling_that_the_final_phase_continues_is_continued(number: int) -> None:
+    lineage = population()
+    lineage.add(segment(4, role="final", cycle=1, parent=number, birth=4))
+    assert lineage.continued("branch", 1) is lineage[number]
+
+
+def test_the_fittest_is_continued_if_the_final_phase_continues_an_earlier_sibling() -> None:
+    lineage = population()
+    lineage.add(segment(4, cycle=1, parent=2, birth=4))
+    lineage.add(segment(5, role="final", cycle=1, parent=1, birth=4))
+    assert lineage.continued("branch", 1) is lineage[2]

@@ -163,8 +163,37 @@ def test_segment_that_the_final_phase_continues_counts_as_a_winner() -> None:
     final.intermediate_values = {5: 0.3, 6: 0.2}
     study.add_trial(final)
     assert [s.number for s in read_run_view(study).trunk] == [0, 2, 3]
-    assert trace_named(plot_lineage(study), "branch, won").name == "branch, won (2)"
+    assert trace_named(plot_lineage(study), "branch, won").name == "branch, won (1)"
     assert trace_named(plot_training_history(study), "change won").name == "change won (1)"
+
+
+@pytest.mark.parametrize("is_averaged", [True, False])
+@pytest.mark.parametrize("plot", [plot_lineage, plot_training_history])
+def test_star_that_is_not_on_its_curve_is_connected_to_it(plot: Any, is_averaged: bool) -> None:
+    study = optuna.create_study()
+    trial = branch(0, 0, START, [2.0, 1.0, 0.8])
+    trial.user_attrs[attributes.CHECKPOINT] = {
+        "id": "trunk-000000000000.pt",
+        "sha256": "0" * 64,
+        "best_epoch": 2,
+    }
+    trial.value = 1.0 if is_averaged else 0.5
+    study.add_trial(trial)
+    figure = plot(study)
+    star = trace_named(figure, "best")
+    assert (star.x, star.y) == ((2,), (trial.value,))
+    stems = [trace for trace in figure.data if trace.name == "not averaged"]
+    assert [(stem.x, stem.y) for stem in stems] == ([] if is_averaged else [((2, 2), (1.0, 0.5))])
+    low, high = figure.layout.yaxis.range or (0, 1)
+    assert figure.layout.yaxis.type == "log" or low <= star.y[0] <= high
+
+
+def test_training_history_marks_only_an_epoch_of_its_trunk() -> None:
+    study = optuna.create_study()
+    study.add_trial(branch(0, 0, START, [2.0, 1.0]))
+    study.add_trial(branch(1, 1, START, [0.2, 0.6], mutation="no change"))
+    study.add_trial(branch(2, 1, START | {"lr": 0.2}, [0.5, 0.4], mutation="lr 0.1 -> 0.2"))
+    assert not [t for t in plot_training_history(study).data if t.name.startswith("best")]
 
 
 def test_child_of_averaged_weights_starts_at_their_value() -> None:
@@ -223,7 +252,8 @@ def test_training_history_without_training_losses_has_one_panel() -> None:
         trial.user_attrs.pop(attributes.TRAIN_LOSS)
         study.add_trial(trial)
     figure = plot_training_history(study)
-    assert {t.name.split(" (")[0] for t in figure.data} <= {
+    assert {t.name.split(" (")[0].split(":")[0] for t in figure.data} <= {
+        "best",
         "validation",
         "control won",
         "change won",
