@@ -19,6 +19,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from optuna_miha._model.data_state import DataState
 from optuna_miha._model.model_fn import build_recipe
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.tensors import copy_tensors
@@ -26,7 +27,6 @@ from optuna_miha._model.verbosity import warnings_only
 from optuna_miha._search.learning_rate import half_cosine
 from optuna_miha._study.checkpoint_store import CheckpointStore
 from optuna_miha._training.compute import intra_op_threads
-from optuna_miha._training.data_state import DataState
 from optuna_miha._training.job import Context
 from optuna_miha._training.optimizer_steps import OptimizerSteps
 from optuna_miha._training.trainer import train
@@ -243,7 +243,7 @@ class BaselineRun:
             epochs = train(recipe, step.n_epochs, engine=context.engine)
             for epoch in range(1, step.n_epochs + 1):
                 if step.anneal:
-                    steps.factor = half_cosine(epoch - 1, step.n_epochs)
+                    steps.scale(half_cosine(epoch - 1, step.n_epochs))
                 data.set_epoch(epoch - 1)
                 value = next(epochs).value
                 trial.report(value, step=epoch)

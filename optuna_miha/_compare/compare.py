@@ -18,12 +18,9 @@ from optuna_miha._model.model_fn import Initial, ModelFn, build_initial, build_r
 from optuna_miha._results.comparison import Comparison, Run
 from optuna_miha._search.plan import Plan
 from optuna_miha._training.compute import resolve_device
-from optuna_miha._training.preflight import (
-    check_fresh,
-    check_training,
-    check_valid_loss,
-    resolve_direction,
-)
+from optuna_miha._training.loss_checks import check_valid_loss
+from optuna_miha._training.preflight import check_fresh, resolve_direction
+from optuna_miha._training.trial_steps import check_copyable, check_mutations, check_training
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
@@ -156,8 +153,11 @@ def _preflight(runner: Runner, initial: Initial, seed: int) -> None:
     recipe = build_recipe(runner.model_fn, FixedTrial(initial.params), seed)
     check_fresh(initial.recipe, recipe)
     context = runner.context(initial, seed)
+    check_copyable(recipe, context)
     check_valid_loss(initial.recipe, recipe, context)
-    check_training(recipe, context)
+    state = check_training(recipe, context, initial.params)
+    for plan in runner.plans.values():  # The baselines train every trial from scratch.
+        check_mutations(context, state, initial, plan)
 
 
 def _train(

@@ -9,10 +9,10 @@ import optuna
 import torch
 
 from optuna_miha._history.lineage import sign_of
+from optuna_miha._model.data_state import DataState
 from optuna_miha._model.model_fn import ModelFn, build_recipe
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._training.compute import intra_op_threads
-from optuna_miha._training.data_state import DataState
 from optuna_miha._training.preflight import check_direction
 from optuna_miha._training.trainer import move, train
 

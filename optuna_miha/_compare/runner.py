@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -316,9 +316,9 @@ def _test_metrics(context: Context, selected: _Selected) -> dict[str, float] | N
     if recipe.test_data is None:
         return None
     recipe.model.load_state_dict(selected.weights)
-    test_recipe = replace(recipe, valid_data=recipe.test_data, test_data=None)
+    recipe.valid_data = recipe.test_data
     with intra_op_threads(context.engine.n_threads):
-        return evaluate(test_recipe, test_recipe.model, context.engine)
+        return evaluate(recipe, recipe.model, context.engine)
 
 
 def _improvements(curve: Iterable[tuple[int, float]], sign: int) -> Iterator[tuple[int, float]]:

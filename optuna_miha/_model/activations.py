@@ -113,6 +113,12 @@ def find_activations(model: nn.Module, *, include_output: bool = False) -> dict[
     return {p: n for p, n in found.items() if id(model.get_submodule(p)) not in outputs}
 
 
+def is_chain(model: nn.Module) -> bool:
+    """Whether all activations are parts of chains of :class:`torch.nn.Sequential`."""
+    in_chain = {id(module) for module in _in_execution_order(model)}
+    return all(id(model.get_submodule(path)) in in_chain for path in find_activations(model))
+
+
 def neurons_before(model: nn.Module) -> dict[str, tuple[int | None, int]]:
     """Find the neurons in the input of each module of ``model``.
 

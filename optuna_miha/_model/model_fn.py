@@ -14,7 +14,7 @@ from torch import nn
 
 from optuna_miha._history.scalars import as_python
 from optuna_miha._history.schedule import RESERVED_COLUMNS
-from optuna_miha._model.activations import find_activations
+from optuna_miha._model.activations import find_activations, is_chain
 from optuna_miha._model.losses import with_label_smoothing
 from optuna_miha._model.optimizers import make_optimizer
 from optuna_miha._model.recipe import Recipe, takes_batch_size
@@ -29,8 +29,9 @@ from optuna_miha._model.suggest import (
     suggest_dropout,
     suggest_label_smoothing,
 )
-from optuna_miha._model.suggest_activations import suggest_activations
+from optuna_miha._model.suggest_activations import suggest_activations_at
 from optuna_miha._model.suggest_optimizer import suggest_around, suggest_lr, suggest_optimizer
+from optuna_miha._model.trace import hidden_activations
 from optuna_miha._model.verbosity import warnings_only
 from optuna_miha._search.space import DEFAULT_LR, contains, value_or_initial
 
@@ -186,8 +187,11 @@ class _FixedSampler(BaseSampler):
 
 def _suggest_default_space(trial: optuna.trial.BaseTrial, recipe: Recipe) -> None:
     """Suggest all hyperparameters that can be read from a recipe."""
-    if find_activations(recipe.model):  # Otherwise a hint would be logged.
-        suggest_activations(trial, recipe.model)
+    found = find_activations(recipe.model)
+    if found and not is_chain(recipe.model):
+        hidden = hidden_activations(recipe, found)
+        found = {path: name for path, name in found.items() if path in hidden}
+    suggest_activations_at(trial, recipe.model, found)
     suggest_dropout(trial, recipe.model)
     if recipe.optimizer is None:
         recipe.optimizer = suggest_optimizer(trial, recipe.model.parameters())

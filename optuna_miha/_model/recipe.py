@@ -97,11 +97,13 @@ class Recipe:
             study's direction must match it.
         train_step:
             ``train_step(model, batch, loss_fn)`` returns the loss of a batch, for batches that
-            are not ``(*inputs, target)``. Validation uses it too. With a ``train_step``, only
-            ``"loss"`` can be monitored, and ``metrics`` must be empty.
+            are not ``(*inputs, target)``. Validation uses that of the initial configuration, so
+            that suggested values in it, such as the weight of a term, affect training only. It
+            must use the ``model`` that is passed to it. With a ``train_step``, only ``"loss"``
+            can be monitored, and ``metrics`` must be empty.
         valid_loss_fn:
-            The validation loss. :obj:`None`: the ``loss_fn`` of the initial configuration, so
-            that branches with different training losses are compared on one scale. It must
+            The validation loss. :obj:`None`: the ``loss_fn``. All branches are validated with
+            that of the initial configuration, so that they are compared on one scale. It must
             depend on outputs and targets only; compute terms that depend on the network, such
             as a penalty on its weights, in a ``train_step``.
         test_data:
@@ -124,6 +126,8 @@ class Recipe:
     train_step: TrainStep | None = None
     valid_loss_fn: LossFn | None = None
     test_data: Data | None = None
+    valid_step: TrainStep | None = field(default=None, init=False, repr=False)
+    """The ``train_step`` of the initial configuration, set before validation."""
 
     def __post_init__(self) -> None:
         _check_model(self.model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Literal
 
@@ -76,6 +76,32 @@ def suggest_activations(
     found = find_activations(model, include_output=include_output)
     if not found and not isinstance(trial, FixedTrial):  # A fixed trial repeats another one.
         _warn_no_activations(type(model).__name__)
+    suggest_activations_at(
+        trial, model, found, initial=initial, choices=choices, per=per, n_groups=n_groups
+    )
+
+
+def suggest_activations_at(
+    trial: optuna.trial.BaseTrial,
+    model: nn.Module,
+    found: Mapping[str, str],
+    *,
+    initial: str | None = None,
+    choices: Sequence[str] = OFFERED_ACTIVATIONS,
+    per: Literal["layer", "neuron"] = "layer",
+    n_groups: int | Literal["auto"] | None = "auto",
+) -> None:
+    """Suggest activations as :func:`suggest_activations`, at given modules.
+
+    Args:
+        trial: As in :func:`suggest_activations`.
+        model: As in :func:`suggest_activations`.
+        found: The names of the activations by the qualified names of their modules.
+        initial: As in :func:`suggest_activations`.
+        choices: As in :func:`suggest_activations`.
+        per: As in :func:`suggest_activations`.
+        n_groups: As in :func:`suggest_activations`.
+    """
     neurons = neurons_before(model)
     for path, current in found.items():
         start = initial or current

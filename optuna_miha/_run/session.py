@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import optuna
 from optuna.trial import FixedTrial
@@ -37,14 +38,10 @@ from optuna_miha._study.setup import (
 )
 from optuna_miha._study.stores import open_store
 from optuna_miha._training.job import Context
+from optuna_miha._training.loss_checks import check_valid_loss
 from optuna_miha._training.pools import Workers, make_workers
-from optuna_miha._training.preflight import (
-    check_direction,
-    check_distributions,
-    check_fresh,
-    check_training,
-    check_valid_loss,
-)
+from optuna_miha._training.preflight import check_direction, check_distributions, check_fresh
+from optuna_miha._training.trial_steps import check_copyable, check_mutations, check_training
 from optuna_miha.exceptions import StudyLockedError
 
 _BUSY_TIMEOUT = 60.0
@@ -149,7 +146,7 @@ def open_session(arguments: Arguments) -> Iterator[Session]:
         if session.stretches is not None:
             workers = make_workers(session.context, arguments.n_jobs, arguments.executor)
             session.workers = stack.enter_context(workers)
-        _preflight(session, initial, recipe, is_new=is_new)
+        _preflight(session, initial, recipe, params, is_new=is_new)
         del recipe  # Otherwise it would occupy device memory during the whole run.
         if session.stretches is not None:
             session.workers.check()
@@ -192,14 +189,20 @@ def _recover_history(session: Session) -> bool:
     return bool(recovery.lost)
 
 
-def _preflight(session: Session, initial: Initial, recipe: Recipe, *, is_new: bool) -> None:
+def _preflight(
+    session: Session, initial: Initial, recipe: Recipe, params: dict[str, Any], *, is_new: bool
+) -> None:
     """Check whatever would fail during training."""
     check_direction(session.study, recipe)
     check_distributions(session.study, initial.distributions)
     check_fresh(initial.recipe, recipe)
+    check_copyable(recipe, session.context)
     if is_new:  # In a resumed run, the two recipes may have different initial values.
         check_valid_loss(initial.recipe, recipe, session.context)
-    check_training(recipe, session.context)
+    state = check_training(recipe, session.context, params)
+    if is_new:
+        catch = session.arguments.catch
+        check_mutations(session.context, state, initial, session.plan, catch)
 
 
 def _acquire_lease(session: Session, stack: ExitStack, *, is_new: bool) -> None:

@@ -16,15 +16,15 @@ from torch.optim.swa_utils import AveragedModel
 from optuna_miha._history.curve import EpochResult
 from optuna_miha._history.error_text import describe_error
 from optuna_miha._history.lineage import sign_of
+from optuna_miha._model.data_state import DataState
 from optuna_miha._model.model_fn import ModelFn, build_recipe
 from optuna_miha._model.optimizer_state import optimizer_settings
-from optuna_miha._model.recipe import LossFn, Recipe
+from optuna_miha._model.recipe import LossFn, Recipe, TrainStep
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.tensors import copy_tensors
 from optuna_miha._search.learning_rate import half_cosine, warmup_cosine
 from optuna_miha._search.space import lr_distribution
 from optuna_miha._training.compute import DEFAULT_ENGINE, Engine, intra_op_threads
-from optuna_miha._training.data_state import DataState
 from optuna_miha._training.optimizer_steps import OptimizerSteps
 from optuna_miha._training.out_of_memory import is_out_of_memory, release_memory
 from optuna_miha._training.running_statistics import (
@@ -44,6 +44,7 @@ class Context:
     Args:
         model_fn: The user's function.
         valid_loss_fn: The validation loss.
+        valid_step: The ``train_step`` of the initial configuration, used in validation.
         trainer: The user's training loop. :obj:`None`: the built-in one.
         sign: 1 if the study minimizes, -1 if it maximizes.
         seed: The seed of the run, for the initial weights and for training from them.
@@ -63,6 +64,7 @@ class Context:
     ema_decay: float
     engine: Engine = DEFAULT_ENGINE
     settings: Settings = field(default_factory=current_settings)
+    valid_step: TrainStep | None = None
 
     @classmethod
     def of(
@@ -92,6 +94,7 @@ class Context:
         return cls(
             model_fn=model_fn,
             valid_loss_fn=recipe.valid_loss_fn or recipe.loss_fn,
+            valid_step=recipe.train_step,
             trainer=trainer,
             sign=sign_of(direction),
             seed=seed,
@@ -101,13 +104,18 @@ class Context:
         )
 
     def on_device(self, recipe: Recipe, index: int = 0) -> Recipe:
-        """Move a recipe to the device it is trained on, and set its validation loss.
+        """Move a recipe to the device it is trained on, and set what all branches share.
+
+        Validation uses the loss and the ``train_step`` of the initial configuration. Those of the
+        branch itself may contain its own hyperparameters, such as the weight of a term, and would
+        judge each branch by another measure.
 
         Args:
             recipe: The recipe, changed in place and returned.
             index: The branch index; branches are distributed over the devices in turn.
         """
-        recipe.valid_loss_fn = recipe.valid_loss_fn or self.valid_loss_fn
+        recipe.valid_loss_fn = self.valid_loss_fn
+        recipe.valid_step = self.valid_step
         return move(recipe, self.devices[index % len(self.devices)], self.engine)
 
 
@@ -241,7 +249,7 @@ def _train(
     least_cost, n_without_improvement = job.birth_cost, 0
     while len(log.results) < job.n_epochs and n_without_improvement != job.patience:
         if job.anneal:
-            steps.factor = rate_factor(len(log.results), job.n_epochs)
+            steps.scale(rate_factor(len(log.results), job.n_epochs))
         data.set_epoch(epoch)
         log.begun += 1
         result = _next_result(epochs)

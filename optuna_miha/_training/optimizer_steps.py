@@ -14,7 +14,7 @@ class OptimizerSteps:
 
     The groups hold the scaled rates only during a step. Before and after it they hold the rates
     that the user's code has set, so that learning rate schedulers work on their own values, and
-    the rate of a step is the user's rate times ``factor``. The groups are looked up at every
+    the rate of a step is the user's rate times a factor. The groups are looked up at every
     step, because ``load_state_dict`` replaces them.
 
     Args:
@@ -22,14 +22,13 @@ class OptimizerSteps:
             of SAM and Lookahead, count as its own.
 
     Attributes:
-        factor: The factor of the learning rates.
-        count: The number of steps since the last :meth:`reset`.
+        count: The number of steps.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self.factor = 1.0
         self.count = 0
-        self._outermost: Optimizer | None = None
+        self._factor = 1.0
+        self._depth = 0
         self._own_rates: list[tuple[dict[str, Any], Any, Any]] = []
         wrapped = [part for part in vars(optimizer).values() if isinstance(part, Optimizer)]
         for part in (optimizer, *wrapped):
@@ -40,26 +39,31 @@ class OptimizerSteps:
                 hooks = cast("OrderedDict[int, Any]", part._optimizer_step_post_hooks)
                 hooks.move_to_end(handle.id, last=False)
 
+    def scale(self, factor: float) -> None:
+        """Multiply the learning rates by ``factor`` during the following steps."""
+        self._restore()  # The last step may have raised an exception that user code caught.
+        self._depth = 0
+        self._factor = factor
+
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._outermost is optimizer:
-            self._restore()  # The last step raised an exception, which the user's code caught.
-        elif self._outermost is not None:
-            return  # The step of a wrapped optimizer within a step.
-        self._outermost = optimizer
+        # Torch calls the hooks again for `super().step()`, and for wrapped optimizers.
+        self._depth += 1
+        if self._depth > 1:
+            return
         self.count += 1
-        if self.factor == 1:
+        if self._factor == 1:
             return
         for group in optimizer.param_groups:
             own = group["lr"]
-            group["lr"] = own * self.factor
+            group["lr"] = own * self._factor
             self._own_rates.append((group, own, group["lr"]))
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._outermost is optimizer:
+        self._depth -= 1
+        if self._depth == 0:
             self._restore()
 
     def _restore(self) -> None:
-        self._outermost = None
         for group, own, scaled in self._own_rates:
             if group["lr"] is scaled:  # Otherwise, a closure has set another rate.
                 group["lr"] = own

@@ -14,6 +14,7 @@ from optuna_miha._model.rng import preserved_rng
 from optuna_miha._model.tensors import copy_tensors
 from optuna_miha._training.batch_length import batch_length
 from optuna_miha._training.compute import Engine
+from optuna_miha._training.modes import frozen_modules, set_training
 
 N_SAMPLES = 512
 """Training samples per epoch from which running statistics are estimated."""
@@ -65,7 +66,8 @@ def estimate_running_statistics(
         batches: Training batches. The network may change them in place.
         engine: The compute settings.
     """
-    model.train()
+    frozen = frozen_modules(model)
+    set_training(model, frozen)
     layers = [layer for layer in _layers(model) if layer.training and layer.momentum != 0]
     model.eval()
     before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
@@ -82,7 +84,7 @@ def estimate_running_statistics(
                 model(*inputs)
     for layer, (momentum, counter) in zip(layers, before, strict=True):
         layer.momentum, layer.num_batches_tracked = momentum, counter
-    model.eval()
+    set_training(model, frozen)
 
 
 def _layers(model: nn.Module) -> Iterator[_BatchNorm]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from optuna_miha._history.curve import EpochResult
+from optuna_miha._model.data_state import DataState
 from optuna_miha._model.optimizers import move_optimizer_state, set_optimizer_mode
 from optuna_miha._model.recipe import LossFn, Recipe, device_of
 from optuna_miha._model.rng import preserved_rng
@@ -22,8 +23,8 @@ from optuna_miha._training.data import (
     tensors_of,
     training_batches,
 )
-from optuna_miha._training.data_state import DataState
 from optuna_miha._training.loss_weights import LossWeights
+from optuna_miha._training.modes import frozen_modules, set_training
 
 
 class Trainer(Protocol):
@@ -107,22 +108,6 @@ def train(
         )
 
 
-def frozen_modules(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that are in evaluation mode although the network is in training mode.
-
-    If the network itself is in evaluation mode, as pretrained ones are after loading, that is not
-    a choice of modules, and the list is empty.
-    """
-    return [m for m in model.modules() if not m.training] if model.training else []
-
-
-def set_training(model: nn.Module, frozen: Iterable[nn.Module]) -> None:
-    """Put a network into training mode, except for its frozen modules."""
-    model.train()
-    for module in frozen:
-        module.training = False
-
-
 @torch.no_grad()
 def evaluate(
     recipe: Recipe, model: nn.Module, engine: Engine = DEFAULT_ENGINE
@@ -162,10 +147,11 @@ def _evaluate(recipe: Recipe, model: nn.Module, engine: Engine) -> dict[str, flo
     factors: list[float | Tensor] = []
     outputs: list[Tensor] = []
     targets: list[Tensor] = []
+    step = recipe.valid_step or recipe.train_step
     for batch in evaluation_batches(recipe.valid_data, device):
-        if recipe.train_step is not None:
+        if step is not None:
             with engine.autocast(device):
-                loss = recipe.train_step(model, batch, loss_fn)
+                loss = step(model, batch, loss_fn)
         else:
             *inputs, target = batch
             output = outputs_of(model, inputs, device, engine)

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ class ObservedSGD(torch.optim.SGD):
 class Net:
     """A ``model_fn`` that counts training steps, and can raise an interrupt in one of them.
 
+    The checks before a run take a single step with each network; these do not count.
+
     Args:
         fatal: The step that raises ``KeyboardInterrupt``.
         test: The test data.
@@ -63,15 +66,25 @@ class Net:
         self.fatal = fatal
         self.test = test
         self.changes = changes
-        self.n_steps = 0
-        self.rates: list[float] = []
+        self.n_all_steps = 0
+        self.rates_by_network: list[list[float]] = []
+
+    @property
+    def rates(self) -> list[float]:
+        return [rate for rates in self.rates_by_network if len(rates) > 1 for rate in rates]
+
+    @property
+    def n_steps(self) -> int:
+        return len(self.rates)
 
     def __call__(self, trial: Any) -> miha.Recipe:
         model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
         miha.suggest_activations(trial, model, choices=("relu", "tanh"))
         lr = trial.suggest_float("lr", 1e-3, 1e-1, log=True)
         optimizer = ObservedSGD(model.parameters(), lr=lr, momentum=0.9)
-        optimizer.on_step = self.count
+        rates: list[float] = []
+        self.rates_by_network.append(rates)
+        optimizer.on_step = partial(self.count, rates)
         settings: dict[str, Any] = {
             "loss_fn": nn.CrossEntropyLoss(),
             "train_data": blobs(60, seed=0),
@@ -81,10 +94,10 @@ class Net:
         }
         return miha.Recipe(model=model, optimizer=optimizer, **(settings | self.changes))
 
-    def count(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self.n_steps += 1
-        self.rates.append(optimizer.param_groups[0]["lr"])
-        if self.n_steps == self.fatal:
+    def count(self, rates: list[float], optimizer: torch.optim.Optimizer) -> None:
+        self.n_all_steps += 1
+        rates.append(optimizer.param_groups[0]["lr"])
+        if self.n_all_steps == self.fatal:
             raise KeyboardInterrupt
 
 
@@ -325,8 +338,8 @@ def test_method_that_always_diverges_has_no_value_and_no_curve() -> None:
 def test_error_other_than_divergence_ends_the_comparison() -> None:
     class Raising(Net):
         def count(self, *_: Any) -> None:
-            self.n_steps += 1
-            if self.n_steps > 50:
+            self.n_all_steps += 1
+            if self.n_all_steps > 50:
                 raise MihaError("not now")
 
     storage = InMemoryStorage()

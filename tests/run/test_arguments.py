@@ -22,7 +22,7 @@ import optuna_miha as miha
 from optuna_miha._model.model_fn import build_initial
 from optuna_miha._model.rng import capture_rng
 from optuna_miha._model.tensors import copy_tensors
-from optuna_miha._training.preflight import check_valid_loss
+from optuna_miha._training.loss_checks import check_valid_loss
 
 
 def recipe_with(**changes: Any) -> Any:

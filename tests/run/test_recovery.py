@@ -158,7 +158,7 @@ def diverging(min_age: int, max_lr: float) -> Any:
 
     def train(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
         age, [group] = recipe.model.age, recipe.optimizer.param_groups
-        lr = group["lr"]  # That of the first epoch, which is a third of the peak if annealed.
+        lr = group["lr"]
         for _ in range(n_epochs):
             age += 1
             failed = age.item() > min_age and lr > max_lr

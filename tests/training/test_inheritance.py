@@ -76,11 +76,16 @@ def test_branches_train_with_their_mutated_learning_rate() -> None:
 
 def test_final_phase_anneals_the_learning_rate_to_almost_zero() -> None:
     rates: list[float] = []
+    in_force = [0.0]
 
     def trainer(recipe: miha.Recipe, n_epochs: int) -> Any:
+        assert recipe.optimizer is not None
+        # The last hook before a step sees the rate that is in force.
+        recipe.optimizer.register_step_pre_hook(
+            lambda optimizer, *_: in_force.append(optimizer.param_groups[0]["lr"])
+        )
         for result in train(recipe, n_epochs):
-            assert recipe.optimizer is not None
-            rates.append(recipe.optimizer.param_groups[0]["lr"])
+            rates.append(in_force[-1])
             yield result
 
     result = run(new_study(), trainer=trainer)

@@ -246,17 +246,34 @@ def test_training_uses_one_thread() -> None:
     assert seen == [1]
 
 
-def test_validation_loss_is_that_of_the_recipe_or_the_context() -> None:
+def test_validation_loss_is_that_of_the_context() -> None:
     def constant(outputs: Tensor, targets: Tensor) -> Tensor:
         return torch.tensor(42.0)
 
-    outcome = succeed(
-        run_context(fixed_model_fn(), valid_loss_fn=constant), params=UNUSED_PARAM, n_epochs=1
+    for own in (None, lambda outputs, targets: torch.tensor(7.0)):
+        context = run_context(fixed_model_fn(valid_loss_fn=own), valid_loss_fn=constant)
+        outcome = succeed(context, params=UNUSED_PARAM, n_epochs=1)
+        assert outcome.results[0].value == outcome.results[0].ema_value == 42.0
+
+
+def test_suggested_weight_in_a_train_step_does_not_change_the_validation() -> None:
+    def model_fn(trial: Any) -> Recipe:
+        beta = trial.suggest_float("beta", 0.0, 10.0)
+
+        def train_step(model: nn.Module, batch: Any, loss_fn: Any) -> Tensor:
+            return loss_fn(model(batch[0]), batch[1]) + beta
+
+        return recipe(train_step=train_step)
+
+    initial = model_fn(FixedTrial({"beta": 1.0}))
+    context = Context.of(
+        initial, model_fn, direction=StudyDirection.MINIMIZE, seed=0, devices=(CPU,)
     )
-    assert outcome.results[0].value == outcome.results[0].ema_value == 42.0
-    own = fixed_model_fn(valid_loss_fn=lambda outputs, targets: torch.tensor(7.0))
-    outcome = succeed(run_context(own, valid_loss_fn=constant), params=UNUSED_PARAM, n_epochs=1)
-    assert outcome.results[0].value == 7.0
+    values = [
+        succeed(context, params={"beta": beta}, n_epochs=1).results[0] for beta in (1.0, 9.0)
+    ]
+    assert values[0].value == values[1].value
+    assert values[1].train_loss == pytest.approx(values[0].train_loss + 8)
 
 
 @pytest.mark.parametrize("valid_loss_fn", [None, nn.MSELoss()])

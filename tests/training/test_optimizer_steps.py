@@ -46,7 +46,7 @@ def test_each_step_is_scaled_and_counted_once(wrapper: Any) -> None:
     optimizer = wrapper(SGD([parameter], lr=1.0))
     steps = OptimizerSteps(optimizer)
     optimizer.step()
-    steps.factor = 0.5
+    steps.scale(0.5)
     optimizer.step()
     assert parameter.item() == -1.5
     assert steps.count == 2
@@ -58,31 +58,53 @@ def test_steps_of_the_wrapped_optimizer_alone_are_scaled() -> None:
     parameter = weight()
     optimizer = Lookahead(SGD([parameter], lr=1.0))
     steps = OptimizerSteps(optimizer)
-    steps.factor = 0.5
+    steps.scale(0.5)
     optimizer.inner.step()
     assert parameter.item() == -0.5
     assert steps.count == 1
 
 
-def test_rate_is_restored_after_a_step_that_failed() -> None:
+class Decaying(SGD):
+    """Decays the weights by its own rate after a step of its base class."""
+
+    def step(self, closure: Any = None) -> None:
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            parameter.data -= self.param_groups[0]["lr"]
+
+
+def test_step_of_a_derived_class_is_scaled_until_its_end() -> None:
+    SGD([weight()])  # Torch patches `step` of a class when it is first used.
+    parameter = weight()
+    optimizer = Decaying([parameter], lr=1.0)
+    steps = OptimizerSteps(optimizer)
+    steps.scale(0.5)
+    optimizer.step()
+    assert parameter.item() == -1.0
+    assert steps.count == 1
+    assert optimizer.param_groups[0]["lr"] == 1.0
+
+
+def test_rate_is_restored_in_the_next_epoch_after_a_step_that_failed() -> None:
     parameter = weight()
     optimizer = SGD([parameter], lr=1.0)
     steps = OptimizerSteps(optimizer)
-    steps.factor = 0.5
+    steps.scale(0.5)
 
     def closure() -> float:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
         optimizer.step(closure)
+    steps.scale(0.25)
     optimizer.step()
-    assert parameter.item() == -0.5
+    assert parameter.item() == -0.25
     assert optimizer.param_groups[0]["lr"] == 1.0
 
 
 def test_rate_that_a_closure_sets_is_kept() -> None:
     optimizer = SGD([weight()], lr=1.0)
-    OptimizerSteps(optimizer).factor = 0.5
+    OptimizerSteps(optimizer).scale(0.5)
 
     def closure() -> float:
         optimizer.param_groups[0]["lr"] = 3.0
@@ -95,7 +117,7 @@ def test_rate_that_a_closure_sets_is_kept() -> None:
 def test_rate_that_is_a_tensor_is_scaled_and_restored() -> None:
     parameter = weight()
     optimizer = SGD([parameter], lr=torch.tensor(1.0))
-    OptimizerSteps(optimizer).factor = 0.5
+    OptimizerSteps(optimizer).scale(0.5)
     optimizer.step()
     assert parameter.item() == -0.5
     assert float(optimizer.param_groups[0]["lr"]) == 1.0

@@ -28,7 +28,7 @@ from torch.utils.data import (
 )
 
 from optuna_miha import EpochResult, Recipe
-from optuna_miha._training.data_state import DataState, check_data_state
+from optuna_miha._model.data_state import DataState, check_data_state
 from optuna_miha._training.job import Job, run_job
 from optuna_miha._training.state import State
 

@@ -1,0 +1,301 @@
+"""Steps of training on throw-away networks, before anything is written to the study."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+import torch
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FixedTrial
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from optuna_miha._model.data_state import DataState, check_data_state
+from optuna_miha._model.model_fn import Initial, build_recipe, offline_trial
+from optuna_miha._model.optimizer_state import optimizer_settings
+from optuna_miha._model.optimizers import set_optimizer_mode
+from optuna_miha._model.recipe import Recipe, device_of
+from optuna_miha._model.rng import preserved_rng, seed_all
+from optuna_miha._search.plan import Plan
+from optuna_miha._search.space import kind_of
+from optuna_miha._training.batch_length import batch_length
+from optuna_miha._training.data import evaluation_batches
+from optuna_miha._training.job import Context
+from optuna_miha._training.loss_checks import check_broadcasting
+from optuna_miha._training.modes import frozen_modules, set_training
+from optuna_miha._training.optimizer_checks import check_optimizer, check_step
+from optuna_miha._training.out_of_memory import is_out_of_memory
+from optuna_miha._training.state import State, capture, inherit, make_ema
+from optuna_miha._training.trainer import (
+    batch_loss,
+    batches_of,
+    check_loss,
+    evaluate,
+    outputs_of,
+)
+from optuna_miha.exceptions import InheritanceError, MihaError
+
+_logger = optuna.logging.get_logger("optuna.miha")
+
+_MAX_BUILDS = 20
+"""Calls of ``model_fn`` to find the parameter whose mutation fails."""
+
+
+def check_copyable(recipe: Recipe, context: Context) -> None:
+    """Refuse a network that cannot be copied, if its weights are to be averaged.
+
+    This must come before any forward pass: one without gradients makes networks with
+    :func:`torch.nn.utils.weight_norm` copyable until the next one with gradients.
+
+    Raises:
+        TypeError: If the network cannot be copied.
+    """
+    _ema_of(recipe, context)
+
+
+def check_training(recipe: Recipe, context: Context, params: Mapping[str, Any]) -> State:
+    """Train one step, validate, and continue from a checkpoint with a step.
+
+    Args:
+        recipe: The initial recipe, not to be used afterwards.
+        context: The context of the run. With a user-defined trainer, there are no steps, but the
+            state is checked and inherited.
+        params: The parameters of the recipe.
+
+    Returns:
+        The state after the step.
+
+    Raises:
+        TypeError: If the loss is not a tensor, or the state cannot be stored in a checkpoint.
+        ValueError: If the loss is not a scalar, or broadcasts; if the monitored value is NaN; if
+            the optimizer's ``step`` has required arguments; or if the training cannot be
+            continued from the checkpoint.
+    """
+    check_data_state(recipe.train_data)
+    with preserved_rng(), _watched(recipe) as data:
+        seed_all(context.seed)
+        context.on_device(recipe)
+        assert recipe.optimizer is not None
+        settings = optimizer_settings(recipe.optimizer)
+        ema = _ema_of(recipe, context)
+        if context.trainer is None:
+            check_optimizer(recipe.optimizer)
+            _check_losses(recipe, context)
+            if ema is not None:
+                ema.update_parameters(recipe.model)
+        # After forward passes, which may add to the state.
+        state = _round_trip(capture(recipe, ema, 1, settings) | {"data": data.capture()})
+    with preserved_rng():
+        second = build_recipe(context.model_fn, FixedTrial(dict(params)), context.seed)
+        try:
+            _continue(second, context, state)
+        except Exception as error:
+            if isinstance(error, MihaError) or is_out_of_memory(error):
+                raise
+            raise ValueError(
+                "Training must be able to continue from a checkpoint of its first step, got "
+                f"{type(error).__name__}: {error}. Keep all that changes in training in the "
+                "`state_dict` of the network, and use an optimizer that can load its state."
+            ) from error
+    return state
+
+
+def check_mutations(
+    context: Context,
+    state: State,
+    initial: Initial,
+    plan: Plan,
+    catch: tuple[type[BaseException], ...] = (),
+) -> None:
+    """Inherit a state with another value of every parameter that may mutate, and take a step.
+
+    All these parameters change at once. If that fails, they change one by one.
+
+    Args:
+        context: The context of the run. With a user-defined trainer, there are no steps.
+        state: A state of the initial configuration.
+        initial: The initial configuration.
+        plan: The plan, with the kinds of mutations.
+        catch: Exceptions that fail a branch alone, and are ignored.
+
+    Raises:
+        InheritanceError: If the shapes of the network depend on a parameter.
+        ValueError: If training fails after the change of a parameter.
+    """
+    changes = _other_values(initial, plan)
+    with preserved_rng():
+        if not changes or _failure(context, state, {**initial.params, **changes}) is None:
+            return
+        for name in list(changes)[:_MAX_BUILDS]:
+            error = _failure(context, state, {**initial.params, name: changes[name]})
+            if error is None or isinstance(error, catch) or is_out_of_memory(error):
+                continue
+            change = f"{name!r} changes from {initial.params[name]!r} to {changes[name]!r}"
+            if isinstance(error, InheritanceError):
+                raise InheritanceError(f"{error} This happens when {change}.") from error
+            raise ValueError(
+                f"Training must work for all values of a parameter, but when {change}, it raises "
+                f"{type(error).__name__}: {error}. Do not suggest such values, or pass "
+                f"`catch=({type(error).__name__},)`, so that such branches fail alone."
+            ) from error
+
+
+def _check_losses(recipe: Recipe, context: Context) -> None:
+    """Compute the training loss of a batch, validate, and take a step."""
+    frozen = _frozen_modules(recipe.model)
+    set_training(recipe.model, frozen)
+    batch = next(iter(batches_of(recipe)), None)
+    if batch is None:
+        raise ValueError(
+            "`train_data` must yield at least one batch, got none: lower the batch size "
+            f"({recipe.batch_size}), or set `drop_last=False`."
+        )
+    if recipe.train_step is None:
+        *inputs, target = batch
+        check_broadcasting("loss_fn", recipe.loss_fn, recipe.model(*inputs), target)
+    with context.engine.autocast(device_of(recipe.model)):
+        loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
+    check_loss(recipe, loss)
+    batch_length(batch)
+    value = evaluate(recipe, recipe.model, context.engine)[recipe.monitor]
+    if math.isnan(value):
+        raise ValueError(
+            f"The monitored {recipe.monitor!r} of the untrained network is NaN: check the "
+            "validation data for NaN values, and the loss for targets that it does not expect."
+        )
+    if recipe.train_step is None:
+        _check_validation(recipe, context)
+    assert recipe.optimizer is not None
+    _backward(recipe, context)
+    check_step(recipe.optimizer)
+
+
+@torch.no_grad()
+def _check_validation(recipe: Recipe, context: Context) -> None:
+    """Refuse a validation loss and metrics that broadcast."""
+    modes = [(module, module.training) for module in recipe.model.modules()]
+    recipe.model.eval()
+    device = device_of(recipe.model)
+    *inputs, target = next(iter(evaluation_batches(recipe.valid_data, device)))
+    output = outputs_of(recipe.model, inputs, device, context.engine)
+    check_broadcasting("valid_loss_fn", recipe.valid_loss_fn or recipe.loss_fn, output, target)
+    for name, metric in recipe.metrics.items():
+        check_broadcasting(f"metrics[{name!r}]", metric, output, target)
+    for module, is_training in modes:
+        module.training = is_training
+
+
+def _step(recipe: Recipe, context: Context) -> None:
+    """Take one training step."""
+    assert recipe.optimizer is not None
+    _backward(recipe, context)
+    set_optimizer_mode(recipe.optimizer, training=True)
+    recipe.optimizer.step()
+    set_optimizer_mode(recipe.optimizer, training=False)
+
+
+def _backward(recipe: Recipe, context: Context) -> None:
+    """Compute the gradients of one batch."""
+    assert recipe.optimizer is not None
+    set_training(recipe.model, frozen_modules(recipe.model))
+    batch = next(iter(batches_of(recipe)))
+    with context.engine.autocast(device_of(recipe.model)):
+        loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
+    recipe.optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+
+
+def _continue(recipe: Recipe, context: Context, state: State) -> None:
+    """Inherit a state, and take a step from it."""
+    with _watched(recipe) as data:
+        context.on_device(recipe)
+        inherit(recipe, _ema_of(recipe, context), state)
+        data.restore(state["data"])
+        if context.trainer is None:
+            _step(recipe, context)
+
+
+def _watched(recipe: Recipe) -> DataState:
+    """Return a context that restores the state of the data."""
+    return DataState().watch(recipe.train_data).watch(recipe.valid_data)
+
+
+def _failure(context: Context, state: State, params: dict[str, Any]) -> Exception | None:
+    """Return the exception of a step with other parameters; :obj:`None` if there is none.
+
+    Those of ``model_fn`` are ignored: it may refuse a combination of values.
+    """
+    try:
+        recipe = build_recipe(context.model_fn, offline_trial(params), context.seed)
+    except Exception:
+        return None
+    try:
+        _continue(recipe, context, state)
+    except Exception as error:
+        return error
+    return None
+
+
+def _other_values(initial: Initial, plan: Plan) -> dict[str, Any]:
+    """Return another value of each parameter that may mutate and has one."""
+    if plan.n_cycles == 0:
+        return {}
+    others: dict[str, Any] = {}
+    for name, distribution in initial.distributions.items():
+        if plan.mutations is not None and kind_of(name) not in plan.mutations:
+            continue
+        if isinstance(distribution, CategoricalDistribution):
+            values: tuple[Any, ...] = distribution.choices
+        else:
+            assert isinstance(distribution, (FloatDistribution, IntDistribution))
+            values = (distribution.low, distribution.high)
+        different = [value for value in values if value != initial.params[name]]
+        if different:
+            others[name] = different[0]
+    return others
+
+
+def _ema_of(recipe: Recipe, context: Context) -> AveragedModel | None:
+    return make_ema(recipe.model, 0.0 if context.trainer is not None else context.ema_decay)
+
+
+def _frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """Log which modules are trained in evaluation mode, because `model_fn` put them into it."""
+    frozen = frozen_modules(model)
+    if frozen:
+        names = [name for name, module in model.named_modules() if not module.training]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        _logger.info(
+            f"Modules that stay in evaluation mode, as `model_fn` left them: "
+            f"{', '.join(names[:3])}{more}."
+        )
+    return frozen
+
+
+def _round_trip(state: State) -> State:
+    """Write a checkpoint to memory and read it, rather than fail after the first segment."""
+    file = io.BytesIO()
+    try:
+        torch.save(state, file)
+        file.seek(0)
+        loaded: State = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.PickleError, AttributeError, TypeError) as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        raise TypeError(
+            "The state of the network, including `get_extra_state`, and of the optimizer must "
+            "consist of tensors, numbers, strings, and lists, tuples and dictionaries of "
+            "them, so that a checkpoint can be read without running code, got "
+            f"{named[1] if named else error}: convert it, for example with `torch.as_tensor`, "
+            "`float` or `list`, or use another optimizer."
+        ) from error
+    return loaded
