@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from optuna_miha._model.data_state import DataState
 from optuna_miha._model.recipe import Data, Recipe, device_of
 from optuna_miha._model.rng import preserved_rng
-from optuna_miha._model.tensors import iter_tensors, map_tensors
+from optuna_miha._model.tensors import map_tensors
 
 _N_SAMPLES = 2
 """The smallest batch that batch normalization accepts in training mode."""
@@ -86,7 +86,7 @@ def _traced(recipe: Recipe, paths: set[str]) -> _Trace | None:
 
 def _activation_hook(trace: _Trace, path: str) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
-        trace.results.setdefault(path, []).extend(iter_tensors(output))
+        trace.results.setdefault(path, []).extend(_tensors_in(output))
         trace.followed.discard(path)
 
     return hook
@@ -101,9 +101,15 @@ def _parameters_hook(trace: _Trace) -> Any:
 
 def _output_hook(trace: _Trace) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
-        trace.outputs.extend(iter_tensors(output))
+        trace.outputs.extend(_tensors_in(output))
 
     return hook
+
+
+def _tensors_in(value: Any) -> list[Tensor]:
+    tensors: list[Tensor] = []
+    map_tensors(value, tensors.append)
+    return tensors
 
 
 def _storage(tensor: Tensor) -> int:

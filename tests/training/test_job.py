@@ -303,3 +303,15 @@ def test_epochs_are_reported_once_in_order() -> None:
     outcome = run_job(run_context(fixed_model_fn()), job, seen.append)
     assert tuple(seen) == outcome.results
     assert len(seen) == 3
+
+
+def test_frozen_batch_norm_is_frozen_in_the_average_too() -> None:
+    def model_fn(trial: Any) -> Recipe:
+        built = recipe()
+        built.model[1].requires_grad_(False).eval()
+        return built
+
+    outcome = succeed(run_context(model_fn), n_epochs=3)
+    assert outcome.state is not None
+    for part, prefix in (("model", ""), ("ema", "module.")):
+        assert torch.equal(outcome.state[part][f"{prefix}1.running_mean"], torch.zeros(6))

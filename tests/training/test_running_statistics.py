@@ -80,7 +80,7 @@ def test_only_statistics_change(momentum: float | None) -> None:
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     assert changed == {f"{i}.running_{name}" for i in (1, 6) for name in ("mean", "var")}
     assert (model[1].momentum, model[6].momentum) == (momentum, 0.1)
-    assert not any(module.training for module in model.modules())
+    assert all(module.training for module in model.modules())
 
 
 class Frozen(nn.Sequential):

@@ -128,22 +128,6 @@ def test_network_whose_state_dict_grows_is_refused() -> None:
     refused(model_fn, InheritanceError, "'seen'.*the branch lacks it")
 
 
-class Unloadable(torch.optim.SGD):
-    """An optimizer whose state cannot be loaded."""
-
-    def load_state_dict(self, state_dict: Any) -> None:
-        raise RuntimeError("not supported")
-
-
-def test_optimizer_whose_state_cannot_be_loaded_is_refused() -> None:
-    def model_fn(trial: Any) -> miha.Recipe:
-        recipe = classifier(trial)
-        recipe.optimizer = Unloadable(recipe.model.parameters(), lr=0.1, momentum=0.9)
-        return recipe
-
-    refused(model_fn, ValueError, "continue from a checkpoint .* RuntimeError: not supported")
-
-
 def test_steps_leave_generators_and_data_as_they_were() -> None:
     x, y = blobs(60)
     seen: list[Any] = []
