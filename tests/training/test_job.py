@@ -307,11 +307,11 @@ def test_epochs_are_reported_once_in_order() -> None:
 
 def test_frozen_batch_norm_is_frozen_in_the_average_too() -> None:
     def model_fn(trial: Any) -> Recipe:
-        built = recipe()
+        built = fixed_model_fn()(trial)
         built.model[1].requires_grad_(False).eval()
         return built
 
-    outcome = succeed(run_context(model_fn), n_epochs=3)
+    outcome = succeed(run_context(model_fn), params=UNUSED_PARAM, n_epochs=3)
     assert outcome.state is not None
     for part, prefix in (("model", ""), ("ema", "module.")):
         assert torch.equal(outcome.state[part][f"{prefix}1.running_mean"], torch.zeros(6))
