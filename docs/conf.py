@@ -10,7 +10,7 @@ author = "The optuna_miha authors"
 copyright = author
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "pypi.md"]  # The page of the package index.
 
 html_theme = "furo"
 html_title = "optuna_miha"

@@ -44,3 +44,14 @@ def test_first_command_is_the_demo_and_the_second_the_tests() -> None:
     # The build script takes the first line that names pytest.
     lines = README.read_text(encoding="utf-8").splitlines()
     assert next(line for line in lines if "pytest" in line) == tests
+
+
+def test_page_of_the_package_index_has_no_relative_links_and_the_same_quickstart() -> None:
+    # An index shows this page alone: pictures and pages beside it do not exist there.
+    page = (README.parent / "docs" / "pypi.md").read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)]*)\)|(?:src|href)=[\"']([^\"']*)", page)
+    assert targets
+    assert all((a or b).startswith("https://") for a, b in targets)
+    assert re.findall(r"```python\n(.*?)```", page, re.DOTALL) == blocks("python")
+    project = (README.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'readme = "docs/pypi.md"' in project
