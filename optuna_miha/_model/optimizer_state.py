@@ -156,12 +156,16 @@ def _values(optimizer: optim.Optimizer) -> dict[str, Any]:
 def _is_plain(value: Any, parameters: set[int]) -> bool:
     """Whether a value consists of numbers, strings and tensors that are not parameters.
 
-    A subclass of :class:`dict`, such as the one that holds torch's hooks, does not.
+    A subclass of :class:`dict`, such as the one that holds torch's hooks, does not, and neither
+    does a dictionary of parameters by ``id``, which differs between branches.
     """
     if isinstance(value, Tensor):
         return id(value) not in parameters and not isinstance(value, torch.nn.Parameter)
     if type(value) is dict:
-        return all(_is_plain(part, parameters) for pair in value.items() for part in pair)
+        parts = [part for pair in value.items() for part in pair]
+        return not parameters & {key for key in value if type(key) is int} and all(
+            _is_plain(part, parameters) for part in parts
+        )
     if isinstance(value, (list, tuple)):
         return all(_is_plain(part, parameters) for part in value)
     return value is None or isinstance(value, (bool, int, float, complex, str))
@@ -280,8 +284,10 @@ def _apply_settings(
         )
     for group, before, changes in zip(groups, own["groups"], learned, strict=False):
         group.update(_inherited(before, changes))
-    attributes = _inherited(own["attributes"], captured.get("attributes", {}))
-    vars(optimizer).update({**own["attributes"], **attributes})
+    before, loaded = own["attributes"], _values(optimizer)["attributes"]
+    kept = {key: value for key, value in before.items() if key in loaded}
+    inherited = _inherited(before, captured.get("attributes", {}))
+    vars(optimizer).update({**kept, **inherited})
 
 
 def _inherited(own: Mapping[str, Any], learned: Mapping[str, Any]) -> dict[str, Any]:

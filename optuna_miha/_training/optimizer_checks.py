@@ -45,7 +45,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
 
 
 def check_step(optimizer: Optimizer) -> None:
-    """Take a step with the present gradients, and let the optimizer inherit its own state.
+    """Take steps with the present gradients, and let the optimizer inherit its own state.
 
     Args:
         optimizer: The optimizer of a recipe that is not used afterwards.
@@ -57,9 +57,7 @@ def check_step(optimizer: Optimizer) -> None:
     name = type(optimizer).__name__
     before = [float(group["lr"]) for group in optimizer.param_groups]
     try:
-        set_optimizer_mode(optimizer, training=True)
-        optimizer.step()
-        set_optimizer_mode(optimizer, training=False)
+        _step(optimizer)
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -77,9 +75,19 @@ def check_step(optimizer: Optimizer) -> None:
         )
     try:
         inherit_optimizer(optimizer, capture_optimizer(optimizer))
+        _step(optimizer)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise ValueError(
             "The state of the optimizer must be restored by `load_state_dict`, because branches "
-            f"inherit it, but that of {name} failed with {type(error).__name__}: {error} Repair "
-            f"its `state_dict` and `load_state_dict`, or {_REPAIR}."
+            f"inherit it, but with that of {name}, the next step failed with "
+            f"{type(error).__name__}: {error} Repair its `state_dict` and `load_state_dict`, or "
+            f"{_REPAIR}."
         ) from error
+
+
+def _step(optimizer: Optimizer) -> None:
+    set_optimizer_mode(optimizer, training=True)
+    optimizer.step()
+    set_optimizer_mode(optimizer, training=False)

@@ -77,6 +77,32 @@ class Sharp(optim.Optimizer):
         self.base_optimizer.step()
 
 
+class Stored(optim.SGD):
+    """Keeps state by parameter in an attribute, which its own ``state_dict`` holds by index."""
+
+    def __init__(self, params: Iterable[Tensor], scale: float = 0.5) -> None:
+        super().__init__(params, lr=0.01)
+        self.sums: dict[int, Tensor] = {}
+        self.scale = scale
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for p in self.param_groups[0]["params"]:
+            assert p.grad is not None
+            self.sums[id(p)] = self.scale * self.sums.get(id(p), torch.zeros_like(p)) + p.grad
+            p.grad = self.sums[id(p)].clone()
+        super().step()
+
+    def state_dict(self) -> dict[str, Any]:
+        sums = [self.sums[id(p)] for p in self.param_groups[0]["params"] if id(p) in self.sums]
+        return {**super().state_dict(), "sums": sums, "scale": self.scale}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        params = self.param_groups[0]["params"]
+        self.sums = dict(zip(map(id, params), state_dict["sums"], strict=False))
+        self.scale = state_dict["scale"]
+
+
 def build_network(dtype: torch.dtype = torch.float32) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1)).to(dtype)
@@ -151,6 +177,7 @@ VARIANTS: dict[str, Build] = {
     "containers": lambda m: Containers(m.parameters()),
     "adaptive": lambda m: Adaptive(m.parameters()),
     "adaptive groups": lambda m: Adaptive([{"params": [p]} for p in m.parameters()]),  # type: ignore[list-item]
+    "own dictionary": lambda m: Stored(m.parameters()),
     "wrapper": lambda m: Sharp(m.parameters(), lr=0.01),
 }
 if not hasattr(optim, "Muon"):  # Torch before 2.9.
@@ -187,6 +214,17 @@ def test_mutated_setting_wins_over_a_learned_value() -> None:
     same_setting = Adaptive(build_network().parameters())
     inherit_optimizer(same_setting, captured)
     assert same_setting.param_groups[0]["beta"] == optimizer.param_groups[0]["beta"] != 0.9
+
+
+def test_mutated_attribute_wins_over_that_of_the_state_dict() -> None:
+    model = build_network()
+    optimizer = Stored(model.parameters())
+    settings = optimizer_settings(optimizer)
+    train(model, optimizer, 0)
+    heir = Stored(build_network().parameters(), scale=0.25)
+    inherit_optimizer(heir, capture_optimizer(optimizer, settings))
+    assert heir.scale == 0.25
+    assert len(heir.sums) == 4
 
 
 def test_learning_rate_is_never_inherited() -> None:

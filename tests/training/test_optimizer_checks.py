@@ -31,6 +31,17 @@ class Unloadable(optim.SGD):
         raise NotImplementedError("later")
 
 
+class ByParameter(optim.SGD):
+    """Keeps state by parameters, which are other ones in every branch."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step()
+        first = self.param_groups[0]["params"][0]
+        if "all" not in self.state:
+            self.state["all"] = {first: 1.0}
+        self.state["all"][first] += 1.0 if first in self.state["all"] else 0.0
+
+
 class NoRate(optim.Optimizer):
     def __init__(self, params: Iterable[Tensor]) -> None:
         super().__init__(params, {"lr": None})
@@ -50,7 +61,8 @@ def scheduled(model: nn.Module) -> optim.Optimizer:
     [
         (lambda m: OwnRate(m.parameters(), lr=0.1), ValueError, "must not change.*OwnRate"),
         (lambda m: Deque(m.parameters(), lr=0.1), TypeError, "optimizer must.*deque"),
-        (lambda m: Unloadable(m.parameters(), lr=0.1), ValueError, "Unloadable failed.*later"),
+        (lambda m: Unloadable(m.parameters(), lr=0.1), ValueError, "Unloadable, the next.*later"),
+        (lambda m: ByParameter(m.parameters(), lr=0.1), ValueError, "next step failed.*KeyError"),
         (lambda m: NoRate(m.parameters()), ValueError, "learning rate `lr`.*None.*NoRate"),
         (lambda m: optim.LBFGS(m.parameters()), ValueError, "LBFGS needs `closure`.*trainer"),
         (scheduled, ValueError, "scheduler.*SGD.*trainer"),
