@@ -18,6 +18,7 @@ from optuna_miha._model.model_fn import Initial, ModelFn, build_initial, build_r
 from optuna_miha._results.comparison import Comparison, Run
 from optuna_miha._search.plan import Plan
 from optuna_miha._training.compute import resolve_device
+from optuna_miha._training.data_checks import check_data, check_split
 from optuna_miha._training.loss_checks import check_valid_loss
 from optuna_miha._training.preflight import check_fresh, resolve_direction
 from optuna_miha._training.trial_steps import check_copyable, check_mutations, check_training
@@ -154,6 +155,8 @@ def _preflight(runner: Runner, initial: Initial, seed: int) -> None:
     check_fresh(initial.recipe, recipe)
     context = runner.context(initial, seed)
     check_copyable(recipe, context)
+    check_data(recipe, context)
+    check_split(initial.recipe, recipe)
     check_valid_loss(initial.recipe, recipe, context)
     state = check_training(recipe, context, initial.params)
     for plan in runner.plans.values():  # The baselines train every trial from scratch.

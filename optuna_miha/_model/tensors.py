@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 
@@ -47,6 +48,25 @@ def map_tensors(
     if isinstance(value, (list, tuple)):
         return type(value)(map(mapped, value))
     return value
+
+
+def is_equal(one: Any, other: Any) -> bool:
+    """Whether nested containers hold equal values, NaN included.
+
+    Of objects other than tensors, arrays, numbers and strings, only the types are compared.
+    """
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        # NaN marks missing targets, and is not equal to itself.
+        return one.shape == other.shape and bool(((one == other) | (one != one)).all())
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(is_equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(is_equal, one, other))
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return np.array_equal(one, other) or is_equal(one.tolist(), other.tolist())
+    if isinstance(one, (bool, int, float, str, bytes, np.generic)):
+        return bool(one == other or (one != one and other != other))
+    return type(one) is type(other)
 
 
 def copy_tensors(value: Any) -> Any:

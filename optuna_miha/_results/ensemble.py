@@ -17,6 +17,7 @@ from optuna_miha._history.segment import Segment
 from optuna_miha._model.model_fn import ModelFn, build_recipe
 from optuna_miha._model.recipe import LossFn, Recipe
 from optuna_miha._model.rng import preserved_rng, seed_all
+from optuna_miha._model.tensors import is_equal
 from optuna_miha._results.combination import Combine, combination_for
 from optuna_miha._study.checkpoint_store import CheckpointStore
 from optuna_miha._training.batch_length import batch_length
@@ -242,7 +243,7 @@ class _Validation:
         if not self._targets:
             self._targets, self._batch_lengths = targets, lengths
             self._output_lengths = [len(output) for output in outputs]
-        elif lengths != self._batch_lengths or not _is_equal(targets, self._targets):
+        elif lengths != self._batch_lengths or not is_equal(targets, self._targets):
             raise ValueError(
                 "`valid_data` must yield the same samples in the same order each time, got "
                 "another order: use `shuffle=False` in the DataLoader for validation."
@@ -267,13 +268,3 @@ class _Validation:
 def _weights(counts: Counter[int]) -> list[float]:
     """The weight of each chosen candidate, in the order of the candidates."""
     return [counts[candidate] / counts.total() for candidate in sorted(counts)]
-
-
-def _is_equal(one: Any, other: Any) -> bool:
-    """Whether nested containers of tensors are equal. Of other values, the types are compared."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        # NaN marks missing targets, and is not equal to itself.
-        return one.shape == other.shape and bool(((one == other) | (one != one)).all())
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_is_equal, one, other))
-    return type(one) is type(other)

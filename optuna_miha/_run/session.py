@@ -37,6 +37,7 @@ from optuna_miha._study.setup import (
     resolve_stretches,
 )
 from optuna_miha._study.stores import open_store
+from optuna_miha._training.data_checks import check_data, check_split
 from optuna_miha._training.job import Context
 from optuna_miha._training.loss_checks import check_valid_loss
 from optuna_miha._training.pools import Workers, make_workers
@@ -197,7 +198,9 @@ def _preflight(
     check_distributions(session.study, initial.distributions)
     check_fresh(initial.recipe, recipe)
     check_copyable(recipe, session.context)
+    check_data(recipe, session.context)
     if is_new:  # In a resumed run, the two recipes may have different initial values.
+        check_split(initial.recipe, recipe)
         check_valid_loss(initial.recipe, recipe, session.context)
     state = check_training(recipe, session.context, params)
     if is_new:

@@ -6,7 +6,8 @@ import io
 import math
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import optuna
@@ -20,7 +21,7 @@ from optuna.trial import FixedTrial
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from optuna_miha._model.data_state import DataState, check_data_state
+from optuna_miha._model.data_state import DataState
 from optuna_miha._model.model_fn import Initial, build_recipe, offline_trial
 from optuna_miha._model.optimizer_state import optimizer_settings
 from optuna_miha._model.optimizers import set_optimizer_mode
@@ -81,7 +82,6 @@ def check_training(recipe: Recipe, context: Context, params: Mapping[str, Any]) 
             the optimizer's ``step`` has required arguments; or if the training cannot be
             continued from the checkpoint.
     """
-    check_data_state(recipe.train_data)
     with preserved_rng(), _watched(recipe) as data:
         seed_all(context.seed)
         context.on_device(recipe)
@@ -225,9 +225,11 @@ def _continue(recipe: Recipe, context: Context, state: State) -> None:
             _step(recipe, context)
 
 
-def _watched(recipe: Recipe) -> DataState:
-    """Return a context that restores the state of the data."""
-    return DataState().watch(recipe.train_data).watch(recipe.valid_data)
+@contextmanager
+def _watched(recipe: Recipe) -> Iterator[DataState]:
+    """Restore the state of the data on leaving, and yield that of the training data."""
+    with DataState().watch(recipe.valid_data), DataState().watch(recipe.train_data) as data:
+        yield data
 
 
 def _failure(context: Context, state: State, params: dict[str, Any]) -> Exception | None:
