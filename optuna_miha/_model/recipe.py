@@ -81,7 +81,8 @@ class Recipe:
             all other settings. A ``DataLoader`` with a ``batch_sampler`` is used as it is. The
             state of samplers and random generators is part of the checkpoints.
         valid_data:
-            The validation data, in one of the same forms. Branches are selected on them.
+            The validation data, in one of the same forms. Branches are selected on them, so that
+            they must be the same in every call of ``model_fn``, and come in the same order.
         optimizer:
             An optimizer over the model's parameters. :obj:`None`: Adam with a learning rate of
             1e-3.

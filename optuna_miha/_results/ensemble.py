@@ -14,6 +14,7 @@ from optuna.trial import FixedTrial
 from torch import Tensor, nn
 
 from optuna_miha._history.segment import Segment
+from optuna_miha._model.data_state import DataState
 from optuna_miha._model.model_fn import ModelFn, build_recipe
 from optuna_miha._model.recipe import LossFn, Recipe
 from optuna_miha._model.rng import preserved_rng, seed_all
@@ -228,7 +229,7 @@ class _Validation:
         """
         model.eval()
         outputs, targets, lengths = [], [], []
-        with preserved_rng():
+        with preserved_rng(), DataState().watch(self._recipe.valid_data):
             seed_all(self._seed)
             for *inputs, target in evaluation_batches(self._recipe.valid_data, self._device):
                 output = model(*inputs)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optuna_miha._model.data_state import DataState
 from optuna_miha._model.recipe import LossFn, Metric, Recipe, device_of
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._training.data import evaluation_batches
@@ -76,7 +77,8 @@ def _values(
     """Return a function that computes the validation loss of a batch by either recipe's own."""
     recipe.model.eval()
     device = device_of(recipe.model)
-    batch = next(iter(evaluation_batches(recipe.valid_data, device)))
+    with DataState().watch(recipe.valid_data):
+        batch = next(iter(evaluation_batches(recipe.valid_data, device)))
     if recipe.train_step is not None:
 
         def of_step(index: int) -> Tensor:

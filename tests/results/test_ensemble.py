@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from optuna.artifacts import FileSystemArtifactStore
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import optuna_miha as miha
 from optuna_miha._history.lineage import LIBRARY_SIZE, Lineage
@@ -295,23 +295,35 @@ def test_an_ensemble_is_selected_after_a_custom_trainer() -> None:
     assert result.ensemble().models
 
 
-class TestLoader:
-    def result(self, **settings: Any) -> miha.Result:
+class Turning(IterableDataset[Any]):
+    """Changes its direction with every epoch."""
+
+    def __init__(self) -> None:
+        self.step = 1
+
+    def __iter__(self) -> Iterator[Any]:
+        self.step = -self.step
+        return iter(list(zip(X, Y, strict=True))[:: self.step])
+
+
+class TestValidationData:
+    @staticmethod
+    def result(data: Any) -> miha.Result:
         def model_fn(trial: Any) -> miha.Recipe:
             recipe = classifier(trial)
-            recipe.valid_data = DataLoader(TensorDataset(X, Y), batch_size=7, **settings)
+            recipe.valid_data = data
             return recipe
 
         return run(new_study(), model_fn)
 
-    @pytest.mark.parametrize("shuffle", [False, True])
-    def test_of_validation_data_is_read_in_the_same_order(self, shuffle: bool) -> None:
-        ensemble = self.result(shuffle=shuffle).ensemble()
+    def test_of_a_loader_are_read_in_its_order(self) -> None:
+        loader = DataLoader(TensorDataset(X, Y), batch_size=7, generator=torch.Generator())
+        ensemble = self.result(loader).ensemble()
         with torch.no_grad():
             assert ensemble.value == pytest.approx(functional.cross_entropy(ensemble(X), Y).item())
 
-    def test_with_a_generator_of_its_own_is_refused(self) -> None:
-        result = self.result(shuffle=True, generator=torch.Generator())
+    def test_in_another_order_are_refused(self) -> None:
+        result = self.result(Turning())
         with pytest.raises(ValueError, match=r"same order each time.*`shuffle=False`"):
             result.ensemble()
 
