@@ -1,11 +1,12 @@
-"""Convert the state of a parameter to that of another class or other settings of an optimizer."""
+"""Convert the state of an optimizer to another class or other settings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import optim
 
 _SHARE_MOMENTS = ("Adam", "AdamW", "NAdam")
 
@@ -24,7 +25,7 @@ def with_missing_state(entry: Any, group: Mapping[str, Any]) -> Any:
     return entry
 
 
-def convert_entry(entry: dict[str, Any], old: str, new: str, momentum: float) -> dict[str, Any]:
+def _convert_entry(entry: dict[str, Any], old: str, new: str, momentum: float) -> dict[str, Any]:
     """Convert the state of a parameter to another class; the result may be empty."""
     if old not in _SHARE_MOMENTS:
         return {}
@@ -38,3 +39,19 @@ def convert_entry(entry: dict[str, Any], old: str, new: str, momentum: float) ->
         # The product of all momenta so far, which tends to 0: no bias correction is left.
         shared["mu_product"] = torch.zeros_like(entry["step"])
     return shared
+
+
+def is_from_torch(optimizer: optim.Optimizer) -> bool:
+    """Whether the class of an optimizer is one of torch's."""
+    return type(optimizer).__module__.startswith("torch.")
+
+
+def converted(parents: Sequence[Mapping[str, Any]], optimizer: optim.Optimizer) -> dict[str, Any]:
+    """Convert the state of an optimizer to another class; the result may be empty."""
+    state: dict[int, Any] = {}
+    first = parents[0]
+    if len(parents) == 1 and first.get("from_torch", True) and is_from_torch(optimizer):
+        new, momentum = type(optimizer).__name__, optimizer.param_groups[0].get("momentum", 0.0)
+        for index, entry in first["state"].items():
+            state[index] = _convert_entry(entry, first["class"], new, momentum)
+    return {"state": {index: entry for index, entry in state.items() if entry}}

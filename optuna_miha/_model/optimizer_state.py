@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, optim
 
-from optuna_miha._model.optimizer_conversion import convert_entry, with_missing_state
+from optuna_miha._model.optimizer_conversion import converted, is_from_torch, with_missing_state
 from optuna_miha._model.tensors import map_tensors
 from optuna_miha.exceptions import InheritanceError
 
@@ -91,7 +91,7 @@ def inherit_optimizer(optimizer: optim.Optimizer, captured: Mapping[str, Any]) -
     if "groups" not in captured:  # Stored by a version that did not look into wrappers.
         parts = parts[:1]
     if not _are_same_classes(parts, parents):
-        parents = [_converted(parents, optimizer)]
+        parents = [converted(parents, optimizer)]
         parts = parts[:1] if parents[0]["state"] else []
     settings = [_settings(part) for part in parts]
     restorations = [_Restoration(part) for part in parts]
@@ -101,6 +101,27 @@ def inherit_optimizer(optimizer: optim.Optimizer, captured: Mapping[str, Any]) -
         restoration.restore()
     for part, own, parent in zip(parts, settings, parents, strict=False):
         _apply_settings(part, own, parent)
+
+
+def move_optimizer_state(optimizer: optim.Optimizer, device: torch.device) -> None:
+    """Move the state of a new optimizer to the device of its parameters.
+
+    Few optimizers, such as Adagrad and wrappers like Lookahead, have state before their first
+    step. The fused implementation of Adagrad is used on the CPU only, because torch 2.7 has none
+    for other devices.
+
+    Args:
+        optimizer: The optimizer, changed in place; its groups stay the same objects.
+        device: The device of its parameters.
+    """
+    for part in _parts(optimizer):
+        if part.state:
+            if device.type != "cpu" and isinstance(part, optim.Adagrad):
+                for group in part.param_groups:
+                    group["fused"] = None
+            restoration = _Restoration(part)
+            _load(part, {"state": part.state_dict().get("state", {})})
+            restoration.restore()
 
 
 def _parts(optimizer: optim.Optimizer) -> Iterator[optim.Optimizer]:
@@ -122,7 +143,7 @@ def _capture(optimizer: optim.Optimizer, settings: Mapping[str, Any]) -> dict[st
     learned = [_learned(*pair) for pair in zip(settings["groups"], now["groups"], strict=False)]
     return {
         "class": type(optimizer).__name__,
-        "from_torch": _is_from_torch(optimizer),
+        "from_torch": is_from_torch(optimizer),
         "n_params": _n_params(optimizer),
         "dtypes": [str(p.dtype) for g in optimizer.param_groups for p in g["params"]],
         "state": dict(stored.get("state", {})),
@@ -299,19 +320,15 @@ def _inherited(own: Mapping[str, Any], learned: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _is_from_torch(optimizer: optim.Optimizer) -> bool:
-    return type(optimizer).__module__.startswith("torch.")
-
-
 def _are_same_classes(
     parts: Sequence[optim.Optimizer], parents: Sequence[Mapping[str, Any]]
 ) -> bool:
     """Whether an optimizer and those that it wraps have the classes of the parent's."""
-    own = [(type(part).__name__, _is_from_torch(part)) for part in parts]
+    own = [(type(part).__name__, is_from_torch(part)) for part in parts]
     # Another package may have a class of the same name.
     return own == [
-        (parent["class"], parent.get("from_torch", is_from_torch))
-        for parent, (_, is_from_torch) in zip(parents, own, strict=False)
+        (parent["class"], parent.get("from_torch", from_torch))
+        for parent, (_, from_torch) in zip(parents, own, strict=False)
     ] and len(own) == len(parents)
 
 
@@ -322,14 +339,3 @@ def _n_params(optimizer: optim.Optimizer) -> int:
 def _copy(value: Any) -> Any:
     """Copy nested containers and their tensors; tensors that share memory do so in the copy."""
     return copy.deepcopy(map_tensors(value, Tensor.detach))
-
-
-def _converted(parents: Sequence[Mapping[str, Any]], optimizer: optim.Optimizer) -> dict[str, Any]:
-    """Convert the state of an optimizer to another class; the result may be empty."""
-    state: dict[int, Any] = {}
-    first = parents[0]
-    if len(parents) == 1 and first.get("from_torch", True) and _is_from_torch(optimizer):
-        new, momentum = type(optimizer).__name__, optimizer.param_groups[0].get("momentum", 0.0)
-        for index, entry in first["state"].items():
-            state[index] = convert_entry(entry, first["class"], new, momentum)
-    return {"state": {index: entry for index, entry in state.items() if entry}}

@@ -138,25 +138,6 @@ def _parameters_in(groups: Iterable[Any]) -> Iterator[Tensor]:
             yield group[1] if isinstance(group, tuple) else group
 
 
-def move_optimizer_state(optimizer: optim.Optimizer, device: torch.device) -> None:
-    """Move the state of a new optimizer to the device of its parameters.
-
-    Only Adagrad has state before its first step. Its fused implementation is used on the CPU
-    only, because torch 2.7 has none for other devices.
-
-    Args:
-        optimizer: The optimizer, changed in place.
-        device: The device of its parameters.
-    """
-    if not optimizer.state:
-        return
-    state = optimizer.state_dict()
-    if device.type != "cpu" and isinstance(optimizer, optim.Adagrad):
-        for group in state["param_groups"]:
-            group["fused"] = None
-    optimizer.load_state_dict(state)
-
-
 def set_optimizer_mode(optimizer: optim.Optimizer, *, training: bool) -> None:
     """Switch an optimizer that has modes, as Schedule-Free has, between training and evaluation.
 

@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from optuna_miha._history.curve import EpochResult
 from optuna_miha._model.data_state import DataState
-from optuna_miha._model.optimizers import move_optimizer_state, set_optimizer_mode
+from optuna_miha._model.optimizer_state import move_optimizer_state
+from optuna_miha._model.optimizers import set_optimizer_mode
 from optuna_miha._model.recipe import LossFn, Recipe, device_of
 from optuna_miha._model.rng import preserved_rng
 from optuna_miha._training.batch_length import batch_length

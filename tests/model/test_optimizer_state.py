@@ -14,6 +14,7 @@ from torch import nn, optim
 from optuna_miha._model.optimizer_state import (
     capture_optimizer,
     inherit_optimizer,
+    move_optimizer_state,
 )
 from optuna_miha._model.optimizers import OPTIMIZERS, make_optimizer
 from optuna_miha.exceptions import InheritanceError
@@ -268,3 +269,33 @@ def test_checkpoint_of_an_older_version_is_inherited() -> None:
     old = {key: captured[key] for key in ("class", "n_params", "state")}
     _, optimizer = child_of(model, old, "adam")
     assert same(optimizer.state_dict()["state"], captured["state"])
+
+
+def test_initial_state_is_moved_with_the_parameters() -> None:
+    model = make_network()
+    optimizer = build("adagrad", model)
+    model.double()  # A change of dtype stands for a change of device.
+    group = optimizer.param_groups[0]
+    move_optimizer_state(optimizer, torch.device("cpu"))
+    assert optimizer.param_groups[0] is group
+    assert {entry["sum"].dtype for entry in optimizer.state.values()} == {torch.float64}
+    assert optimizer.param_groups[0]["fused"]
+    move_optimizer_state(optimizer, torch.device("cuda"))
+    assert not optimizer.param_groups[0]["fused"], "Torch 2.7 has no fused Adagrad for CUDA."
+
+
+def test_optimizer_without_initial_state_is_not_changed() -> None:
+    optimizer = build("adam", make_network())
+    groups = optimizer.param_groups
+    move_optimizer_state(optimizer, torch.device("cuda"))
+    assert optimizer.param_groups is groups
+
+
+def test_initial_state_of_a_wrapped_optimizer_is_moved() -> None:
+    model = make_network()
+    wrapper = optim.SGD(model.parameters(), lr=0.1)
+    wrapper.base_optimizer = optim.Adagrad(wrapper.param_groups)  # type: ignore[attr-defined]
+    model.double()  # A change of dtype stands for a change of device.
+    move_optimizer_state(wrapper, torch.device("cpu"))
+    state = wrapper.base_optimizer.state  # type: ignore[attr-defined]
+    assert {entry["sum"].dtype for entry in state.values()} == {torch.float64}

@@ -9,7 +9,6 @@ from torch import nn, optim
 from optuna_miha._model.optimizers import (
     OPTIMIZERS,
     make_optimizer,
-    move_optimizer_state,
     optimizer_name,
 )
 
@@ -22,24 +21,6 @@ def make_network(seed: int = 0) -> nn.Sequential:
 def build(name: str, model: nn.Module, **changes: float) -> optim.Optimizer:
     settings = {"lr": 0.01, "weight_decay": 0.0, "momentum": 0.9} | changes
     return make_optimizer(name, model.parameters(), **settings)
-
-
-def test_initial_state_is_moved_with_the_parameters() -> None:
-    model = make_network()
-    optimizer = build("adagrad", model)
-    model.double()  # A change of dtype stands for a change of device.
-    move_optimizer_state(optimizer, torch.device("cpu"))
-    assert {entry["sum"].dtype for entry in optimizer.state.values()} == {torch.float64}
-    assert optimizer.param_groups[0]["fused"]
-    move_optimizer_state(optimizer, torch.device("cuda"))
-    assert not optimizer.param_groups[0]["fused"], "Torch 2.7 has no fused Adagrad for CUDA."
-
-
-def test_optimizer_without_initial_state_is_not_changed() -> None:
-    optimizer = build("adam", make_network())
-    groups = optimizer.param_groups
-    move_optimizer_state(optimizer, torch.device("cuda"))
-    assert optimizer.param_groups is groups
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
