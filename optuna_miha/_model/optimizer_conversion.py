@@ -46,12 +46,20 @@ def is_from_torch(optimizer: optim.Optimizer) -> bool:
     return type(optimizer).__module__.startswith("torch.")
 
 
+def groups_by_index(optimizer: optim.Optimizer) -> dict[int, dict[str, Any]]:
+    """Return the group of each parameter, by the index of the parameter."""
+    return dict(enumerate(group for group in optimizer.param_groups for _ in group["params"]))
+
+
 def converted(parents: Sequence[Mapping[str, Any]], optimizer: optim.Optimizer) -> dict[str, Any]:
     """Convert the state of an optimizer to another class; the result may be empty."""
     state: dict[int, Any] = {}
     first = parents[0]
     if len(parents) == 1 and first.get("from_torch", True) and is_from_torch(optimizer):
-        new, momentum = type(optimizer).__name__, optimizer.param_groups[0].get("momentum", 0.0)
+        groups = groups_by_index(optimizer)
         for index, entry in first["state"].items():
-            state[index] = _convert_entry(entry, first["class"], new, momentum)
+            momentum = groups[index].get("momentum", 0.0)
+            state[index] = _convert_entry(
+                entry, first["class"], type(optimizer).__name__, momentum
+            )
     return {"state": {index: entry for index, entry in state.items() if entry}}

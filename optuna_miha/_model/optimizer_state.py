@@ -16,7 +16,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, optim
 
-from optuna_miha._model.optimizer_conversion import converted, is_from_torch, with_missing_state
+from optuna_miha._model.optimizer_conversion import (
+    converted,
+    groups_by_index,
+    is_from_torch,
+    with_missing_state,
+)
 from optuna_miha._model.tensors import map_tensors
 from optuna_miha.exceptions import InheritanceError
 
@@ -217,7 +222,7 @@ def _equal(one: Any, other: Any) -> bool:
 def _load(optimizer: optim.Optimizer, captured: Mapping[str, Any]) -> None:
     """Load a state by the optimizer's own method, without torch's change of dtypes."""
     own = optimizer.state_dict()
-    groups = dict(enumerate(g for g in optimizer.param_groups for _ in g["params"]))
+    groups = groups_by_index(optimizer) if is_from_torch(optimizer) else {}
     given = {
         **own,
         **captured.get("others", {}),

@@ -299,3 +299,17 @@ def test_initial_state_of_a_wrapped_optimizer_is_moved() -> None:
     move_optimizer_state(wrapper, torch.device("cpu"))
     state = wrapper.base_optimizer.state  # type: ignore[attr-defined]
     assert {entry["sum"].dtype for entry in state.values()} == {torch.float64}
+
+
+def test_momentum_of_each_group_counts_in_a_conversion() -> None:
+    model, captured = trained_parent("adam")
+    groups = [
+        {"params": model[0].parameters(), "momentum": 0.5},
+        {"params": model[2].parameters()},
+    ]
+    optimizer = make_optimizer("sgd", groups, lr=0.1, weight_decay=0.0, momentum=0.75)
+    inherit_optimizer(optimizer, captured)
+    state = optimizer.state_dict()["state"]
+    for index, factor in ((0, 2), (1, 2), (2, 4), (3, 4)):
+        expected = factor * captured["state"][index]["exp_avg"]
+        assert torch.allclose(state[index]["momentum_buffer"], expected)
