@@ -84,6 +84,7 @@ def build_recipe(model_fn: ModelFn, trial: optuna.trial.BaseTrial, seed: int) ->
     elif recipe.optimizer is not None and "optimizer" in trial.distributions:
         use_plain_kernels(recipe.model, recipe.optimizer)
     if recipe.optimizer is None:
+        recipe.has_default_optimizer = True
         recipe.optimizer = make_optimizer(
             "adam",
             recipe.model.parameters(),
@@ -107,8 +108,18 @@ def build_initial(
     Raises:
         ValueError: If ``overrides`` names a parameter that ``model_fn`` does not suggest, or
             holds a value outside of its distribution; or if a parameter has the name of a
-            column of a schedule.
+            column of a schedule; or if ``model_fn`` prunes the initial configuration.
     """
+    try:
+        return _build_initial(model_fn, seed, overrides)
+    except optuna.TrialPruned as error:
+        raise ValueError(
+            f"`model_fn` must accept the initial configuration, got TrialPruned: {error}. Pass "
+            "other values by `initial_params`, or declare them in the `suggest_*` functions."
+        ) from error
+
+
+def _build_initial(model_fn: ModelFn, seed: int, overrides: Mapping[str, Any] | None) -> Initial:
     trial = offline_trial({})
     recipe = build_recipe(model_fn, trial, seed)
     if overrides:

@@ -129,6 +129,8 @@ class Recipe:
     test_data: Data | None = None
     valid_step: TrainStep | None = field(default=None, init=False, repr=False)
     """The ``train_step`` of the initial configuration, set before validation."""
+    has_default_optimizer: bool = field(default=False, init=False, repr=False)
+    """Whether the optimizer is one that nobody passed or suggested."""
 
     def __post_init__(self) -> None:
         _check_model(self.model)

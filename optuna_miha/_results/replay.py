@@ -111,7 +111,9 @@ def replay(
     context = Context.of(
         initial,
         model_fn,
-        direction=StudyDirection[resolve_direction(initial, direction).upper()],
+        direction=StudyDirection[
+            resolve_direction(initial, direction, custom_trainer=trainer is not None).upper()
+        ],
         seed=seed,
         devices=(resolve_device(device),),
         trainer=trainer,

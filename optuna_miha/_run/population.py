@@ -197,11 +197,13 @@ class Population:
     ) -> bool:
         """Whether an exception fails only its trial, instead of ending the run.
 
+        ``TrialPruned`` does, as in :meth:`optuna.study.Study.optimize`: ``model_fn`` does not
+        accept the values.
         An invalid enqueued trial is a user error, which would otherwise end every attempt to
         resume. A mutation, such as a larger batch size, may need too much memory. Without a
         mutation, memory is used by something else, and the run can be resumed later.
         """
-        if isinstance(error, self._catch):
+        if isinstance(error, (*self._catch, optuna.TrialPruned)):
             return True
         if is_out_of_memory(error):
             return phase.role not in ("trunk", "final")

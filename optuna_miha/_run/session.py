@@ -194,7 +194,8 @@ def _preflight(
     session: Session, initial: Initial, recipe: Recipe, params: dict[str, Any], *, is_new: bool
 ) -> None:
     """Check whatever would fail during training."""
-    check_direction(session.study, recipe)
+    if session.context.trainer is None:  # The values of a trainer may have any direction.
+        check_direction(session.study, recipe)
     check_distributions(session.study, initial.distributions)
     check_fresh(initial.recipe, recipe)
     check_copyable(recipe, session.context)

@@ -236,7 +236,8 @@ def _train(
     if job.n_epochs == 0:
         state = capture(recipe, ema, epoch, settings) | {"data": data.capture()}
         return state | {"best": _validate(context, recipe, ema, epoch)}
-    steps = OptimizerSteps(recipe.optimizer)
+    must_step = context.trainer is not None and not recipe.has_default_optimizer
+    steps = OptimizerSteps(recipe.optimizer, must_step=must_step)
     # `warmup_cosine` starts at a third of the rate. This suits only a rate that was raised before.
     rate_factor = half_cosine if lr_distribution(trial.distributions) is None else warmup_cosine
     sample: FirstBatches | None = None
@@ -253,6 +254,7 @@ def _train(
         data.set_epoch(epoch)
         log.begun += 1
         result = _next_result(epochs)
+        steps.check()
         if result is None:
             log.begun -= 1
             break

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import Any, cast
 
+import torch
 from torch.optim import Optimizer
 
 
@@ -20,13 +21,16 @@ class OptimizerSteps:
     Args:
         optimizer: The optimizer. The steps of an optimizer that it wraps, as in implementations
             of SAM and Lookahead, count as its own.
+        must_step: Whether :meth:`check` refuses that its parameters change without a step.
 
     Attributes:
         count: The number of steps.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, *, must_step: bool = False) -> None:
         self.count = 0
+        groups = optimizer.param_groups if must_step else []
+        self._before = [(p, p.detach().clone()) for group in groups for p in group["params"]]
         self._factor = 1.0
         self._depth = 0
         self._own_rates: list[tuple[dict[str, Any], Any, Any]] = []
@@ -44,6 +48,21 @@ class OptimizerSteps:
         self._restore()  # The last step may have raised an exception that user code caught.
         self._depth = 0
         self._factor = factor
+
+    def check(self) -> None:
+        """Refuse that the parameters changed without a step. Later calls have no effect.
+
+        Raises:
+            ValueError: If they have changed.
+        """
+        before, self._before = self._before, []
+        if self.count == 0 and any(not torch.equal(p, value) for p, value in before):
+            raise ValueError(
+                "A trainer must train with `recipe.optimizer`, whose settings the study stores, "
+                "got other weights after an epoch without a call of its `step`: use "
+                "`recipe.optimizer`. If the trainer needs an optimizer of its own, leave "
+                "`optimizer` out of the recipe, and suggest hyperparameters explicitly."
+            )
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # Torch calls the hooks again for `super().step()`, and for wrapped optimizers.

@@ -27,12 +27,16 @@ def check_direction(study: optuna.Study, recipe: Recipe) -> None:
         )
 
 
-def resolve_direction(recipe: Recipe, direction: str | None) -> str:
+def resolve_direction(
+    recipe: Recipe, direction: str | None, *, custom_trainer: bool = False
+) -> str:
     """Return the direction of the monitored value, without a study.
 
     Args:
         recipe: The recipe.
         direction: The direction that the user passed, if any.
+        custom_trainer: Whether the value is that of a user-defined trainer, which may have any
+            direction. The default is still that of the monitored value.
 
     Returns:
         ``"minimize"`` or ``"maximize"``.
@@ -50,7 +54,7 @@ def resolve_direction(recipe: Recipe, direction: str | None) -> str:
             "`direction` must be given for a user-defined metric, got None for the monitored "
             f'{recipe.monitor!r}: pass "minimize" or "maximize".'
         )
-    if known is not None and direction not in (None, known):
+    if known is not None and direction not in (None, known) and not custom_trainer:
         raise ValueError(
             f'`direction` must be "{known}" for the monitored {recipe.monitor!r}, got '
             f"{direction!r}: leave it out."

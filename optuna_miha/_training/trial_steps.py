@@ -31,6 +31,7 @@ from optuna_miha._search.plan import Plan
 from optuna_miha._search.space import kind_of
 from optuna_miha._training.batch_length import batch_length
 from optuna_miha._training.data import evaluation_batches
+from optuna_miha._training.in_force import activations_in_force, check_batch_size
 from optuna_miha._training.job import Context
 from optuna_miha._training.loss_checks import check_broadcasting
 from optuna_miha._training.modes import frozen_modules, set_training
@@ -90,7 +91,8 @@ def check_training(recipe: Recipe, context: Context, params: Mapping[str, Any]) 
         ema = _ema_of(recipe, context)
         if context.trainer is None:
             check_optimizer(recipe.optimizer)
-            _check_losses(recipe, context)
+            with activations_in_force(recipe.model, params):
+                _check_losses(recipe, context, params)
             if ema is not None:
                 ema.update_parameters(recipe.model)
         # After forward passes, which may add to the state.
@@ -150,7 +152,7 @@ def check_mutations(
             ) from error
 
 
-def _check_losses(recipe: Recipe, context: Context) -> None:
+def _check_losses(recipe: Recipe, context: Context, params: Mapping[str, Any]) -> None:
     """Compute the training loss of a batch, validate, and take a step."""
     frozen = _frozen_modules(recipe.model)
     set_training(recipe.model, frozen)
@@ -167,6 +169,7 @@ def _check_losses(recipe: Recipe, context: Context) -> None:
         loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
     check_loss(recipe, loss)
     batch_length(batch)
+    check_batch_size(recipe, params, batch)
     value = evaluate(recipe, recipe.model, context.engine)[recipe.monitor]
     if math.isnan(value):
         raise ValueError(

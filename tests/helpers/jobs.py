@@ -67,6 +67,7 @@ def trainer_of_values(*values: float) -> Callable[..., Iterator[EpochResult]]:
         for value in values[:n_epochs]:
             with torch.no_grad():
                 built.model[0].weight += 1
+            built.optimizer.step()  # Without gradients, it does nothing.
             yield EpochResult(value=value)
 
     return trainer

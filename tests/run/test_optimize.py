@@ -655,3 +655,44 @@ def test_several_threads_give_the_same_run(whole_tiny: Any) -> None:
     with ThreadPoolExecutor(3) as executor:
         result = run(new_study(), executor=executor)
     assert history(result) == history(whole_tiny)
+
+
+def selective(trial: Any) -> miha.Recipe:
+    """A ``model_fn`` that prunes high learning rates."""
+    recipe = explicit(trial)
+    if trial.params["lr"] > 2e-3:
+        raise optuna.TrialPruned("too high")
+    return recipe
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_trial_that_model_fn_prunes_ends_alone(n_jobs: int) -> None:
+    study = new_study()
+    plan = miha.Plan(90, startup=4, mutations=("lr",), fixing_epochs=3)
+    result = run(study, selective, plan=plan, n_jobs=n_jobs)
+    errors = [t.user_attrs.get("miha:error") for t in study.trials]
+    assert "TrialPruned: too high" in errors
+    assert result.params["lr"] <= 2e-3
+    assert result.segments[-1].role == "final"
+
+
+def test_initial_configuration_that_model_fn_prunes_is_refused() -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        raise optuna.TrialPruned("never")
+
+    study = new_study()
+    with pytest.raises(ValueError, match=r"initial configuration, got TrialPruned: never\."):
+        run(study, model_fn)
+    assert study.user_attrs == {}
+
+
+def test_trainer_may_maximize() -> None:
+    def trainer(recipe: miha.Recipe, n_epochs: int) -> Any:
+        for epoch in range(n_epochs):
+            recipe.optimizer.step()
+            yield miha.EpochResult(value=float(epoch))
+
+    study = optuna.create_study(direction="maximize", sampler=miha.MihaSampler(seed=0))
+    result = run(study, plan=SHORT, trainer=trainer)
+    assert result.value == max(t.value for t in study.trials if t.value is not None)

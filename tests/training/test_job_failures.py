@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from helpers.jobs import (
     UNUSED_PARAM,
     fixed_model_fn,
@@ -128,3 +129,32 @@ def test_trainer_that_yields_another_type_gets_a_helpful_error(yielded: Any) -> 
     assert isinstance(outcome.exception, TypeError)
     assert "EpochResult" in str(outcome.error)
     assert type(yielded).__name__ in str(outcome.error)
+
+
+def own_optimizer(built: Recipe, n_epochs: int) -> Iterator[EpochResult]:
+    """A trainer that steps an optimizer of its own."""
+    optimizer = torch.optim.SGD(built.model.parameters(), lr=0.1)
+    for _ in range(n_epochs):
+        built.model[0].weight.grad = torch.ones_like(built.model[0].weight)
+        optimizer.step()
+        yield EpochResult(value=0.0)
+
+
+def test_trainer_with_an_optimizer_of_its_own_is_refused() -> None:
+    outcome = run_job(
+        run_context(fixed_model_fn(), trainer=own_optimizer),
+        Job(params=UNUSED_PARAM, state=None, n_epochs=2),
+    )
+    assert isinstance(outcome.exception, ValueError)
+    assert "must train with `recipe.optimizer`" in str(outcome.exception)
+    assert outcome.results == ()
+
+
+def test_trainer_with_an_optimizer_of_its_own_is_accepted_if_the_recipe_has_none() -> None:
+    def model_fn(trial: Any) -> Recipe:
+        built = fixed_model_fn()(trial)
+        built.optimizer = None
+        return built
+
+    context = run_context(model_fn, trainer=own_optimizer)
+    assert len(succeed(context, params=UNUSED_PARAM, n_epochs=2).results) == 2

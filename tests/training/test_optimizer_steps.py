@@ -121,3 +121,24 @@ def test_rate_that_is_a_tensor_is_scaled_and_restored() -> None:
     optimizer.step()
     assert parameter.item() == -0.5
     assert float(optimizer.param_groups[0]["lr"]) == 1.0
+
+
+def test_weights_that_change_without_a_step_are_refused_once() -> None:
+    parameter = weight()
+    steps = OptimizerSteps(SGD([parameter], lr=1.0), must_step=True)
+    parameter.data += 1
+    with pytest.raises(ValueError, match=r"train with `recipe.optimizer`.* other weights"):
+        steps.check()
+    steps.check()
+
+
+@pytest.mark.parametrize("kind", ["stepped", "unchanged", "not checked"])
+def test_other_changes_are_accepted(kind: str) -> None:
+    parameter = weight()
+    optimizer = SGD([parameter], lr=1.0)
+    steps = OptimizerSteps(optimizer, must_step=kind != "not checked")
+    if kind == "stepped":
+        optimizer.step()
+    if kind != "unchanged":
+        parameter.data += 1
+    steps.check()
