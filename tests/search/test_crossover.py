@@ -206,6 +206,14 @@ def test_the_child_of_a_control_has_the_change_of_the_second_branch() -> None:
     assert child.params == TWO
 
 
+def test_there_is_no_child_whose_change_has_no_effect() -> None:
+    adamw = START | {"optimizer": "adamw"}  # Without weight decay it is the same as Adam.
+    assert cross(population(START, adamw)) is None
+    child = cross(population(START, adamw | {"weight_decay": 0.01}))
+    assert child is not None
+    assert child.params["weight_decay"] == 0.01
+
+
 def test_branches_from_initial_weights_are_compared_with_the_initial_configuration() -> None:
     def branches_without_parent() -> Any:
         for branch, params in enumerate((ONE, TWO)):
