@@ -36,6 +36,5 @@ def as_int(value: Any) -> Any:
 
 
 def as_python(value: Any) -> Any:
-    """Convert a NumPy scalar to Python's type, unless it is a subclass of ``float`` or ``str``."""
-    is_foreign = isinstance(value, np.generic) and not isinstance(value, (float, str))
-    return value.item() if is_foreign else value
+    """Convert a NumPy scalar to Python's type. Other values are returned as they are."""
+    return value.item() if isinstance(value, np.generic) else value

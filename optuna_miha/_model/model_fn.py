@@ -33,7 +33,7 @@ from optuna_miha._model.suggest_activations import suggest_activations_at
 from optuna_miha._model.suggest_optimizer import suggest_around, suggest_lr, suggest_optimizer
 from optuna_miha._model.trace import hidden_activations
 from optuna_miha._model.verbosity import warnings_only
-from optuna_miha._search.space import DEFAULT_LR, contains, value_or_initial
+from optuna_miha._search.space import DEFAULT_LR, check_choices, contains, value_or_initial
 
 ModelFn: TypeAlias = Callable[[Any], Recipe]
 
@@ -68,7 +68,8 @@ def build_recipe(model_fn: ModelFn, trial: optuna.trial.BaseTrial, seed: int) ->
     Raises:
         TypeError: If ``model_fn`` does not return a recipe.
         ValueError: If an optimizer does not take the sparse gradients of the network, or has a
-            scheduler although the default search space applies.
+            scheduler although the default search space applies, or if a categorical choice would
+            be changed by a storage.
     """
     with preserved_rng():
         seed_all(seed)
@@ -83,6 +84,8 @@ def build_recipe(model_fn: ModelFn, trial: optuna.trial.BaseTrial, seed: int) ->
         _suggest_default_space(trial, recipe)
     elif recipe.optimizer is not None and "optimizer" in trial.distributions:
         use_plain_kernels(recipe.model, recipe.optimizer)
+    if isinstance(trial, optuna.Trial):  # A new one: the choices of others were checked.
+        check_choices(trial.distributions)
     if recipe.optimizer is None:
         recipe.has_default_optimizer = True
         recipe.optimizer = make_optimizer(
@@ -140,7 +143,8 @@ def _build_initial(model_fn: ModelFn, seed: int, overrides: Mapping[str, Any] | 
             "A hyperparameter must not have the name of a column of the schedule "
             f"{RESERVED_COLUMNS}, got {taken[0]!r}: give it another name."
         )
-    return Initial(recipe, dict(trial.params), dict(trial.distributions))
+    params = {name: as_python(value) for name, value in trial.params.items()}
+    return Initial(recipe, params, dict(trial.distributions))
 
 
 def _check_overrides(overrides: Mapping[str, Any], trial: optuna.Trial) -> None:

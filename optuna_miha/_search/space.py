@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+
+from optuna_miha._history.scalars import as_python
 
 DEFAULT_LR: Mapping[str, float] = {
     "adadelta": 1.0,
@@ -93,7 +96,7 @@ def value_or_initial(params: Mapping[str, Any], name: str, distribution: BaseDis
 def contains(distribution: BaseDistribution, value: Any) -> bool:
     """Whether ``value`` can be suggested from ``distribution``."""
     if isinstance(distribution, CategoricalDistribution):
-        return any(value == c and type(value) is type(c) for c in distribution.choices)
+        return any(_is_same(value, choice) for choice in distribution.choices)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
@@ -136,7 +139,43 @@ def kinds(distributions: Mapping[str, BaseDistribution]) -> dict[str, list[str]]
 
 def other_choices(distribution: CategoricalDistribution, value: Any) -> Sequence[Any]:
     """The choices other than ``value``. 1 and True are different choices."""
-    return [c for c in distribution.choices if c != value or type(c) is not type(value)]
+    return [choice for choice in distribution.choices if not _is_same(value, choice)]
+
+
+def check_choices(distributions: Mapping[str, BaseDistribution]) -> None:
+    """Check that all choices come back from a storage, which writes them as JSON, unchanged.
+
+    Raises:
+        ValueError: If one does not, for example a tuple.
+    """
+    for name, distribution in distributions.items():
+        if not isinstance(distribution, CategoricalDistribution):
+            continue
+        for choice in distribution.choices:
+            if not _survives_json(choice):
+                raise ValueError(
+                    f"The choices of {name!r} must be strings, numbers of Python, True, False or "
+                    f"None, which a storage returns unchanged, got {choice!r} of type "
+                    f"{type(choice).__qualname__}: suggest a name, and look the value up in a "
+                    "dictionary; convert NumPy arrays with `.tolist()`."
+                )
+
+
+def _survives_json(choice: Any) -> bool:
+    if type(choice) in (str, int, bool, type(None)):
+        return True
+    try:
+        restored = json.loads(json.dumps(choice))
+    except (TypeError, ValueError):
+        return False
+    # Within a list, a tuple would come back as a list, which is not equal to it.
+    return _is_same(choice, restored)
+
+
+def _is_same(value: Any, choice: Any) -> bool:
+    """Whether two values are one choice, such as a float and the same float of NumPy."""
+    value, choice = as_python(value), as_python(choice)
+    return bool(type(value) is type(choice) and value == choice)
 
 
 def check_names(what: str, names: Iterable[str], known: Mapping[str, Any]) -> None:

@@ -71,10 +71,12 @@ def add_phases(figure: Any, view: RunView, width: float) -> None:
             {"text": "cycle", "x": 0, "xref": "paper", "xanchor": "right", "xshift": -4}
             | {"font": {"size": SMALL - 1}}
         )
-    figure.update_layout(
-        shapes=[*figure.layout.shapes, *shapes],
-        annotations=[*figure.layout.annotations, *({**label, **common} for label in labels)],
-    )
+    # Assigned, because plotly takes long to merge long lists.
+    figure.layout.shapes = [*figure.layout.shapes, *shapes]
+    figure.layout.annotations = [
+        *figure.layout.annotations,
+        *({**label, **common} for label in labels),
+    ]
 
 
 def _labels(spans: list[tuple[str, int, int]], epoch_width: float) -> list[tuple[str, float]]:

@@ -52,6 +52,9 @@ _STEP_HEIGHT, _BAR_HEIGHT, _GAP_HEIGHT = 86, 26, 12
 _MIN_TICK_DISTANCE = 20
 """Pixels between two tick labels; some pages show the figure at half of its height."""
 
+_MAX_ROWS = 60
+"""Parameters that are shown at most. Plotly and browsers need seconds for some hundred axes."""
+
 _RIGHT_MARGIN = 80
 
 _MAX_FALL = 100
@@ -88,7 +91,8 @@ def plot_schedule(study: optuna.Study) -> Any:
     Numerical parameters are steps, on a log scale if their distribution has one. If the learning
     rate is annealed, its value at each epoch is shown. Categorical and constant parameters are
     bars. A row is empty where its parameter did not exist, such as the momentum of another
-    optimizer. The learning rate is the first row; constant parameters are the last.
+    optimizer. The learning rate is the first row; constant parameters are the last. Of more than
+    60 parameters, the learning rate and those that changed most often are shown.
 
     Args:
         study: A study with a finished or unfinished run of :func:`~optuna_miha.optimize`.
@@ -102,16 +106,23 @@ def plot_schedule(study: optuna.Study) -> Any:
         ValueError: If the study contains no run.
     """
     view = read_run_view(study)
-    rows = _rows(view)
+    rows, n_params = _rows(view)
+    title = "Schedule"
+    if len(rows) < n_params:
+        title += f" of the {len(rows)} parameters that changed most, of {n_params}"
     longest = max((len(shorten(row.name, _MAX_NAME_LENGTH)) for row in rows), default=0)
     left = 24 + round(7.5 * longest)
     inner = sum(row.height for row in rows) + _GAP_HEIGHT * max(len(rows) - 1, 0)
     top = 46 + STRIP_HEIGHT
-    figure = blank_figure("Schedule", height=top + inner + BOTTOM, top=top, right=_RIGHT_MARGIN)
+    figure = blank_figure(title, height=top + inner + BOTTOM, top=top, right=_RIGHT_MARGIN)
     figure.update_layout(margin_l=left, showlegend=False, barmode="overlay")
     end = view.trunk[-1].end
     epoch_width = (WIDTH - left - _RIGHT_MARGIN) / end
     upper = float(inner)
+    # Collected, because plotly validates all of a figure again with each addition.
+    traces: list[dict[str, Any]] = []
+    layout: dict[str, Any] = {}
+    labels: list[dict[str, Any]] = []
     for index, row in enumerate(rows, start=1):
         lower = upper - row.height
         domain = [max(lower / inner, 0.0), upper / inner]
@@ -120,35 +131,46 @@ def plot_schedule(study: optuna.Study) -> Any:
         if row.is_bar:
             axis |= {"range": [-0.5, 0.5], "showticklabels": False, "ticks": "", "showgrid": False}
             axis |= {"showline": False}
-            _add_bars(figure, row, key, epoch_width)
+            traces.append(_bars(row, key, epoch_width))
         else:
-            axis |= _add_steps(figure, row, key)
-        figure.update_layout({f"yaxis{key[1:]}": axis})
-        figure.add_annotation(
-            text=escape(shorten(row.name, _MAX_NAME_LENGTH)),
-            x=0,
-            xref="paper",
-            xanchor="right",
-            xshift=-10,
-            y=sum(domain) / 2,
-            yref="paper",
-            yanchor="middle",
-            showarrow=False,
-            font={"size": FONT},
+            trace, step_axis = _steps(row, key)
+            traces.append(trace)
+            axis |= step_axis
+        layout[f"yaxis{key[1:]}"] = axis
+        labels.append(
+            {
+                "text": escape(shorten(row.name, _MAX_NAME_LENGTH)),
+                "x": 0,
+                "xref": "paper",
+                "xanchor": "right",
+                "xshift": -10,
+                "y": sum(domain) / 2,
+                "yref": "paper",
+                "yanchor": "middle",
+                "showarrow": False,
+                "font": {"size": FONT},
+            }
         )
         upper = lower - _GAP_HEIGHT
+    figure.add_traces(traces)
+    figure.update_layout(layout)
     figure.update_layout(xaxis_anchor=f"y{len(rows)}" if len(rows) > 1 else "y")
     figure.update_xaxes(title_text="lineage epoch", range=[0, end])
     add_phases(figure, view, end * epoch_width)
+    figure.layout.annotations = (*figure.layout.annotations, *labels)
     return figure
 
 
-def _rows(view: RunView) -> list[_Row]:
+def _rows(view: RunView) -> tuple[list[_Row], int]:
+    """The rows to show, and the number of all parameters."""
     names = {name for segment in view.trunk for name in segment.params}
     rows = [_row(view, name) for name in names]
-    return sorted(
-        rows, key=lambda r: (kind_of(r.name) != "lr", r.is_constant, _natural_key(r.name))
+    rows.sort(key=lambda r: (kind_of(r.name) != "lr", -len(r.pieces), _natural_key(r.name)))
+    shown = sorted(
+        rows[:_MAX_ROWS],
+        key=lambda r: (kind_of(r.name) != "lr", r.is_constant, _natural_key(r.name)),
     )
+    return shown, len(rows)
 
 
 def _natural_key(name: str) -> list[str]:
@@ -176,11 +198,10 @@ def _row(view: RunView, name: str) -> _Row:
     )
 
 
-def _add_bars(figure: Any, row: _Row, key: str, epoch_width: float) -> None:
-    """Draw a row of bars.
+def _bars(row: _Row, key: str, epoch_width: float) -> dict[str, Any]:
+    """The trace of a row of bars.
 
     Args:
-        figure: The figure.
         row: The row.
         key: The plotly y axis of the row.
         epoch_width: Width of an epoch, in pixels.
@@ -192,33 +213,34 @@ def _add_bars(figure: Any, row: _Row, key: str, epoch_width: float) -> None:
         colours = [_VALUE_COLOURS[values.index(text) % len(_VALUE_COLOURS)] for text in texts]
     lengths = [end - start for start, end, _ in row.pieces]
     fits = [7.5 * len(t) + 6 <= n * epoch_width for t, n in zip(texts, lengths, strict=True)]
-    figure.add_bar(
-        orientation="h",
-        base=[start for start, _, _ in row.pieces],
-        x=lengths,
-        y=[0] * len(lengths),
-        width=0.92,
-        yaxis=key,
-        marker={"color": colours, "line": {"width": 0}},
-        text=[escape(text) if fit else "" for text, fit in zip(texts, fits, strict=True)],
-        textposition="inside",
-        insidetextanchor="middle",
-        textangle=0,
-        constraintext="none",
-        insidetextfont={
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "base": [start for start, _, _ in row.pieces],
+        "x": lengths,
+        "y": [0] * len(lengths),
+        "width": 0.92,
+        "yaxis": key,
+        "marker": {"color": colours, "line": {"width": 0}},
+        "text": [escape(text) if fit else "" for text, fit in zip(texts, fits, strict=True)],
+        "textposition": "inside",
+        "insidetextanchor": "middle",
+        "textangle": 0,
+        "constraintext": "none",
+        "insidetextfont": {
             "size": SMALL,
             "color": ["#FFFFFF" if colour in _DARK_COLOURS else INK for colour in colours],
         },
-        hovertext=[
+        "hovertext": [
             f"{escape(row.name)}: {escape(number(value))}<br>epochs {start} to {end}"
             for start, end, value in row.pieces
         ],
-        hovertemplate="%{hovertext}<extra></extra>",
-    )
+        "hovertemplate": "%{hovertext}<extra></extra>",
+    }
 
 
-def _add_steps(figure: Any, row: _Row, key: str) -> dict[str, Any]:
-    """Draw a row of steps; returns the settings of its axis."""
+def _steps(row: _Row, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The trace of a row of steps, and the settings of its axis."""
     x: list[int | None] = []
     y: list[float | None] = []
     for start, end, value in row.pieces:
@@ -233,21 +255,22 @@ def _add_steps(figure: Any, row: _Row, key: str) -> dict[str, Any]:
         for epoch in range(start, end):
             x += [epoch, epoch + 1]
             y += [value * warmup_cosine(epoch - start, zero_at - start)] * 2
-    figure.add_scatter(
-        x=x,
-        y=y,
-        mode="lines",
-        line={"color": BLUE, "width": 2.5},
-        yaxis=key,
-        hovertemplate=f"{escape(row.name)}: %{{y:.4g}}<br>epoch %{{x}}<extra></extra>",
-    )
+    trace = {
+        "type": "scatter",
+        "x": x,
+        "y": y,
+        "mode": "lines",
+        "line": {"color": BLUE, "width": 2.5},
+        "yaxis": key,
+        "hovertemplate": f"{escape(row.name)}: %{{y:.4g}}<br>epoch %{{x}}<extra></extra>",
+    }
     constant = [value for _, _, value in row.pieces]
     shown = [value for value in y if value is not None]
     is_log = bool(getattr(row.distribution, "log", False)) and min(constant) > 0
     low = max(min(shown), min(constant) / _MAX_FALL) if is_log else min(shown)
     axis = scale(low, max(shown), is_log=is_log)
     ticks = _ticks(row, axis)
-    return axis | {"tickvals": ticks, "ticktext": [number(tick) for tick in ticks]}
+    return trace, axis | {"tickvals": ticks, "ticktext": [number(tick) for tick in ticks]}
 
 
 def _ticks(row: _Row, axis: dict[str, Any]) -> list[float]:

@@ -14,7 +14,7 @@ import pytest
 from helpers.problems import blobs
 from helpers.simulated import simulated
 from matplotlib.image import imread
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 from torch import nn
 
@@ -91,6 +91,26 @@ def test_schedule_plot_matches_the_schedule_of_the_result(
     for row in before:  # A step ends with its row, unless the next row has the same value.
         steps = [y for x, y in drawn if x <= row["to_epoch"]]
         assert steps[-1] in (row["lr"], *(later["lr"] for later in before))
+
+
+def test_schedule_of_many_parameters_shows_the_learning_rate_and_those_that_changed() -> None:
+    study = simulated(1, n_final=10)
+    last = study.trials[-1]
+    constant = {f"width.{k}": k for k in range(300)}
+    params = last.params | constant
+    distributions = last.distributions | dict.fromkeys(constant, IntDistribution(0, 300))
+    wide = optuna.create_study(direction=study.direction)
+    for name, value in study.user_attrs.items():
+        wide.set_user_attr(name, value)
+    for trial in study.trials:
+        trial.params, trial.distributions = trial.params | constant, distributions
+        wide.add_trial(trial)
+    figure = plot_schedule(wide)
+    names = [a.text for a in figure.layout.annotations if a.xanchor == "right" and a.xshift == -10]
+    assert len(names) == len(figure.data) == 60
+    assert names[0] == "lr"
+    assert set(last.params) <= set(names)
+    assert f"60 parameters that changed most, of {len(params)}" in figure.layout.title.text
 
 
 def test_learning_rate_rises_and_falls_along_a_cosine_to_zero() -> None:
