@@ -12,6 +12,10 @@ from optuna_miha._model.recipe import Recipe, takes_batch_size
 from optuna_miha._training.batch_length import batch_length
 
 
+class NotInForceError(ValueError):
+    """A suggested value is not in force."""
+
+
 @contextmanager
 def activations_in_force(model: nn.Module, params: Mapping[str, Any]) -> Iterator[None]:
     """Refuse suggested activations that nothing within the context calls.
@@ -21,7 +25,7 @@ def activations_in_force(model: nn.Module, params: Mapping[str, Any]) -> Iterato
         params: The parameters that were suggested for it.
 
     Raises:
-        ValueError: If an activation was not called.
+        NotInForceError: If an activation was not called.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     suggested: dict[str, nn.Module] = {}
@@ -37,7 +41,7 @@ def activations_in_force(model: nn.Module, params: Mapping[str, Any]) -> Iterato
     yield
     for name, module in suggested.items():
         if module not in called:
-            raise ValueError(
+            raise NotInForceError(
                 f"A suggested activation must be called by the network, got {name!r}, which "
                 "neither training nor validation reaches, for example because the network keeps "
                 "another reference to the module in a list: use the attribute or an "
@@ -64,13 +68,13 @@ def check_batch_size(recipe: Recipe, params: Mapping[str, Any], batch: Any) -> N
         batch: Its first training batch.
 
     Raises:
-        ValueError: If the batch has another size.
+        NotInForceError: If the batch has another size.
     """
     suggested = params.get("batch_size")
     if suggested is None or takes_batch_size(recipe.train_data):
         return
     if batch_length(batch) != suggested:
-        raise ValueError(
+        raise NotInForceError(
             "A suggested `batch_size` must be in force, got a loader that forms batches of "
             f"{batch_length(batch)} samples where {suggested} are suggested: use the suggested "
             "value in the `batch_sampler`, or do not suggest one."

@@ -31,7 +31,7 @@ from optuna_miha._search.plan import Plan
 from optuna_miha._search.space import kind_of
 from optuna_miha._training.batch_length import batch_length
 from optuna_miha._training.data import evaluation_batches
-from optuna_miha._training.in_force import activations_in_force, check_batch_size
+from optuna_miha._training.in_force import NotInForceError, activations_in_force, check_batch_size
 from optuna_miha._training.job import Context
 from optuna_miha._training.loss_checks import check_broadcasting
 from optuna_miha._training.modes import frozen_modules, set_training
@@ -132,7 +132,8 @@ def check_mutations(
 
     Raises:
         InheritanceError: If the shapes of the network depend on a parameter.
-        ValueError: If training fails after the change of a parameter.
+        ValueError: If training or validation fails after the change of a parameter, or a suggested
+            activation is not called.
     """
     changes = _other_values(initial, plan)
     with preserved_rng():
@@ -142,6 +143,8 @@ def check_mutations(
             error = _failure(context, state, {**initial.params, name: changes[name]})
             if error is None or isinstance(error, catch) or is_out_of_memory(error):
                 continue
+            if isinstance(error, NotInForceError):
+                raise error
             change = f"{name!r} changes from {initial.params[name]!r} to {changes[name]!r}"
             if isinstance(error, InheritanceError):
                 raise InheritanceError(f"{error} This happens when {change}.") from error
@@ -241,11 +244,17 @@ def _failure(context: Context, state: State, params: dict[str, Any]) -> Exceptio
     Those of ``model_fn`` are ignored: it may refuse a combination of values.
     """
     try:
-        recipe = build_recipe(context.model_fn, offline_trial(params), context.seed)
+        trial = offline_trial(params)
+        recipe = build_recipe(context.model_fn, trial, context.seed)
     except Exception:
         return None
     try:
-        _continue(recipe, context, state)
+        if context.trainer is not None:
+            _continue(recipe, context, state)
+            return None
+        with activations_in_force(recipe.model, trial.params):
+            _continue(recipe, context, state)
+            evaluate(recipe, recipe.model, context.engine)
     except Exception as error:
         return error
     return None

@@ -33,20 +33,21 @@ class Net(nn.Module):
         return self.b(x)
 
 
-def suggesting(how: str, per: Any = "layer") -> Any:
+def suggesting(how: str, per: Any = "layer", initial: str | None = "tanh") -> Any:
     def model_fn(trial: Any) -> miha.Recipe:
         model = Net(how)
-        miha.suggest_activations(trial, model, initial="tanh", per=per)
+        miha.suggest_activations(trial, model, initial=initial, per=per)
         return replace(classifier(trial), model=model)
 
     return model_fn
 
 
+@pytest.mark.parametrize("initial", ["tanh", None], ids=["replaced", "replaced by mutations"])
 @pytest.mark.parametrize("per", ["layer", "neuron"])
-def test_activation_that_is_not_reached_is_refused(per: str) -> None:
+def test_activation_that_is_not_reached_is_refused(per: str, initial: str | None) -> None:
     study = new_study()
     with pytest.raises(ValueError, match=r"got 'activation\.act.*neither training nor validation"):
-        run(study, suggesting("list", per))
+        run(study, suggesting("list", per, initial))
     assert study.user_attrs == {}
 
 
