@@ -25,6 +25,10 @@ class InheritanceError(MihaError, ValueError):
     """A branch cannot inherit the trunk's weights, because its network has other parameters."""
 
 
+class MonitorChangedError(MihaError, ValueError):
+    """The monitored value or the validation loss differs from that at the start of the run."""
+
+
 class PlanMismatchError(MihaError, ValueError):
     """The given plan differs from the one that the study was started with."""
 

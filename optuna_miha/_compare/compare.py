@@ -158,7 +158,7 @@ def _preflight(runner: Runner, initial: Initial, seed: int) -> None:
     check_data(recipe, context)
     check_split(initial.recipe, recipe)
     check_valid_loss(initial.recipe, recipe, context)
-    state = check_training(recipe, context, initial.params)
+    state, _ = check_training(recipe, context, initial.params)
     for plan in runner.plans.values():  # The baselines train every trial from scratch.
         check_mutations(context, state, initial, plan)
 

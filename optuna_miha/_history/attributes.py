@@ -28,6 +28,7 @@ PLAN = "miha:plan"
 STRETCHES = "miha:stretches"
 INITIAL = "miha:initial_params"
 SPACE = "miha:space"
+MONITOR = "miha:monitor"  # What is monitored, and its value for the untrained network.
 RUN_SEED = "miha:seed"
 VERSIONS = "miha:versions"
 SPENT = "miha:spent"  # Only for display; the run itself counts the epochs of its trials.

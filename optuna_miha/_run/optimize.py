@@ -133,6 +133,7 @@ def optimize(
     Raises:
         TypeError: If an argument, or the return value of ``model_fn``, has the wrong type.
         ValueError: If an argument is out of range or contradicts another.
+        MonitorChangedError: If the study was started with another monitored value or loss.
         PlanMismatchError: If the study was started with another plan.
         SearchSpaceChangedError: If the study was started with another search space.
         InheritanceError: If a mutation changed the parameters of the network.

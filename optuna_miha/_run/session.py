@@ -23,6 +23,7 @@ from optuna_miha._search.phases import Stretch
 from optuna_miha._search.plan import Plan
 from optuna_miha._study.checkpoint_store import CheckpointStore
 from optuna_miha._study.lease import Lease, hold_lease
+from optuna_miha._study.monitor import check_monitor, describe_monitor
 from optuna_miha._study.optuna_internals import busy_timeout, heartbeats, stoppable
 from optuna_miha._study.recovery import Recovery, record_lost, recover
 from optuna_miha._study.schema import check_study, read_lineage
@@ -147,13 +148,13 @@ def open_session(arguments: Arguments) -> Iterator[Session]:
         if session.stretches is not None:
             workers = make_workers(session.context, arguments.n_jobs, arguments.executor)
             session.workers = stack.enter_context(workers)
-        _preflight(session, initial, recipe, params, is_new=is_new)
+        monitor = _preflight(session, initial, recipe, params, is_new=is_new)
         del recipe  # Otherwise it would occupy device memory during the whole run.
         if session.stretches is not None:
             session.workers.check()
             _acquire_lease(session, stack, is_new=is_new)
         # Nothing was written before this line.
-        _record(session, initial, has_lost=has_lost)
+        _record(session, initial, monitor, has_lost=has_lost)
         if session.stretches is not None:
             record_stretches(study, session.stretches)
             stack.enter_context(stoppable(study))
@@ -192,8 +193,8 @@ def _recover_history(session: Session) -> bool:
 
 def _preflight(
     session: Session, initial: Initial, recipe: Recipe, params: dict[str, Any], *, is_new: bool
-) -> None:
-    """Check whatever would fail during training."""
+) -> dict[str, Any] | None:
+    """Check whatever would fail during training; returns what is monitored, if it is known."""
     if session.context.trainer is None:  # The values of a trainer may have any direction.
         check_direction(session.study, recipe)
     check_distributions(session.study, initial.distributions)
@@ -203,10 +204,15 @@ def _preflight(
     if is_new:  # In a resumed run, the two recipes may have different initial values.
         check_split(initial.recipe, recipe)
         check_valid_loss(initial.recipe, recipe, session.context)
-    state = check_training(recipe, session.context, params)
+    state, value = check_training(recipe, session.context, params)
+    monitor = None  # The user's trainer alone knows it.
+    if value is not None:
+        monitor = describe_monitor(recipe, session.context.valid_loss_fn, value)
+        check_monitor(session.study, monitor)
     if is_new:
         catch = session.arguments.catch
         check_mutations(session.context, state, initial, session.plan, catch)
+    return monitor
 
 
 def _acquire_lease(session: Session, stack: ExitStack, *, is_new: bool) -> None:
@@ -219,7 +225,9 @@ def _acquire_lease(session: Session, stack: ExitStack, *, is_new: bool) -> None:
         )
 
 
-def _record(session: Session, initial: Initial, *, has_lost: bool) -> None:
+def _record(
+    session: Session, initial: Initial, monitor: dict[str, Any] | None, *, has_lost: bool
+) -> None:
     """Write the settings of the run to the study, and read the history again.
 
     Before the lease was acquired, another process may have continued the run.
@@ -228,7 +236,7 @@ def _record(session: Session, initial: Initial, *, has_lost: bool) -> None:
     if has_lost:
         record_lost(study, session.recover(_open_store(arguments, read_only=True)))
     session.store = _open_store(arguments, read_only=False)
-    record_run(study, session.plan, session.seed, initial, arguments.engine)
+    record_run(study, session.plan, session.seed, initial, arguments.engine, monitor)
     record_keep(study, arguments.keep)
     if session.stretches is not None:
         session.lineage = read_lineage(study)

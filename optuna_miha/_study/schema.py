@@ -175,6 +175,7 @@ def check_study(study: optuna.Study) -> None:
     _check(read, attributes.SPACE, "a search space", space, _parse_space)
     values = "values of all parameters in the search space"
     _check(read, attributes.INITIAL, values, initial, partial(_parse_initial, space))
+    _check(read, attributes.MONITOR, "a monitor", read.mapping(attributes.MONITOR), _parse_monitor)
     stretches = attrs.get(attributes.STRETCHES)
     _check(read, attributes.STRETCHES, "a list of stretches", stretches, _parse_stretches)
     if attributes.PLAN in attrs:  # It is written last.
@@ -217,6 +218,14 @@ def _parse_initial(space: dict[str, str] | None, values: dict[str, Any]) -> None
     for name, distribution in (space or {}).items():
         if not contains(json_to_distribution(distribution), values[name]):
             raise ValueError(f"{name!r} is {str(values[name])[:60]!r}")
+
+
+def _parse_monitor(monitor: dict[str, Any]) -> None:
+    loss = monitor["loss"]
+    is_loss = loss is None or (isinstance(loss["class"], str) and loss["settings"].keys())
+    if not (isinstance(monitor["name"], str) and is_loss):
+        raise ValueError("its name, or the loss")
+    float(monitor["value"])
 
 
 def _parse_stretches(stretches: list[dict[str, int]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -164,7 +165,12 @@ def resolve_initial(study: optuna.Study, initial: Initial) -> dict[str, Any]:
 
 
 def record_run(
-    study: optuna.Study, plan: Plan, seed: int, initial: Initial, engine: Engine
+    study: optuna.Study,
+    plan: Plan,
+    seed: int,
+    initial: Initial,
+    engine: Engine,
+    monitor: Mapping[str, Any] | None,
 ) -> None:
     """Store the settings of a new run; for a stored run, warn if the engine has changed."""
     engine_attrs: dict[str, Any] = {
@@ -188,6 +194,7 @@ def record_run(
         attributes.INITIAL: initial.params,
         attributes.SPACE: _space_of(initial),
         attributes.VERSIONS: {**versions, "optuna": optuna.__version__, **engine_attrs},
+        **({} if monitor is None else {attributes.MONITOR: dict(monitor)}),
         attributes.PLAN: plan.asdict(),  # Last: it marks the others as complete.
     }
     for key, value in attrs.items():

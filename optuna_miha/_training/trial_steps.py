@@ -65,7 +65,9 @@ def check_copyable(recipe: Recipe, context: Context) -> None:
     _ema_of(recipe, context)
 
 
-def check_training(recipe: Recipe, context: Context, params: Mapping[str, Any]) -> State:
+def check_training(
+    recipe: Recipe, context: Context, params: Mapping[str, Any]
+) -> tuple[State, float | None]:
     """Train one step, validate, and continue from a checkpoint with a step.
 
     Args:
@@ -75,7 +77,8 @@ def check_training(recipe: Recipe, context: Context, params: Mapping[str, Any]) 
         params: The parameters of the recipe.
 
     Returns:
-        The state after the step.
+        The state after the step, and the monitored value of the untrained network, which is
+        :obj:`None` with a user-defined trainer.
 
     Raises:
         TypeError: If the loss is not a tensor, or the state cannot be stored in a checkpoint.
@@ -88,11 +91,11 @@ def check_training(recipe: Recipe, context: Context, params: Mapping[str, Any]) 
         context.on_device(recipe)
         assert recipe.optimizer is not None
         settings = optimizer_settings(recipe.optimizer)
-        ema = _ema_of(recipe, context)
+        ema, value = _ema_of(recipe, context), None
         if context.trainer is None:
             check_optimizer(recipe.optimizer)
             with activations_in_force(recipe.model, params):
-                _check_losses(recipe, context, params)
+                value = _check_losses(recipe, context, params)
             if ema is not None:
                 ema.update_parameters(recipe.model)
         # After forward passes, which may add to the state.
@@ -109,7 +112,7 @@ def check_training(recipe: Recipe, context: Context, params: Mapping[str, Any]) 
                 f"{type(error).__name__}: {error}. Keep all that changes in training in the "
                 "`state_dict` of the network, and use an optimizer that can load its state."
             ) from error
-    return state
+    return state, value
 
 
 def check_mutations(
@@ -155,8 +158,8 @@ def check_mutations(
             ) from error
 
 
-def _check_losses(recipe: Recipe, context: Context, params: Mapping[str, Any]) -> None:
-    """Compute the training loss of a batch, validate, and take a step."""
+def _check_losses(recipe: Recipe, context: Context, params: Mapping[str, Any]) -> float:
+    """Compute the training loss of a batch, validate, and take a step; returns the value."""
     frozen = _frozen_modules(recipe.model)
     set_training(recipe.model, frozen)
     batch = next(iter(batches_of(recipe)), None)
@@ -184,6 +187,7 @@ def _check_losses(recipe: Recipe, context: Context, params: Mapping[str, Any]) -
     assert recipe.optimizer is not None
     _backward(recipe, context)
     check_step(recipe.optimizer)
+    return value
 
 
 @torch.no_grad()
