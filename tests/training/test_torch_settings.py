@@ -89,7 +89,9 @@ def test_a_job_runs_under_the_settings_of_its_coordinator(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "around", [torch.device("meta"), torch.autocast("cpu", dtype=torch.bfloat16)], ids=str
+    "around",
+    [torch.device("meta"), torch.autocast("cpu", dtype=torch.bfloat16)],
+    ids=["device", "autocast"],
 )
 def test_a_job_runs_within_the_device_and_autocast_of_its_coordinator(around: Any) -> None:
     context, params = new_context()
