@@ -18,14 +18,13 @@ from optuna.trial import FixedTrial, FrozenTrial
 
 from optuna_miha._compare.baselines import BASELINES, BEST, BaselineRun, trial_epochs_of, trials_of
 from optuna_miha._history import attributes
-from optuna_miha._history.lineage import Lineage
 from optuna_miha._model.model_fn import Initial, ModelFn, build_initial, build_recipe
 from optuna_miha._results.comparison import Comparison, Run
 from optuna_miha._run.optimize import optimize
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.pruner import SlopePruner
 from optuna_miha._search.sampler import MihaSampler
-from optuna_miha._study.schema import read_lineage
+from optuna_miha._study.schema import read_lineage, read_segments
 from optuna_miha._study.setup import resolve_initial, upcoming_phase
 from optuna_miha._study.stores import open_store
 from optuna_miha._training.compute import intra_op_threads
@@ -199,8 +198,7 @@ class Runner:
         return study
 
     def _run_miha(self, study: optuna.Study, method: str, bar: Any) -> _Selected:
-        trials = study.get_trials(deepcopy=False)
-        bar.update(Lineage.from_trials(study.direction, trials).spent)
+        bar.update(read_segments(study).spent)
 
         def count(study: optuna.Study, trial: FrozenTrial) -> None:
             bar.update(trial.user_attrs.get(attributes.TRAINED, 0))

@@ -23,7 +23,12 @@ ENQUEUED = "miha:guest"  # Set for a trial that the user enqueued.
 CROSSOVER = "miha:crossover"  # Numbers of the two trials whose changes it combines.
 AVERAGED = "miha:averaged"  # The sibling whose weights were averaged in, and the average's value.
 
-# Attributes of the study.
+CLAIM = "miha:claim"  # The claim of the coordinator that started it.
+
+# Attributes of the study. Stretches, lost trials and `keep` are in the claims instead, unless an
+# early version wrote the study.
+CLAIM_PREFIX = "miha:claim:"  # Followed by number and nonce: one for each coordinator.
+FINISHED = "miha:finished"  # Epochs trained when the run ended and was tidied up.
 PLAN = "miha:plan"
 STRETCHES = "miha:stretches"
 INITIAL = "miha:initial_params"
@@ -38,4 +43,5 @@ LEASE = "miha:lease"
 KEEP = "miha:keep"  # The argument `keep` of the last call.
 RUN = "miha:run"  # Part of the names of the run's files, which separates them from other runs'.
 HOME = "miha:home"  # Identifies storage and study, by which a copy is recognized.
+LATE = "miha:late"  # Numbers of trials of earlier coordinators that were reported as too late.
 LOST = "miha:lost"  # Numbers of trials with lost checkpoints, and of all their descendants.

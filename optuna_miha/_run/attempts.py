@@ -21,6 +21,7 @@ from optuna_miha._search.proposals import Proposals, Proposer
 from optuna_miha._search.sampler import read_search_context
 from optuna_miha._study.retention import Retention
 from optuna_miha._study.retry import Retry
+from optuna_miha._study.setup import record_progress
 from optuna_miha._study.trial_log import TrialLog
 from optuna_miha._training.out_of_memory import is_out_of_memory
 
@@ -36,7 +37,7 @@ def train_stretch(session: Session, stretch: Stretch) -> None:
     """
     _log_start(session.plan, stretch, session.lineage)
     deadline = time.monotonic() + session.arguments.timeout
-    retry = Retry(session.study, session.lease, session.record_lost_trials)
+    retry = Retry(session.study, session.held_lease, session.record_lost_trials)
     try:
         retry.run(lambda: _attempt(session, stretch, deadline), lambda: session.lineage.spent)
     except BaseException as error:
@@ -51,14 +52,9 @@ def train_stretch(session: Session, stretch: Stretch) -> None:
 
 def _attempt(session: Session, stretch: Stretch, deadline: float) -> None:
     """Train from the stored history on, as if a new process resumed the run."""
-    study, arguments = session.study, session.arguments
-    session.running.clear()
-    trial_log = TrialLog(
-        study, seed=session.seed, callbacks=arguments.callbacks, running=session.running
-    )
-    session.lineage = lineage = trial_log.lineage
-    retention = Retention(session.store, arguments.keep, lineage)
-    retention.remove_orphans()
+    arguments = session.arguments
+    trial_log, retention = _open(session)
+    lineage = trial_log.lineage
     with Progress(stretch.end, lineage, show=arguments.show_progress_bar) as progress:
         population = Population(
             session,
@@ -76,6 +72,30 @@ def _attempt(session: Session, stretch: Stretch, deadline: float) -> None:
         Coordinator(
             session, lineage=lineage, population=population, selection=selection, progress=progress
         ).run(stretch, deadline)
+
+
+def tidy(session: Session) -> None:
+    """Complete a finished run whose coordinator was killed after the last segment."""
+    _, retention = _open(session)
+    retention.clean(session.lineage.best())
+    record_progress(session.study, session.held_lease, session.lineage)
+
+
+def _open(session: Session) -> tuple[TrialLog, Retention]:
+    """Read the history, and remove what a killed process left."""
+    lease, arguments = session.held_lease, session.arguments
+    session.running.clear()
+    trial_log = TrialLog(
+        session.study,
+        lease=lease,
+        seed=session.seed,
+        callbacks=arguments.callbacks,
+        running=session.running,
+    )
+    session.lineage = trial_log.lineage
+    retention = Retention(session.store, arguments.keep, trial_log.lineage, lease.verify)
+    retention.remove_orphans()
+    return trial_log, retention
 
 
 def _averages_weights(session: Session) -> bool:

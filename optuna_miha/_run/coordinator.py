@@ -17,6 +17,7 @@ from optuna_miha._run.session import Session
 from optuna_miha._search.phases import Phase, Stretch, next_phase
 from optuna_miha._search.plan import Plan, race_rungs
 from optuna_miha._study.optuna_internals import is_stopped
+from optuna_miha._study.setup import record_progress
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
@@ -55,7 +56,7 @@ class Coordinator:
             stretch: The stretch.
             deadline: The time of :func:`time.monotonic` after which no phase begins.
         """
-        plan, lease = self._session.plan, self._session.lease
+        plan, lease = self._session.plan, self._session.held_lease
         try:
             while (phase := next_phase(plan, stretch, self._lineage)) is not None:
                 if is_stopped(self._study) or time.monotonic() >= deadline:
@@ -63,7 +64,7 @@ class Coordinator:
                 lease.check()
                 self._progress.show_phase(f"cycle {phase.cycle} {phase.role}")
                 self._train_phase(phase, stretch)
-                self._study.set_user_attr(attributes.SPENT, self._lineage.spent)
+                record_progress(self._study, lease, self._lineage)
                 if phase.role == "branch":
                     self._session.dashboard.refresh()
             else:

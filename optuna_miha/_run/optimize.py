@@ -13,7 +13,7 @@ import torch
 from optuna_miha._model.model_fn import ModelFn
 from optuna_miha._results.result import Result
 from optuna_miha._run.arguments import check_arguments
-from optuna_miha._run.attempts import train_stretch
+from optuna_miha._run.attempts import tidy, train_stretch
 from optuna_miha._run.session import open_session
 from optuna_miha._search.crossover import AverageWeights, Crossover
 from optuna_miha._search.plan import Plan
@@ -170,4 +170,6 @@ def optimize(
     with open_session(arguments) as session:
         if session.stretch is not None:
             train_stretch(session, session.stretch)
-    return session.result()
+        elif session.lease is not None and session.is_untidy:
+            tidy(session)
+        return session.result()

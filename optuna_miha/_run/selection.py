@@ -181,6 +181,7 @@ class Selection:
 
     def clean_up(self) -> None:
         """Remove the checkpoints that are not needed after the end of the run."""
+        self._retention.remove_orphans()  # Possibly of a coordinator that was suspended.
         self._retention.clean(self._lineage.best())
 
 

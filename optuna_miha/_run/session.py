@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -26,11 +27,13 @@ from optuna_miha._study.lease import Lease, hold_lease
 from optuna_miha._study.monitor import check_monitor, describe_monitor
 from optuna_miha._study.optuna_internals import busy_timeout, heartbeats, stoppable
 from optuna_miha._study.recovery import Recovery, record_lost, recover
-from optuna_miha._study.schema import check_study, read_lineage
+from optuna_miha._study.schema import check_study, read_keep, read_lineage
 from optuna_miha._study.setup import (
-    record_keep,
+    is_tidy,
+    record_finished,
+    record_late,
     record_run,
-    record_stretches,
+    record_settings,
     resolve_components,
     resolve_initial,
     resolve_plan,
@@ -62,10 +65,11 @@ class Session:
         context: The context that all jobs share.
         lineage: The history; replaced when the study is read again.
         stretches: The stretches of the run, the last of which is to be trained; :obj:`None` if
-            the run is finished. In this case there are no workers and no lease.
+            the run is finished. In this case there are no workers.
+        lease: The exclusive right to run the study; :obj:`None` if nothing is to be written.
         store: The checkpoint store.
         workers: The workers that run jobs.
-        lease: The exclusive right to run the study.
+        open_workers: Closes the workers.
         running: The running trials by number, for Optuna's heartbeats.
         dashboard: The page of the study in optuna-dashboard.
     """
@@ -77,9 +81,10 @@ class Session:
     context: Context
     lineage: Lineage
     stretches: list[Stretch] | None
+    lease: Lease | None = None
     store: CheckpointStore = field(init=False)
     workers: Workers = field(init=False)
-    lease: Lease = field(init=False)
+    open_workers: ExitStack = field(init=False, default_factory=ExitStack)
     running: dict[int, optuna.Trial] = field(init=False)
     dashboard: Dashboard = field(init=False)
 
@@ -90,12 +95,27 @@ class Session:
 
     def result(self) -> Result:
         """Load the result, and show it in optuna-dashboard if this call finished the run."""
+        self.open_workers.close()  # They occupy device memory.
         model_fn, device = self.arguments.model_fn, self.arguments.devices[0]
         result = make_result(self.study, self.lineage, model_fn, self.store, device)
-        if self.stretches is not None and self.unfinished_stretches(None) is None:
+        if self.lease is not None and self.is_untidy:
             keeps_model = self.arguments.keep != "final"
+            self.lease.verify()
             self.dashboard.finish(result, self.store.artifact_store, model=keeps_model)
+            record_finished(self.study, self.lease, self.lineage.spent)
         return result
+
+    @property
+    def held_lease(self) -> Lease:
+        """The lease of a session that writes."""
+        assert self.lease is not None
+        return self.lease
+
+    @property
+    def is_untidy(self) -> bool:
+        """Whether the run is finished, but no coordinator has recorded that it tidied up."""
+        is_finished = len(self.lineage) > 0 and self.unfinished_stretches(None) is None
+        return is_finished and not is_tidy(self.study, self.lineage)
 
     def unfinished_stretches(self, budget: int | None) -> list[Stretch] | None:
         """The stretches of the run, given the history; :obj:`None` if the run is finished."""
@@ -107,7 +127,7 @@ class Session:
 
     def record_lost_trials(self) -> None:
         """Exclude the trials whose checkpoints are lost, and their descendants, from the run."""
-        record_lost(self.study, self.recover(self.store))
+        record_lost(self.study, self.held_lease, self.recover(self.store))
 
 
 @contextmanager
@@ -147,19 +167,25 @@ def open_session(arguments: Arguments) -> Iterator[Session]:
         stack.enter_context(busy_timeout(study, _BUSY_TIMEOUT))
         if session.stretches is not None:
             workers = make_workers(session.context, arguments.n_jobs, arguments.executor)
-            session.workers = stack.enter_context(workers)
+            stack.enter_context(session.open_workers)
+            session.workers = session.open_workers.enter_context(workers)
         monitor = _preflight(session, initial, recipe, params, is_new=is_new)
         del recipe  # Otherwise it would occupy device memory during the whole run.
         if session.stretches is not None:
             session.workers.check()
-            _acquire_lease(session, stack, is_new=is_new)
+            session.lease = _acquire_lease(session, stack, is_new=is_new)
+        elif _has_to_write(session):
+            with suppress(StudyLockedError):  # Another process runs it, and tidies up later.
+                session.lease = _acquire_lease(session, stack, is_new=is_new)
         # Nothing was written before this line.
-        _record(session, initial, monitor, has_lost=has_lost)
-        if session.stretches is not None:
-            record_stretches(study, session.stretches)
-            stack.enter_context(stoppable(study))
-            session.running = stack.enter_context(heartbeats(study))
+        if session.lease is None:
+            session.store = _open_store(arguments, read_only=True)
+        else:
+            _record(session, session.lease, initial, monitor, has_lost=has_lost)
             session.dashboard = Dashboard(study)
+            session.running = stack.enter_context(heartbeats(study))
+        if session.stretches is not None:
+            stack.enter_context(stoppable(study))
         yield session
 
 
@@ -215,18 +241,32 @@ def _preflight(
     return monitor
 
 
-def _acquire_lease(session: Session, stack: ExitStack, *, is_new: bool) -> None:
+def _has_to_write(session: Session) -> bool:
+    """Whether a call that trains nothing has something to write."""
+    study, arguments = session.study, session.arguments
+    folder, stored = arguments.checkpoint_dir, study.user_attrs.get(attributes.CHECKPOINT_DIR)
+    has_new_folder = folder is not None and str(Path(folder).absolute()) != stored
+    return session.is_untidy or arguments.keep != read_keep(study) or has_new_folder
+
+
+def _acquire_lease(session: Session, stack: ExitStack, *, is_new: bool) -> Lease:
     stack.enter_context(exit_on_sigterm())
-    session.lease = stack.enter_context(hold_lease(session.study))
+    lease = stack.enter_context(hold_lease(session.study))
     if is_new and attributes.PLAN in session.study.user_attrs:
         raise StudyLockedError(
             f"The study {session.study.study_name!r} was started by another process at the same "
             "time: run the same script again to resume it."
         )
+    return lease
 
 
 def _record(
-    session: Session, initial: Initial, monitor: dict[str, Any] | None, *, has_lost: bool
+    session: Session,
+    lease: Lease,
+    initial: Initial,
+    monitor: dict[str, Any] | None,
+    *,
+    has_lost: bool,
 ) -> None:
     """Write the settings of the run to the study, and read the history again.
 
@@ -234,10 +274,14 @@ def _record(
     """
     study, arguments = session.study, session.arguments
     if has_lost:
-        record_lost(study, session.recover(_open_store(arguments, read_only=True)))
+        record_lost(study, lease, session.recover(_open_store(arguments, read_only=True)))
+    lease.verify()
     session.store = _open_store(arguments, read_only=False)
-    record_run(study, session.plan, session.seed, initial, arguments.engine, monitor)
-    record_keep(study, arguments.keep)
+    record_run(study, lease, session.plan, session.seed, initial, arguments.engine, monitor)
+    record_late(study, lease)
+    session.lineage = read_lineage(study)
     if session.stretches is not None:
-        session.lineage = read_lineage(study)
         session.stretches = session.unfinished_stretches(arguments.budget)
+    if session.stretches is not None:
+        record_finished(study, lease, None)
+    record_settings(lease, keep=arguments.keep, stretches=session.stretches)

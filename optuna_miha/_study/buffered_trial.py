@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -30,7 +31,8 @@ class BufferedTrial:
         study: The study.
         running: The running trials of the study by number; kept up to date.
         trial: A trial that exists in the study; :obj:`None` to buffer a new one, for which the
-            following arguments are.
+            arguments after ``verify`` are.
+        verify: Called before the study is written to; raises an error to prevent it.
         params: Its parameters.
         distributions: Their distributions.
         user_attrs: Its user attributes.
@@ -44,6 +46,7 @@ class BufferedTrial:
         running: dict[int, optuna.Trial],
         trial: optuna.Trial | None = None,
         *,
+        verify: Callable[[], None],
         params: dict[str, Any] | None = None,
         distributions: dict[str, BaseDistribution] | None = None,
         user_attrs: dict[str, Any] | None = None,
@@ -53,6 +56,7 @@ class BufferedTrial:
         self._study = study
         self._running = running
         self._trial = trial
+        self._verify = verify
         self._content: dict[str, Any] = {
             "params": params or {},
             "distributions": distributions or {},
@@ -82,6 +86,7 @@ class BufferedTrial:
             The trial in the study.
         """
         if self._trial is None:
+            self._verify()
             self._trial = start_trial(self._study, start=self._start, **self._content)
             self._running[self._trial.number] = self._trial
         return self._trial
@@ -92,6 +97,7 @@ class BufferedTrial:
         if self._trial is None:
             self._content["intermediate_values"][step] = value
         else:
+            self._verify()
             self._trial.report(value, step)
 
     def set_user_attr(self, key: str, value: Any) -> None:
@@ -126,6 +132,7 @@ class BufferedTrial:
         Returns:
             The finished trial.
         """
+        self._verify()
         value = self._value_in(state, value)
         if self._trial is not None:
             frozen = finish_trial(self._study, self._trial, state, value)

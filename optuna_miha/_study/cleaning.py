@@ -13,7 +13,7 @@ from optuna_miha._search.plan import Plan
 from optuna_miha._study.checkpoint_store import CheckpointStore
 from optuna_miha._study.lease import hold_lease
 from optuna_miha._study.retention import Keep, segments_to_keep
-from optuna_miha._study.schema import check_run, read_lineage
+from optuna_miha._study.schema import check_run, read_keep, read_lineage
 from optuna_miha._study.setup import upcoming_phase
 
 
@@ -53,8 +53,9 @@ def clean(
         ValueError: If the study has no run.
     """
     check_run(study)
-    with hold_lease(study):
+    with hold_lease(study) as lease:
         files = _classify_files(study, store, keep)
+        lease.verify()
         for name in files.unneeded if not dry_run else ():
             store.remove({"id": name})
     return files
@@ -62,7 +63,7 @@ def clean(
 
 def _classify_files(study: optuna.Study, store: CheckpointStore, keep: Keep | None) -> Files:
     lineage = read_lineage(study)
-    keep = keep or study.user_attrs.get(attributes.KEEP, "trunk")
+    keep = keep or read_keep(study)
     checkpoints, members = segments_to_keep(lineage, keep, _heads(study, lineage))
     needed = {
         store.own_name(s.checkpoint) for s in lineage if s.checkpoint and s.number in checkpoints

@@ -65,7 +65,8 @@ def locate(study: optuna.Study, checkpoint_dir: str | PathLike[str] | None = Non
     if is_there and not _is_default(stored):  # The user chose it.
         return Location(folder=stored, is_copy=True)
     # An earlier version may have given the folder another name.
-    beside = [path for path in (default, default.with_name(stored.name)) if path.is_dir()]
+    candidates = (default, default.with_name(stored.name))
+    beside = [path for path in candidates if path != stored and path.is_dir()]
     folder = beside[0] if beside else default
     if beside and not is_there:  # Moved together with the study.
         return Location(folder=folder)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 import optuna
 from optuna import Study, Trial
@@ -31,8 +32,8 @@ from optuna_miha._history.error_text import describe_error
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
-_PROCESS = uuid.uuid4().hex
-"""Distinguishes storages in the memory of different processes."""
+_memory_ids: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+"""Ids of the storages in the memory of this process."""
 
 
 def is_default_sampler(sampler: BaseSampler) -> bool:
@@ -128,7 +129,7 @@ def _storage_identity(study: Study) -> str:
     if file is not None:
         return f"sqlite {file.resolve()}"
     if is_in_memory(study) or _sqlite_engine(study) is not None:
-        return f"memory {_PROCESS} {id(storage)}"
+        return f"memory {_memory_ids.setdefault(storage, uuid.uuid4().hex)}"
     if isinstance(storage, RDBStorage):
         url = storage.engine.url
         host = url.host or url.query.get("host") or url.query.get("unix_socket")

@@ -12,7 +12,9 @@ from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Segment
 from optuna_miha._search.plan import Plan
 from optuna_miha._study.checkpoint_store import CheckpointStore
-from optuna_miha._study.schema import read_lineage, read_lost
+from optuna_miha._study.claims import fenced_trials
+from optuna_miha._study.lease import Lease
+from optuna_miha._study.schema import read_lineage, read_lost, read_omitted
 from optuna_miha._study.setup import upcoming_phase
 from optuna_miha.exceptions import CheckpointLostError
 
@@ -69,22 +71,23 @@ def recover(
         # The advice after the colon is for users who only load a result.
         reasons.append(f"trial {segment.number} ({reason.partition(': ')[0]})")
         trials = study.get_trials(deepcopy=False)
-        omitted = (*read_lost(study), *lost)
+        omitted = read_omitted(study, trials).union(lost)
         lineage = Lineage.from_trials(study.direction, trials, omitted)
     return Recovery(lineage=lineage, lost=tuple(sorted(lost)), reasons=tuple(reasons))
 
 
-def record_lost(study: optuna.Study, recovery: Recovery) -> None:
+def record_lost(study: optuna.Study, lease: Lease, recovery: Recovery) -> None:
     """Set aside the lost trials in the study, and log a warning."""
     if not recovery.lost:
         return
-    study.set_user_attr(attributes.LOST, sorted({*read_lost(study), *recovery.lost}))
+    lease.verify()
+    lease.update({attributes.LOST: sorted({*read_lost(study), *recovery.lost})})
     trials = ", ".join(map(str, recovery.lost))
     best = recovery.lineage.best()
     start = "from scratch" if best is None else f"after {recovery.lineage.spent} trained epochs"
     _logger.warning(
-        f"Lost checkpoints: {'; '.join(recovery.reasons)}. Trials {trials} are set aside "
-        f"({attributes.LOST!r} of the study) and trained again. The run continues {start}."
+        f"Lost checkpoints: {'; '.join(recovery.reasons)}. Trials {trials} are set aside and "
+        f"trained again. The run continues {start}."
     )
 
 
@@ -102,9 +105,10 @@ def _needed(
 
 
 def _has_omissions(study: optuna.Study, lineage: Lineage) -> bool:
-    """Whether finished segments of the study are left out of the history."""
+    """Whether segments of the study were set aside."""
     trials = study.get_trials(deepcopy=False)
-    return len(lineage) < len(Lineage.from_trials(study.direction, trials))
+    fenced = fenced_trials(study, trials)
+    return len(lineage) < len(Lineage.from_trials(study.direction, trials, fenced))
 
 
 def _has_any_file(lineage: Lineage, store: CheckpointStore) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 from optuna_miha._history.lineage import LIBRARY_SIZE, Lineage
@@ -20,12 +20,22 @@ class Retention:
         store: The checkpoints.
         keep: Which checkpoints are kept when the run no longer needs them.
         lineage: The history of the run.
+        verify: Called before files are written, and before they are removed, when it is known
+            which; raises an error to prevent it. Files that are chosen before do not belong to
+            a coordinator that takes over afterwards, which does not need them either.
     """
 
-    def __init__(self, store: CheckpointStore, keep: Keep, lineage: Lineage) -> None:
+    def __init__(
+        self,
+        store: CheckpointStore,
+        keep: Keep,
+        lineage: Lineage,
+        verify: Callable[[], None],
+    ) -> None:
         self._store = store
         self._keep = keep
         self._lineage = lineage
+        self._verify = verify
         self._references = {s.number: s.checkpoint for s in lineage if s.checkpoint is not None}
         self._members = {s.number: s.member for s in lineage if s.member is not None}
         self._states: dict[int, State] = {}
@@ -40,6 +50,7 @@ class Retention:
         Returns:
             A reference to the checkpoint, to be stored in an attribute of the trial.
         """
+        self._verify()
         reference = self._store.save(state, label)
         return {**reference, "best_epoch": state["best"]["epoch"]}
 
@@ -67,6 +78,7 @@ class Retention:
             sign = self._lineage.sign
             if (violation, sign * best["value"]) > (worst.violation, sign * worst.member["value"]):
                 return None
+        self._verify()
         reference = self._store.save({"weights": best["weights"]}, f"member-{label}")
         return {**reference, "value": best["value"]}
 
@@ -94,9 +106,11 @@ class Retention:
         """Remove files of a killed run that no trial refers to."""
         files = (*self._references.values(), *self._members.values())
         known = {self._store.own_name(file) for file in files}
-        for name in self._store.files().keys() - known:
-            if self._store.owns(name):
-                self._store.remove({"id": name})
+        orphans = [n for n in self._store.files() if self._store.owns(n) and n not in known]
+        if orphans:
+            self._verify()
+        for name in orphans:
+            self._store.remove({"id": name})
 
     def clean(self, head: Segment | None) -> None:
         """Remove the files that neither the run nor the user needs.
@@ -108,10 +122,12 @@ class Retention:
         numbers = {s.number for s in heads}
         self._states = {n: state for n, state in self._states.items() if n in numbers}
         checkpoints, members = segments_to_keep(self._lineage, self._keep, heads)
-        for number in self._members.keys() - members:
-            self._store.remove(self._members.pop(number))
-        for number in self._references.keys() - checkpoints:
-            self._store.remove(self._references.pop(number))
+        unneeded = [self._members.pop(number) for number in self._members.keys() - members]
+        unneeded += [self._references.pop(n) for n in self._references.keys() - checkpoints]
+        if unneeded:
+            self._verify()
+        for reference in unneeded:
+            self._store.remove(reference)
 
 
 def segments_to_keep(

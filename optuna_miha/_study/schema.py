@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, get_args
@@ -17,15 +17,16 @@ from optuna_miha._history import attributes
 from optuna_miha._history.attribute_reader import AttributeReader
 from optuna_miha._history.error_text import describe_error
 from optuna_miha._history.lineage import Lineage
-from optuna_miha._history.segment import Segment
+from optuna_miha._history.segment import Segment, segment_of
 from optuna_miha._search.phases import Stretch
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.space import contains
+from optuna_miha._study.claims import fenced_trials, read_claims, read_settings
 from optuna_miha._study.optuna_internals import unreadable_trial
 from optuna_miha._study.retention import Keep
 from optuna_miha.exceptions import FormatError, RecordError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the format in which a run is stored. It is incremented when older versions of the
 package would misread new studies. A study without a version has format 1."""
 
@@ -75,7 +76,7 @@ def read_segments(study: optuna.Study) -> Lineage:
     check_study(study)
     # A run has one objective. For several, `study.direction` would raise an error.
     trials = read_trials(study) if len(study.directions) == 1 else []
-    lineage = Lineage.from_trials(study.directions[0], trials, read_lost(study))
+    lineage = Lineage.from_trials(study.directions[0], trials, read_omitted(study, trials))
     for segment in lineage:
         _check_params(segment)
     return lineage
@@ -140,7 +141,39 @@ def _check_params(segment: Segment) -> None:
 
 def read_lost(study: optuna.Study) -> tuple[int, ...]:
     """Numbers of the trials that were set aside."""
-    return _attributes(study).integers(attributes.LOST)
+    return _settings(study).integers(attributes.LOST)
+
+
+def read_omitted(study: optuna.Study, trials: Sequence[FrozenTrial]) -> frozenset[int]:
+    """Numbers of the trials that are not part of the run.
+
+    These are the trials that were set aside, and those that a coordinator added or finished after
+    another one had taken over.
+    """
+    return fenced_trials(study, trials).union(read_lost(study))
+
+
+def read_late(study: optuna.Study) -> list[int]:
+    """Numbers of the segments that were finished after another coordinator had taken over."""
+    trials = study.get_trials(deepcopy=False)
+    fenced = fenced_trials(study, trials)
+    return [n for n in sorted(fenced) if segment_of(trials[n]) is not None]
+
+
+def read_reported(study: optuna.Study) -> tuple[int, ...]:
+    """Those of them that a warning named before."""
+    return _settings(study).integers(attributes.LATE)
+
+
+def read_stretches(study: optuna.Study) -> list[Stretch]:
+    """The stretches so far; empty for a new run."""
+    return [Stretch(**s) for s in read_settings(study.user_attrs).get(attributes.STRETCHES) or ()]
+
+
+def read_keep(study: optuna.Study) -> Keep:
+    """Which checkpoints the last call kept."""
+    keep: Keep = read_settings(study.user_attrs).get(attributes.KEEP, "trunk")
+    return keep
 
 
 def check_study(study: optuna.Study) -> None:
@@ -165,8 +198,12 @@ def check_study(study: optuna.Study) -> None:
         raise read.error(attributes.RUN, "eight hexadecimal digits", attrs[attributes.RUN])
     if attributes.HOME in attrs and not _HOME.fullmatch(read.text(attributes.HOME, "")):
         raise read.error(attributes.HOME, "16 hexadecimal digits", attrs[attributes.HOME])
-    if read.text(attributes.KEEP, "trunk") not in get_args(Keep):
-        raise read.error(attributes.KEEP, f"one of {get_args(Keep)}", attrs[attributes.KEEP])
+    for claim in read_claims(attrs):
+        claim.check()
+    settings, read_setting = read_settings(attrs), _settings(study)
+    if read_setting.text(attributes.KEEP, "trunk") not in get_args(Keep):
+        keep = settings[attributes.KEEP]
+        raise read_setting.error(attributes.KEEP, f"one of {get_args(Keep)}", keep)
     folder = read.text(attributes.CHECKPOINT_DIR, "")
     if len(folder) > _MAX_PATH_LENGTH or "\0" in folder:
         raise read.error(attributes.CHECKPOINT_DIR, "the path of a folder", folder)
@@ -176,7 +213,7 @@ def check_study(study: optuna.Study) -> None:
     values = "values of all parameters in the search space"
     _check(read, attributes.INITIAL, values, initial, partial(_parse_initial, space))
     _check(read, attributes.MONITOR, "a monitor", read.mapping(attributes.MONITOR), _parse_monitor)
-    stretches = attrs.get(attributes.STRETCHES)
+    stretches = settings.get(attributes.STRETCHES)
     _check(read, attributes.STRETCHES, "a list of stretches", stretches, _parse_stretches)
     if attributes.PLAN in attrs:  # It is written last.
         for key in _REQUIRED:
@@ -233,6 +270,10 @@ def _parse_stretches(stretches: list[dict[str, int]]) -> None:
         read = AttributeReader("the stretch", asdict(Stretch(**stretch)))
         for key in ("first_cycle", "start", "end"):
             read.integer(key)
+
+
+def _settings(study: optuna.Study) -> AttributeReader:
+    return AttributeReader(f"the study {study.study_name!r}", read_settings(study.user_attrs))
 
 
 def _attributes(study: optuna.Study) -> AttributeReader:

@@ -20,12 +20,19 @@ from optuna_miha._search.phases import Phase, Stretch, next_phase
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.pruner import SlopePruner
 from optuna_miha._search.sampler import MihaSampler
+from optuna_miha._study.lease import Lease
 from optuna_miha._study.optuna_internals import (
     is_default_pruner,
     is_default_sampler,
 )
 from optuna_miha._study.retention import Keep
-from optuna_miha._study.schema import FORMAT
+from optuna_miha._study.schema import (
+    FORMAT,
+    read_keep,
+    read_late,
+    read_reported,
+    read_stretches,
+)
 from optuna_miha._training.compute import Engine
 from optuna_miha.exceptions import PlanMismatchError, SearchSpaceChangedError
 
@@ -95,8 +102,7 @@ def resolve_stretches(
         n_epochs: The requested budget, in epochs; default the stored one.
         lineage: The history.
     """
-    stored = study.user_attrs.get(attributes.STRETCHES)
-    stretches = [Stretch(**s) for s in stored] if stored else []
+    stretches = read_stretches(study)
     if not stretches:
         stretches.append(Stretch(first_cycle=0, start=0, end=n_epochs or plan.n_epochs))
     last = stretches[-1]
@@ -121,9 +127,58 @@ def upcoming_phase(
     return None if stretches is None else next_phase(plan, stretches[-1], lineage)
 
 
-def record_stretches(study: optuna.Study, stretches: list[Stretch]) -> None:
-    """Store the stretches. A resumed run continues with the last one."""
-    study.set_user_attr(attributes.STRETCHES, [asdict(s) for s in stretches])
+def is_tidy(study: optuna.Study, lineage: Lineage) -> bool:
+    """Whether the last coordinator of a finished run got to its end.
+
+    A coordinator that is killed after the last segment leaves files that are no longer needed, and
+    a lease. Earlier versions left only the latter.
+    """
+    if attributes.FINISHED not in study.user_attrs:
+        return study.user_attrs.get(attributes.LEASE) is None
+    return bool(study.user_attrs[attributes.FINISHED] == lineage.spent)
+
+
+def record_progress(study: optuna.Study, lease: Lease, lineage: Lineage) -> None:
+    """Store the number of trained epochs, for display."""
+    lease.verify()
+    study.set_user_attr(attributes.SPENT, lineage.spent)
+
+
+def record_finished(study: optuna.Study, lease: Lease, n_epochs: int | None) -> None:
+    """Store that the run was tidied up after so many epochs, or that it was not yet."""
+    if study.user_attrs.get(attributes.FINISHED, "") != n_epochs:
+        lease.verify()
+        study.set_user_attr(attributes.FINISHED, n_epochs)
+
+
+def record_late(study: optuna.Study, lease: Lease) -> None:
+    """Log a warning that names the trials of earlier coordinators which came too late, once."""
+    late = read_late(study)
+    new = sorted(set(late) - set(read_reported(study)))
+    if not new:
+        return
+    lease.verify()
+    lease.update({attributes.LATE: late})
+    _logger.warning(
+        f"Trials {', '.join(map(str, new))} were finished by a coordinator that had been "
+        "suspended, after another one had taken over. They are not part of the run, and their "
+        "epochs are not charged."
+    )
+
+
+def record_settings(lease: Lease, *, keep: Keep, stretches: list[Stretch] | None) -> None:
+    """Store the settings of this call.
+
+    Args:
+        lease: The lease of the study.
+        keep: Which checkpoints to keep, for a later :func:`~optuna_miha._study.cleaning.clean`.
+        stretches: The stretches, the last of which is to be trained, if one is.
+    """
+    settings: dict[str, Any] = {attributes.KEEP: keep}
+    if stretches is not None:
+        settings[attributes.STRETCHES] = [asdict(s) for s in stretches]
+    lease.verify()
+    lease.update(settings)
 
 
 def resolve_seed(study: optuna.Study) -> int:
@@ -166,6 +221,7 @@ def resolve_initial(study: optuna.Study, initial: Initial) -> dict[str, Any]:
 
 def record_run(
     study: optuna.Study,
+    lease: Lease,
     plan: Plan,
     seed: int,
     initial: Initial,
@@ -198,6 +254,7 @@ def record_run(
         attributes.PLAN: plan.asdict(),  # Last: it marks the others as complete.
     }
     for key, value in attrs.items():
+        lease.verify()
         study.set_user_attr(key, value)
 
 
@@ -209,13 +266,7 @@ def stored_settings(study: optuna.Study) -> tuple[Keep, Engine]:
         channels_last=stored.get("channels_last", False),
         n_threads=stored.get("intra_op_threads", 1),
     )
-    return study.user_attrs.get(attributes.KEEP, "trunk"), engine
-
-
-def record_keep(study: optuna.Study, keep: Keep) -> None:
-    """Store which checkpoints to keep, for a later :func:`~optuna_miha._study.cleaning.clean`."""
-    if study.user_attrs.get(attributes.KEEP) != keep:
-        study.set_user_attr(attributes.KEEP, keep)
+    return read_keep(study), engine
 
 
 def _space_of(initial: Initial) -> dict[str, str]:

@@ -14,6 +14,7 @@ from optuna_miha._history.segment import Segment, segment_of
 from optuna_miha._search.phases import Phase
 from optuna_miha._search.plan import race_rungs
 from optuna_miha._study.buffered_trial import BufferedTrial
+from optuna_miha._study.lease import Lease
 from optuna_miha._study.optuna_internals import enqueued_params, tell
 from optuna_miha._study.schema import read_lineage
 from optuna_miha._study.sibling import Sibling, last_score_of
@@ -31,6 +32,7 @@ class TrialLog:
 
     Args:
         study: The study.
+        lease: The lease of the study, verified before every write.
         seed: The run's seed, stored in every trial.
         callbacks: Called after every trial.
         running: The running trials by number; kept up to date.
@@ -43,11 +45,13 @@ class TrialLog:
         self,
         study: optuna.Study,
         *,
+        lease: Lease,
         seed: int,
         callbacks: Sequence[Callback],
         running: dict[int, optuna.Trial],
     ) -> None:
         self._study = study
+        self._lease = lease
         self._seed = seed
         self._callbacks = callbacks
         self._running = running
@@ -70,6 +74,7 @@ class TrialLog:
         buffered = BufferedTrial(
             self._study,
             self._running,
+            verify=self._lease.verify,
             params=offline.params,
             distributions=offline.distributions,
             user_attrs=attrs | {attributes.MUTATION: mutation},
@@ -86,6 +91,7 @@ class TrialLog:
         buffered = BufferedTrial(
             self._study,
             self._running,
+            verify=self._lease.verify,
             user_attrs=self._birth_attrs(phase, branch),
             intermediate_values=reports,
         )
@@ -93,7 +99,7 @@ class TrialLog:
 
     def wrap(self, trial: optuna.Trial) -> BufferedTrial:
         """Wrap a trial that is already running."""
-        return BufferedTrial(self._study, self._running, trial)
+        return BufferedTrial(self._study, self._running, trial, verify=self._lease.verify)
 
     def admit_enqueued(self, phase: Phase, first: int, max_trials: int) -> dict[int, optuna.Trial]:
         """Add trials that the user enqueued to a population.
@@ -111,6 +117,7 @@ class TrialLog:
         while len(admitted) < max_trials and self._study.get_trials(
             deepcopy=False, states=waiting
         ):
+            self._lease.verify()
             trial = self._study.ask()
             if attributes.ROLE in trial.user_attrs:
                 tell(self._study, trial, state=TrialState.FAIL)  # A copy of a trial of a run.
@@ -148,6 +155,7 @@ class TrialLog:
         """
         trial = sibling.trial
         assert trial is not None
+        self._lease.verify()
         losses = [loss if math.isfinite(loss) else None for loss in sibling.train_losses]
         trial.set_user_attr(attributes.TRAIN_LOSS, losses)
         trial.set_user_attr(attributes.TRAINED, len(sibling.scores) + unfinished)
@@ -197,6 +205,7 @@ class TrialLog:
         """Fail the running trials of a run that ended; enqueue the user's trials again."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             attrs = trial.user_attrs
+            self._lease.verify()
             if attributes.ROLE in attrs or attributes.ENQUEUED in attrs:
                 tell(self._study, trial.number, state=TrialState.FAIL)
             if attributes.ENQUEUED in attrs:
@@ -210,6 +219,7 @@ class TrialLog:
         if phase.role == "startup":
             n_epochs = sum(n for _, n in race_rungs(phase.size))
         return {
+            attributes.CLAIM: self._lease.claim,
             attributes.ROLE: phase.role,
             attributes.CYCLE: phase.cycle,
             attributes.BRANCH: branch,
@@ -230,6 +240,7 @@ class TrialLog:
         """Set the remaining attributes of a trial, finish it, and add it to the history."""
         trial = sibling.trial
         assert trial is not None
+        self._lease.verify()
         for key, attr in attrs.items():
             if attr is not None:
                 trial.set_user_attr(key, attr)

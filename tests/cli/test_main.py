@@ -15,6 +15,7 @@ from helpers.problems import classifier, new_study
 
 import optuna_miha as miha
 from optuna_miha._cli.main import main
+from optuna_miha._study.schema import read_keep
 
 
 def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -114,7 +115,7 @@ def test_resume_uses_the_stored_settings_of_the_run(
     assert main(resume) == 0
     assert "so that its result may differ" not in log.text
     assert files <= {path.name for path in (run / "other-checkpoints" / "tiny").iterdir()}
-    assert new_study("sqlite:///other.db").user_attrs["miha:keep"] == "all"
+    assert read_keep(new_study("sqlite:///other.db")) == "all"
 
 
 def test_exported_model_accepts_batches_of_any_length(run: Path) -> None:

@@ -22,10 +22,9 @@ from sqlalchemy.engine import Engine
 
 import optuna_miha as miha
 from helpers.problems import explicit, new_study, run
-from optuna_miha._history import attributes
 from optuna_miha._search.phases import Stretch, next_phase
 from optuna_miha._search.plan import race_cost
-from optuna_miha._study.schema import read_lineage
+from optuna_miha._study.schema import read_lineage, read_stretches
 
 _processes = get_context("forkserver")
 _processes.set_forkserver_preload(
@@ -232,10 +231,8 @@ def progress(url: str, plan: miha.Plan) -> tuple[int, int]:
     try:
         study = new_study(storage)
         lineage = read_lineage(study)
-        [stretch] = study.user_attrs.get(attributes.STRETCHES) or [
-            {"first_cycle": 0, "start": 0, "end": plan.n_epochs}
-        ]
-        phase = next_phase(plan, Stretch(**stretch), lineage)
+        [stretch] = read_stretches(study) or [Stretch(first_cycle=0, start=0, end=plan.n_epochs)]
+        phase = next_phase(plan, stretch, lineage)
         if phase is None:
             return lineage.spent, 0
         if phase.role == "startup":

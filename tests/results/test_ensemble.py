@@ -437,7 +437,7 @@ class TestBound:
         lineage = Lineage(directions.get(sign, optuna.study.StudyDirection.MAXIMIZE))
         folder.mkdir()
         store = CheckpointStore(FileSystemArtifactStore(folder))
-        retention = Retention(store, "trunk", lineage)
+        retention = Retention(store, "trunk", lineage, lambda: None)
         written: dict[str, Segment] = {}
         for number, cycle in enumerate(order):
             state = {"best": {"value": float(values[cycle]), "weights": {"w": torch.zeros(1)}}}

@@ -28,6 +28,7 @@ from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._search.phases import Stretch, next_phase
 from optuna_miha._study import checkpoint_store
+from optuna_miha._study.schema import read_lost
 from optuna_miha.exceptions import CheckpointError, CheckpointLostError, MihaError
 
 
@@ -85,7 +86,7 @@ def test_run_that_lost_its_last_checkpoints_gives_the_same_result(
     result = run(study, plan=SHORT, checkpoint_dir=tmp_path)
     assert history(result) == history(whole)
     assert same(weights(result), weights(whole))
-    lost = study.user_attrs[attributes.LOST]
+    lost = read_lost(study)
     assert not set(lost) & {s.number for s in result.segments}, "lost trials are excluded"
     [warning] = [r.getMessage() for r in log.records if r.getMessage().startswith("Lost")]
     assert f"trial {max(lost) if n_lost == 1 else ''}" in warning
@@ -106,7 +107,7 @@ def test_swapped_checkpoints_are_detected_by_their_hash(
     assert history(result) == history(whole)
     assert same(weights(result), weights(whole))
     # Only those two were trained again, from their newest ancestor with a valid checkpoint.
-    assert len(study.user_attrs[attributes.LOST]) == 2
+    assert len(read_lost(study)) == 2
     assert len(study.trials) == len(whole.segments) + 2
     for path in (newest, before):
         assert f"Checkpoint {path.name} is damaged" in log.text
@@ -130,7 +131,7 @@ def test_no_trial_is_excluded_if_no_checkpoint_file_is_found(tmp_path: Path) -> 
     run(study, plan=SHORT, callbacks=[StopAfter(5)], checkpoint_dir=tmp_path / "right")
     with pytest.raises(CheckpointLostError, match="All other files of the study"):
         run(study, plan=SHORT, checkpoint_dir=tmp_path / "wrong")
-    assert attributes.LOST not in study.user_attrs
+    assert not read_lost(study)
     assert run(study, plan=SHORT, checkpoint_dir=tmp_path / "right").n_epochs_trained == 40
 
 

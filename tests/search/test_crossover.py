@@ -529,7 +529,13 @@ def sibling(branch: int, weight: float, best: float) -> Sibling:
     state["model"]["weight"].fill_(weight)
     state["best"] = {"value": best, "epoch": 1, "weights": {}}
     space = {"lr": FloatDistribution(0.0, 1.0)}
-    entry = BufferedTrial(optuna.create_study(), {}, params=FIXED_WEIGHT, distributions=space)
+    entry = BufferedTrial(
+        optuna.create_study(),
+        {},
+        verify=lambda: None,
+        params=FIXED_WEIGHT,
+        distributions=space,
+    )
     return Sibling(branch, trial=entry, state=state, scores=[9.0, weight**2])
 
 

@@ -23,7 +23,8 @@ from optuna.trial import TrialState
 import optuna_miha as miha
 from optuna_miha._history import attributes
 from optuna_miha._study import lease
-from optuna_miha._study.lease import Holder, hold_lease
+from optuna_miha._study.holder import Holder
+from optuna_miha._study.lease import Lease, hold_lease
 from optuna_miha._training.trainer import train
 from optuna_miha.exceptions import StudyLockedError
 
@@ -146,6 +147,42 @@ def write_lease(study: optuna.Study, holder: Holder, beats: int = 1) -> None:
     study.set_user_attr(attributes.LEASE, asdict(holder) | {"beats": beats})
 
 
+def test_a_claim_counts_until_it_is_released_or_superseded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "EXPIRY", 1.0)
+    study = new_study(f"sqlite:///{tmp_path}/study.db")
+    suspended = Lease(study, remote_holder())
+    suspended.take()
+    start = time.monotonic()
+    with hold_lease(study) as held:
+        assert time.monotonic() - start >= 1.0
+        assert held.is_mine()
+        assert not suspended.is_mine()
+        with pytest.raises(StudyLockedError, match="took over"):
+            suspended.renew()
+    suspended.release()  # Of no effect.
+    monkeypatch.setattr(lease, "EXPIRY", 60.0)
+    with hold_lease(study):
+        pass
+    assert lease.read_claims(study.user_attrs)[-1].key[0] == 3
+
+
+def test_a_suspended_coordinator_on_this_machine_is_replaced_but_not_one_that_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    with coordinator(url, tmp_path) as process:
+        monkeypatch.setattr(lease, "EXPIRY", 1.0)  # Shorter than its heartbeat.
+        with pytest.raises(StudyLockedError, match="It is alive"), hold_lease(new_study(url)):
+            pass
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        with hold_lease(new_study(url)) as held:
+            os.kill(process.pid, signal.SIGCONT)
+            assert held.is_mine()
+
+
 def remote_holder() -> Holder:
     """A coordinator on another machine."""
     return replace(Holder.this_process(), host="elsewhere", table="another machine")
@@ -231,14 +268,14 @@ def test_a_coordinator_that_was_replaced_ends_before_its_next_phase(
     other = remote_holder()
 
     def take_over(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        write_lease(study, other)
+        Lease(study, other).take()
         time.sleep(1.0)
 
     with pytest.raises(StudyLockedError, match="took over"):
         run(study, plan=BRIEF, callbacks=[take_over])
-    assert study.user_attrs[attributes.LEASE]["nonce"] == other.nonce, (
-        "The lease of the other coordinator is not released."
-    )
+    last = lease.read_claims(study.user_attrs)[-1]
+    assert other.nonce.startswith(last.key[1])
+    assert not last.is_released, "The lease of the other coordinator is not released."
 
 
 def test_a_coordinator_that_was_replaced_does_not_fail_the_trials_of_its_successor(
@@ -249,7 +286,7 @@ def test_a_coordinator_that_was_replaced_does_not_fail_the_trials_of_its_success
 
     def take_over(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         if not successor_trials:
-            write_lease(study, remote_holder())
+            Lease(study, remote_holder()).take()
             running = study.ask()
             running.set_user_attr(attributes.ROLE, "branch")
             successor_trials.append(running.number)
@@ -264,7 +301,7 @@ def test_a_coordinator_whose_trials_were_failed_reports_the_takeover(tmp_path: P
     study = new_study(f"sqlite:///{tmp_path}/study.db")
 
     def take_over_and_train(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
-        write_lease(study, remote_holder())
+        Lease(study, remote_holder()).take()
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
             study.tell(trial.number, state=TrialState.FAIL)
         yield from train(recipe, n_epochs)

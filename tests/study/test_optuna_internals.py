@@ -319,7 +319,9 @@ def test_a_buffered_trial_finishes_like_a_running_one(state: str, tmp_path: Path
         "intermediate_values": {4: 0.5},
     }
     value = 0.3 if state == "COMPLETE" else None
-    running, buffered = (BufferedTrial(study, {}, **copy.deepcopy(content)) for _ in range(2))
+    running, buffered = (
+        BufferedTrial(study, {}, verify=lambda: None, **copy.deepcopy(content)) for _ in range(2)
+    )
     running.publish()
     final = optuna.trial.TrialState[state]
     for trial in (running, buffered):

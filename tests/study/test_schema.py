@@ -243,7 +243,8 @@ def test_a_newer_format_is_refused_by_every_function_that_reads_it() -> None:
     study.set_user_attr(attributes.FORMAT, FORMAT + 1)
     for call in (run, lambda study: miha.load_result(study, classifier)):
         with pytest.raises(
-            FormatError, match=r"must be at most 1 for this version .* got 2\. Update"
+            FormatError,
+            match=rf"must be at most {FORMAT} for this version .* got {FORMAT + 1}\. Update",
         ):
             call(study)
     assert not study.trials
