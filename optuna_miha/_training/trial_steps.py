@@ -170,7 +170,8 @@ def _check_losses(recipe: Recipe, context: Context, params: Mapping[str, Any]) -
         )
     if recipe.train_step is None:
         *inputs, target = batch
-        check_broadcasting("loss_fn", recipe.loss_fn, recipe.model(*inputs), target)
+        outputs = outputs_of(recipe.model, inputs, device_of(recipe.model), context.engine)
+        check_broadcasting("loss_fn", recipe.loss_fn, outputs, target)
     with context.engine.autocast(device_of(recipe.model)):
         loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
     check_loss(recipe, loss)

@@ -52,7 +52,7 @@ class ObservedSGD(torch.optim.SGD):
 class Net:
     """A ``model_fn`` that counts training steps, and can raise an interrupt in one of them.
 
-    The checks before a run take a single step with each network; these do not count.
+    The checks before a run take at most two steps with each network; these do not count.
 
     Args:
         fatal: The step that raises ``KeyboardInterrupt``.
@@ -71,7 +71,7 @@ class Net:
 
     @property
     def rates(self) -> list[float]:
-        return [rate for rates in self.rates_by_network if len(rates) > 1 for rate in rates]
+        return [rate for rates in self.rates_by_network if len(rates) > 2 for rate in rates]
 
     @property
     def n_steps(self) -> int:

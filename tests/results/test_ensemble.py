@@ -441,7 +441,7 @@ class TestBound:
         written: dict[str, Segment] = {}
         for number, cycle in enumerate(order):
             state = {"best": {"value": float(values[cycle]), "weights": {"w": torch.zeros(1)}}}
-            member = retention.write_member(state, f"{cycle}")
+            member = retention.write_member(state, 0.0, f"{cycle}")
             new = segment(number, cycle=cycle, member=member)
             lineage.add(new)
             retention.add_member(new)
