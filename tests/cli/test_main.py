@@ -17,6 +17,8 @@ import optuna_miha as miha
 from optuna_miha._cli.main import main
 from optuna_miha._study.schema import read_keep
 
+pytestmark = pytest.mark.slow
+
 
 def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "optuna_miha", "demo", "--folder", str(folder), *arguments]

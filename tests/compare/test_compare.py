@@ -31,6 +31,8 @@ from optuna_miha._search.plan import Plan
 from optuna_miha.exceptions import MihaError
 from optuna_miha.visualization import plot_comparison
 
+pytestmark = pytest.mark.slow
+
 N_EPOCHS = 26
 TRIAL_EPOCHS = 7
 STEPS = 4

@@ -481,6 +481,7 @@ class _InterruptAfter:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 class TestReproduction:
     def test_of_a_loaded_result_is_the_same(self, tmp_path: Path) -> None:
         study = new_study(f"sqlite:///{tmp_path}/study.db")

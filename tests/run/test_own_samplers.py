@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 import optuna_miha as miha
 
+pytestmark = pytest.mark.slow
+
 
 def with_one_generator() -> tuple[Callable[[Any], miha.Recipe], torch.Generator]:
     """A ``model_fn`` whose sampler and loaders draw from one generator, as in a new process."""

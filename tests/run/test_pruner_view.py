@@ -31,6 +31,8 @@ from optuna_miha._run.pruner_view import PrunerView, is_stateless
 from optuna_miha._search.phases import Phase
 from optuna_miha._study.sibling import Sibling
 
+pytestmark = pytest.mark.slow
+
 
 def make_pruner(name: str) -> BasePruner:
     """A pruner that stops some of the branches."""

@@ -18,6 +18,8 @@ from torch import nn
 
 import optuna_miha as miha
 
+pytestmark = pytest.mark.slow
+
 
 def train_until_killed(storage: str, fatal: int) -> None:
     """Train, and kill the process when the loss is computed for the ``fatal``-th time."""

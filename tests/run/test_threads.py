@@ -19,6 +19,8 @@ from optuna_miha._model.rng import exclusive, lent, preserved_rng, seed_all
 from optuna_miha._model.verbosity import warnings_only
 from optuna_miha._training.compute import intra_op_threads
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 300.0
 """Seconds after which threads count as blocked forever."""
 

@@ -18,6 +18,8 @@ import optuna_miha as miha
 from optuna_miha._history import attributes
 from optuna_miha._study.lease import hold_lease
 
+pytestmark = pytest.mark.slow
+
 
 def run_and_die(url: str, keep: Any) -> None:
     def die(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:

@@ -322,6 +322,7 @@ def children(study: optuna.Study) -> list[FrozenTrial]:
     return [t for t in study.trials if "miha:crossover" in t.user_attrs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_fn", [classifier, explicit])
 def test_the_child_is_the_last_branch_and_starts_from_the_trunk(model_fn: Any) -> None:
     study = new_study()
@@ -349,6 +350,7 @@ def test_the_child_is_the_last_branch_and_starts_from_the_trunk(model_fn: Any) -
     assert result.n_epochs_trained == PLAN.n_epochs
 
 
+@pytest.mark.slow
 def test_crossover_does_not_change_the_other_branches() -> None:
     plain, crossing = new_study(), new_study()
     one = run(plain, plan=PLAN)
@@ -412,6 +414,7 @@ def uninterrupted_run() -> Callable[[Any], tuple[miha.Result, list[Any]]]:
     return train
 
 
+@pytest.mark.slow
 @BOTH
 def test_worker_processes_train_the_same_model_bit_for_bit(
     crossover: Any, uninterrupted_run: Any
@@ -424,6 +427,7 @@ def test_worker_processes_train_the_same_model_bit_for_bit(
     assert crossover_attrs(study) == expected_attrs
 
 
+@pytest.mark.slow
 def test_an_executor_validates_averages_with_the_same_result() -> None:
     one, two = new_study(seed=1), new_study(seed=1)
     local = run(one, plan=PLAN, crossover=miha.AverageWeights())
@@ -434,6 +438,7 @@ def test_an_executor_validates_averages_with_the_same_result() -> None:
     assert crossover_attrs(one) == crossover_attrs(two)
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("n", [7, 10, 12, 17])
 def test_an_interrupted_run_equals_an_uninterrupted_one(
@@ -457,6 +462,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(
     assert crossover_attrs(study) == expected_attrs
 
 
+@pytest.mark.slow
 def test_a_run_can_be_resumed_with_another_crossover_or_without_one() -> None:
     def stop(study: optuna.Study, trial: FrozenTrial) -> None:
         if trial.user_attrs["miha:cycle"] == 2:
@@ -468,6 +474,7 @@ def test_a_run_can_be_resumed_with_another_crossover_or_without_one() -> None:
     assert run(study, plan=PLAN).n_epochs_trained == PLAN.n_epochs
 
 
+@pytest.mark.slow
 def test_the_first_population_of_an_extension_is_not_crossed_with_earlier_branches() -> None:
     def increment(fitter: Any, other: Any, parent: Any, distributions: Any, rng: Any) -> Any:
         return {"batch_size": fitter["batch_size"] + 1}
@@ -623,6 +630,7 @@ def value_of(result: miha.Result, number: int, state: dict[str, Any]) -> float:
     return evaluate(recipe, recipe.model)["loss"]
 
 
+@pytest.mark.slow
 def test_a_run_continues_with_averages_only_if_they_are_better(tmp_path: Path) -> None:
     study = new_study(seed=1)
     result = run(
@@ -665,6 +673,7 @@ def test_a_run_continues_with_averages_only_if_they_are_better(tmp_path: Path) -
     assert n_kept, "the case does not occur: choose another seed"
 
 
+@pytest.mark.slow
 def test_the_returned_model_can_be_an_average() -> None:
     def is_best(result: miha.Result) -> bool:
         return result.value == result.lineage[-1].averaged_score

@@ -24,6 +24,8 @@ from optuna_miha._study.folders import locate
 from optuna_miha._study.lease import hold_lease
 from optuna_miha.exceptions import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 
 def study_of(file: Path, name: str = "t") -> optuna.Study:
     return optuna.create_study(

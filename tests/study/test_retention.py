@@ -26,6 +26,8 @@ from optuna_miha._study.folders import locate
 from optuna_miha._study.lease import hold_lease
 from optuna_miha.exceptions import StudyLockedError
 
+pytestmark = pytest.mark.slow
+
 
 class CountingStore(FileSystemArtifactStore):
     """A store that counts its files after every write.
