@@ -17,6 +17,7 @@ from optuna_miha._model.model_fn import ModelFn
 from optuna_miha._search.crossover import AverageWeights, Crossover
 from optuna_miha._search.plan import Plan
 from optuna_miha._study.retention import Keep
+from optuna_miha._study.stores import check_one_store
 from optuna_miha._study.trial_log import Callback
 from optuna_miha._training.compute import Engine, resolve_devices
 from optuna_miha._training.trainer import Trainer
@@ -73,6 +74,7 @@ def check_arguments(study: optuna.Study, model_fn: ModelFn, **arguments: Any) ->
     arguments["n_jobs"] = _check_workers(as_int(arguments["n_jobs"]), arguments["executor"])
     if arguments["keep"] not in get_args(Keep):
         raise ValueError(f"`keep` must be one of {get_args(Keep)}, got {arguments['keep']!r}.")
+    check_one_store(arguments["artifact_store"], arguments["checkpoint_dir"])
     names = ("precision", "channels_last", "n_threads")
     engine = Engine(**{name: arguments.pop(name) for name in names})
     if arguments["trainer"] is not None and engine.precision is not None:

@@ -22,6 +22,19 @@ from optuna_miha._study.optuna_internals import study_home
 _logger = optuna.logging.get_logger("optuna.miha")
 
 
+def check_one_store(artifact_store: Any, checkpoint_dir: str | PathLike[str] | None) -> None:
+    """Refuse two places for the checkpoints.
+
+    Raises:
+        ValueError: If both a store and a folder are given.
+    """
+    if artifact_store is not None and checkpoint_dir is not None:
+        raise ValueError(
+            "Only one of `artifact_store` and `checkpoint_dir` can be given, got "
+            f"{artifact_store!r} and {checkpoint_dir!r}: omit one of them."
+        )
+
+
 def open_store(
     study: optuna.Study,
     artifact_store: Any,
@@ -48,11 +61,7 @@ def open_store(
         CheckpointError: If files of a copy cannot be copied.
         ValueError: If both a store and a folder are given.
     """
-    if artifact_store is not None and checkpoint_dir is not None:
-        raise ValueError(
-            "Only one of `artifact_store` and `checkpoint_dir` can be given, got "
-            f"{artifact_store!r} and {checkpoint_dir!r}: omit one of them."
-        )
+    check_one_store(artifact_store, checkpoint_dir)
     location = None if artifact_store is not None else locate(study, checkpoint_dir)
     if location is not None:
         artifact_store = FileSystemArtifactStore(location.folder)

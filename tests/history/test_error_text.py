@@ -97,7 +97,7 @@ def test_an_error_of_a_trial_is_stored_without_the_password(
     def model_fn(trial: Any) -> miha.Recipe:
         nonlocal n_calls
         n_calls += 1
-        if n_calls in (4, 8):  # One when a branch begins, and one in training.
+        if n_calls in (5, 9):  # One when a branch begins, and one in training.
             raise OSError("no connection to http://user:SECRET@data/x")
         return explicit(trial)
 
