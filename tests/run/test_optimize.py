@@ -121,6 +121,7 @@ def test_same_seed_gives_the_same_run_and_another_seed_a_different_one(model_fn:
     assert history(first) != history(run(new_study(seed=1), model_fn))
 
 
+@pytest.mark.slow
 def test_worker_processes_give_a_bit_identical_model(whole_tiny: Any) -> None:
     result = run(new_study(), n_jobs=2)
     assert history(result) == history(whole_tiny)
