@@ -53,7 +53,6 @@ def clean(
         ValueError: If the study has no run.
     """
     check_run(study)
-    read_lineage(study)  # Invalid rows are named before anything is written.
     with hold_lease(study) as lease:
         files = _classify_files(study, store, keep)
         lease.verify()

@@ -24,7 +24,7 @@ from optuna_miha._study.claims import (
 )
 from optuna_miha._study.holder import Holder, active_nonces, parse_holder
 from optuna_miha._study.optuna_internals import is_in_memory, study_home, study_key
-from optuna_miha._study.schema import FORMAT
+from optuna_miha._study.schema import FORMAT, read_trials
 from optuna_miha.exceptions import StudyLockedError
 
 _logger = optuna.logging.get_logger("optuna.miha")
@@ -85,6 +85,7 @@ class Lease:
         Raises:
             StudyLockedError: If another coordinator has claimed the study meanwhile.
         """
+        read_trials(self._study)  # Invalid rows are named before anything is written.
         claims = read_claims(self._study.user_attrs)
         known = {claim.key for claim in claims if claim.is_fenced}
         number = max((claim.key[0] for claim in claims), default=0) + 1
