@@ -137,8 +137,8 @@ def segment_of(trial: FrozenTrial) -> Segment | None:
     birth, trained = read.integer(attributes.BIRTH), read.integer(attributes.TRAINED)
     scores = tuple(v for step, v in sorted(trial.intermediate_values.items()) if step > birth)
     is_complete = trial.state == TrialState.COMPLETE
-    # A segment that failed may have started an epoch that it did not report.
-    max_trained = len(scores) + (trial.state == TrialState.FAIL)
+    # A segment that an exception ended may have started an epoch that it did not report.
+    max_trained = len(scores) + (attributes.ERROR in attrs)
     if not len(scores) <= trained <= max_trained or (is_complete and not scores):
         raise read.error(
             attributes.TRAINED, "the number of reported epochs, and at least 1", trained

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
 
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
@@ -139,10 +138,13 @@ def _conditions(study: optuna.Study, lineage: Lineage) -> str:
     plan = {k: v for k, v in attrs.get(attributes.PLAN, {}).items() if v is not None}
     rows += list(_pairs(plan, prefix="plan: "))
     text = _table(("setting", "value"), rows)
-    failed = [s.number for s in lineage if s.state == TrialState.FAIL]
-    if failed:
-        trials = study.get_trials(deepcopy=False)
-        errors = [(n, trials[n].user_attrs.get(attributes.ERROR, "")) for n in failed]
+    attrs_of = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
+    errors = [
+        (s.number, attrs_of[s.number][attributes.ERROR])
+        for s in lineage
+        if attributes.ERROR in attrs_of[s.number]
+    ]
+    if errors:
         text += "<h3>Failed trials</h3>" + _table(("trial", "error"), errors)
     return _section("Versions, seed and plan", text)
 

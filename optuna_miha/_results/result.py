@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 import torch
 from optuna.study import StudyDirection
-from optuna.trial import FixedTrial, FrozenTrial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial
 
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
@@ -227,13 +227,14 @@ def make_result(
 
 def _remedy(study: optuna.Study, lineage: Lineage) -> str:
     """The reason why a run has no result, and the repair."""
-    failed = [s.number for s in lineage if s.state == TrialState.FAIL]
+    trials = study.get_trials(deepcopy=False)
+    failed = [s.number for s in lineage if attributes.ERROR in trials[s.number].user_attrs]
     if not failed:
         return (
             "the run was stopped by `timeout` or `study.stop()`. Call `optuna_miha.optimize` on "
             "it again."
         )
-    last = study.get_trials(deepcopy=False)[failed[-1]]
+    last = trials[failed[-1]]
     return (
         f"{len(failed)} of {len(lineage)} trials failed (the last one, trial {last.number}, with "
         f"{last.user_attrs[attributes.ERROR]}). Fix `model_fn`, then call "

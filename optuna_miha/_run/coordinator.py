@@ -94,7 +94,7 @@ class Coordinator:
         unspent = stretch.end - self._lineage.spent
         segments = [s for s in self._lineage if s.cycle >= stretch.first_cycle]
         finals = [s for s in segments if s.role == "final"]
-        if unspent <= 0 or not finals or finals[-1].state != TrialState.FAIL:
+        if unspent <= 0 or not finals or finals[-1].state == TrialState.COMPLETE:
             return
         if self._lineage.best() is None:
             return  # The error about the missing result says more.

@@ -120,7 +120,7 @@ class Population:
         if failure is not None:
             if not self._fails_only_trial(failure, phase):
                 raise failure
-            sibling.error = describe_error(failure)
+            _set_failure(sibling, failure)
         self._inherit_state(sibling)
         return sibling
 
@@ -132,7 +132,7 @@ class Population:
         except Exception as error:
             if not self._fails_only_trial(error, phase, trial.user_attrs):
                 raise
-            sibling.error = describe_error(error)
+            _set_failure(sibling, error)
         mutation = describe(self._proposer.reference_params(phase), trial.params)
         trial.set_user_attr(attributes.MUTATION, mutation)
         self._inherit_state(sibling)
@@ -190,12 +190,13 @@ class Population:
                 trial.publish()  # A trial whose error ends the run stays in the study.
                 raise error
             if outcome.error is not None:
+                sibling.is_pruned = isinstance(error, optuna.TrialPruned)
                 self._fail(sibling, unfinished=outcome.begun - len(outcome.results))
 
     def _fails_only_trial(
         self, error: BaseException, phase: Phase, user_attrs: Mapping[str, Any] = _NO_ATTRS
     ) -> bool:
-        """Whether an exception fails only its trial, instead of ending the run.
+        """Whether an exception ends only its trial, instead of the run.
 
         ``TrialPruned`` does, as in :meth:`optuna.study.Study.optimize`: ``model_fn`` does not
         accept the values.
@@ -225,11 +226,19 @@ class Population:
 
     def _fail(self, sibling: Sibling, *, unfinished: int) -> None:
         segment = self._trial_log.fail(sibling, unfinished)
-        _logger.warning(f"Trial {segment.number} failed. {sibling.error}")
+        if sibling.is_pruned:
+            _logger.info(f"Trial {segment.number} pruned. {sibling.error}")
+        else:
+            _logger.warning(f"Trial {segment.number} failed. {sibling.error}")
 
     def fail_interrupted(self) -> None:
         """Fail the trials that are still running after an interruption."""
         self._trial_log.fail_interrupted()
+
+
+def _set_failure(sibling: Sibling, error: BaseException) -> None:
+    sibling.error = describe_error(error)
+    sibling.is_pruned = isinstance(error, optuna.TrialPruned)
 
 
 def _processes_trials(sampler: BaseSampler) -> bool:

@@ -29,6 +29,7 @@ class Sibling:
         fitness: Its fitness; NaN until its training is complete.
         violation: The sum of its violated constraints; known when its trial is closed.
         error: The error message if it failed.
+        is_pruned: Whether the error is that the user's code pruned it.
     """
 
     branch: int
@@ -42,6 +43,7 @@ class Sibling:
     fitness: float = math.nan
     violation: float = 0.0
     error: str | None = None
+    is_pruned: bool = False
 
     @property
     def birth(self) -> int:

@@ -192,14 +192,15 @@ class TrialLog:
         return self._finish(sibling, TrialState.PRUNED, {attributes.MEMBER: member})
 
     def fail(self, sibling: Sibling, unfinished: int) -> Segment:
-        """Close and finish a sibling that failed.
+        """Close and finish a sibling that failed, or that the user's code pruned.
 
         Args:
             sibling: The sibling, with its ``error``.
             unfinished: Epochs that were started and not finished. They count as trained.
         """
-        self.close(sibling, TrialState.FAIL, unfinished)
-        return self._finish(sibling, TrialState.FAIL, {attributes.ERROR: sibling.error})
+        state = TrialState.PRUNED if sibling.is_pruned else TrialState.FAIL
+        self.close(sibling, state, unfinished)
+        return self._finish(sibling, state, {attributes.ERROR: sibling.error})
 
     def fail_interrupted(self) -> None:
         """Fail the running trials of a run that ended; enqueue the user's trials again."""

@@ -672,10 +672,29 @@ def test_trial_that_model_fn_prunes_ends_alone(n_jobs: int) -> None:
     study = new_study()
     plan = miha.Plan(90, startup=4, mutations=("lr",), fixing_epochs=3)
     result = run(study, selective, plan=plan, n_jobs=n_jobs)
+    states = {t.state for t in study.trials if t.user_attrs.get("miha:error")}
+    assert states == {TrialState.PRUNED}
     errors = [t.user_attrs.get("miha:error") for t in study.trials]
     assert "TrialPruned: too high" in errors
+    assert history(miha.load_result(study, selective)) == history(result)
     assert result.params["lr"] <= 2e-3
     assert result.segments[-1].role == "final"
+
+
+def test_trial_that_a_trainer_prunes_within_an_epoch_ends_alone() -> None:
+    def trainer(recipe: miha.Recipe, n_epochs: int) -> Any:
+        for epoch in range(n_epochs):
+            if recipe.optimizer.param_groups[0]["lr"] > 1e-3 and epoch == 1:
+                raise optuna.TrialPruned("too high")
+            recipe.optimizer.step()
+            yield miha.EpochResult(value=1.0)
+
+    study = new_study()
+    plan = miha.Plan(40, startup=1, mutations=("lr",), fixing_epochs=3, anneal=None)
+    result = run(study, plan=plan, trainer=trainer)
+    pruned = [s for s in result.segments if s.state == TrialState.PRUNED]
+    assert pruned and all(s.trained == 2 and len(s.scores) == 1 for s in pruned)
+    assert result.n_epochs_trained == 40
 
 
 def test_initial_configuration_that_model_fn_prunes_is_refused() -> None:
