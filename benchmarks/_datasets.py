@@ -90,7 +90,7 @@ def digits(seed: int) -> Splits:
     """1,797 digits of 8x8 pixels in [0, 1]: ``(n_samples, 1, 8, 8)``."""
     x, y = datasets.load_digits(return_X_y=True)
     images = torch.as_tensor(x / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
-    return _split(images, torch.as_tensor(y), seed, n_train=600, n_valid=300)
+    return split(images, torch.as_tensor(y), seed, n_train=600, n_valid=300)
 
 
 def motifs(seed: int) -> Splits:
@@ -104,7 +104,7 @@ def motifs(seed: int) -> Splits:
     series = drift + 0.6 * torch.randn(n_samples, SERIES_LENGTH, generator=generator)
     positions = starts + torch.arange(MOTIF_LENGTH)
     series = series.scatter_add(1, positions, strengths * _motifs()[classes])
-    return _split(series.unsqueeze(1), classes, seed, n_train=600, n_valid=300)
+    return split(series.unsqueeze(1), classes, seed, n_train=600, n_valid=300)
 
 
 def adding(seed: int) -> Splits:
@@ -123,8 +123,8 @@ def adding(seed: int) -> Splits:
     marks = torch.zeros_like(values).scatter(1, marked, 1.0)
     sums = (values * marks).sum(1, keepdim=True)
     sums += 0.1 * torch.randn(n_samples, 1, generator=generator)
-    splits = _split(torch.stack([values, marks], 2), sums, seed, n_train=400, n_valid=200)
-    return _standardised_targets(splits)
+    splits = split(torch.stack([values, marks], 2), sums, seed, n_train=400, n_valid=200)
+    return standardised_targets(splits)
 
 
 def counting(seed: int) -> Splits:
@@ -132,7 +132,7 @@ def counting(seed: int) -> Splits:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(N_TOKENS, (500 + 250 + N_TEST, COUNTING_LENGTH), generator=generator)
     counts = (tokens[:, 1:] == tokens[:, :1]).sum(1).clamp(max=N_TOKENS - 1)
-    return _split(tokens, counts, seed, n_train=500, n_valid=250)
+    return split(tokens, counts, seed, n_train=500, n_valid=250)
 
 
 def gaps(seed: int) -> Splits:
@@ -152,22 +152,22 @@ def gaps(seed: int) -> Splits:
     hidden[:, FIELD_SIZE // 2, FIELD_SIZE // 2] = 1.0  # At least one hidden pixel in every field.
     seen = torch.stack([fields * (1 - hidden), hidden], 1)
     whole = torch.stack([fields, hidden], 1)
-    return _split(seen, whole, seed, n_train=300, n_valid=150)
+    return split(seen, whole, seed, n_train=300, n_valid=150)
 
 
 def _classification(x: Any, y: Any, seed: int, *, n_train: int, n_valid: int) -> Splits:
     inputs, classes = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y).long()
-    splits = _split(inputs, classes, seed, n_train=n_train, n_valid=n_valid)
+    splits = split(inputs, classes, seed, n_train=n_train, n_valid=n_valid)
     return _standardised_inputs(splits)
 
 
 def _regression(x: Any, y: Any, seed: int, *, n_train: int, n_valid: int) -> Splits:
     inputs, targets = (torch.as_tensor(part, dtype=torch.float32) for part in (x, y))
-    splits = _split(inputs, targets.unsqueeze(1), seed, n_train=n_train, n_valid=n_valid)
-    return _standardised_targets(_standardised_inputs(splits))
+    splits = split(inputs, targets.unsqueeze(1), seed, n_train=n_train, n_valid=n_valid)
+    return standardised_targets(_standardised_inputs(splits))
 
 
-def _split(x: Tensor, y: Tensor, seed: int, *, n_train: int, n_valid: int) -> Splits:
+def split(x: Tensor, y: Tensor, seed: int, *, n_train: int, n_valid: int) -> Splits:
     """Split a permutation into ``n_train``, ``n_valid`` and the remaining, test samples."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     train, valid, test = torch.split(order, [n_train, n_valid, len(x) - n_train - n_valid])
@@ -180,7 +180,7 @@ def _standardised_inputs(splits: Splits) -> Splits:
     return Splits(**parts)
 
 
-def _standardised_targets(splits: Splits) -> Splits:
+def standardised_targets(splits: Splits) -> Splits:
     mean, std = splits.train[1].mean(), splits.train[1].std()
     parts = {name: (x, (y - mean) / std) for name, (x, y) in vars(splits).items()}
     return Splits(**parts)

@@ -64,7 +64,7 @@ def accuracy(scores: Tensor, classes: Tensor) -> Tensor:
     return (scores.argmax(1) == classes).double().mean()
 
 
-def _classifier(
+def classifier(
     trial: Any,
     *,
     splits: data.Splits,
@@ -73,6 +73,7 @@ def _classifier(
     batch_size: int = 32,
     per: Literal["layer", "neuron"] = "layer",
 ) -> miha.Recipe:
+    """Build the recipe of a classification; everything usual may mutate."""
     model = network()
     miha.suggest_activations(trial, model, per=per)
     miha.suggest_dropout(trial, model)
@@ -90,7 +91,7 @@ def _classifier(
     )
 
 
-def _regressor(
+def regressor(
     trial: Any,
     *,
     splits: data.Splits,
@@ -100,6 +101,7 @@ def _regressor(
     batch_size: int = 32,
     per: Literal["layer", "neuron"] = "layer",
 ) -> miha.Recipe:
+    """Build the recipe of a regression; everything usual may mutate."""
     model = network()
     miha.suggest_activations(trial, model, per=per)
     miha.suggest_dropout(trial, model)
@@ -119,7 +121,7 @@ def _suggest_optimizer(trial: Any, model: nn.Module, start: Start | str) -> Opti
     return miha.suggest_optimizer(trial, model.parameters(), initial=initial)
 
 
-def _makes(
+def makes(
     recipe: Callable[..., miha.Recipe],
     draw: Callable[[int], data.Splits],
     network: Callable[[], nn.Module],
@@ -145,85 +147,85 @@ _TASKS = [
         name="clusters",
         kind="tabular classification",
         description="20 features, 4 classes, 10 % random labels; MLP 20-64-32-4",
-        make=_makes(_classifier, data.clusters, partial(networks.mlp, 20, 4)),
+        make=makes(classifier, data.clusters, partial(networks.mlp, 20, 4)),
         half="development",
     ),
     Task(
         name="breast-cancer",
         kind="tabular classification",
         description="569 tumours, 30 features, only 80 validation samples; MLP 30-64-32-2",
-        make=_makes(_classifier, data.breast_cancer, partial(networks.mlp, 30, 2)),
+        make=makes(classifier, data.breast_cancer, partial(networks.mlp, 30, 2)),
         half="confirmation",
     ),
     Task(
         name="diabetes",
         kind="tabular regression",
         description="442 patients, 10 features; MLP 10-64-32-1",
-        make=_makes(_regressor, data.diabetes, partial(networks.mlp, 10, 1)),
+        make=makes(regressor, data.diabetes, partial(networks.mlp, 10, 1)),
         half="development",
     ),
     Task(
         name="friedman1",
         kind="tabular regression",
         description="Friedman's first function, 500 training samples; MLP 10-64-32-1",
-        make=_makes(_regressor, data.friedman1, partial(networks.mlp, 10, 1)),
+        make=makes(regressor, data.friedman1, partial(networks.mlp, 10, 1)),
         half="confirmation",
     ),
     Task(
         name="noisy-regression",
         kind="tabular regression",
         description="Friedman's second function, equally strong heavy-tailed noise; MLP 4-64-32-1",
-        make=_makes(_regressor, data.noisy_regression, partial(networks.mlp, 4, 1)),
+        make=makes(regressor, data.noisy_regression, partial(networks.mlp, 4, 1)),
         half="development",
     ),
     Task(
         name="digits-mlp",
         kind="images",
         description="8x8 digits, 600 training samples; MLP 64-128-64-10",
-        make=_makes(_classifier, data.digits, partial(networks.mlp, 64, 10, hidden=128)),
+        make=makes(classifier, data.digits, partial(networks.mlp, 64, 10, hidden=128)),
         half="confirmation",
     ),
     Task(
         name="digits-cnn",
         kind="images",
         description="8x8 digits, 600 training samples; two convolutions of 8 and 16 channels",
-        make=_makes(_classifier, data.digits, networks.image_cnn),
+        make=makes(classifier, data.digits, networks.image_cnn),
         half="development",
     ),
     Task(
         name="gap-filling",
         kind="images",
         description="16x16 fields, a third hidden; convolutional autoencoder 16-32-16",
-        make=_makes(_regressor, data.gaps, networks.autoencoder, loss_fn=hidden_mse),
+        make=makes(regressor, data.gaps, networks.autoencoder, loss_fn=hidden_mse),
         half="confirmation",
     ),
     Task(
         name="motifs",
         kind="sequences",
         description="one of 6 motifs in noisy series of 64; two 1-D convolutions of 16 channels",
-        make=_makes(_classifier, data.motifs, networks.series_cnn),
+        make=makes(classifier, data.motifs, networks.series_cnn),
         half="development",
     ),
     Task(
         name="adding",
         kind="sequences",
         description="noisy sum of the two marked values among 12; GRU of 16 units",
-        make=_makes(_regressor, data.adding, networks.Recurrent),
+        make=makes(regressor, data.adding, networks.Recurrent),
         half="confirmation",
     ),
     Task(
         name="counting",
         kind="sequences",
         description="how often the first of 12 tokens reappears; transformer layer of width 16",
-        make=_makes(_classifier, data.counting, networks.Transformer),
+        make=makes(classifier, data.counting, networks.Transformer),
         half="development",
     ),
     Task(
         name="digits-poor",
         kind="poor starts",
         description="digits-mlp starting from sigmoids and SGD at a learning rate of 1e-5",
-        make=_makes(
-            _classifier,
+        make=makes(
+            classifier,
             data.digits,
             partial(networks.mlp, 64, 10, hidden=128, activation=nn.Sigmoid),
             start=partial(torch.optim.SGD, lr=1e-5),
@@ -235,8 +237,8 @@ _TASKS = [
         name="motifs-poor",
         kind="poor starts",
         description="motifs starting from tanh and Adadelta at a learning rate of 0.01",
-        make=_makes(
-            _classifier,
+        make=makes(
+            classifier,
             data.motifs,
             partial(networks.series_cnn, nn.Tanh),
             start=partial(torch.optim.Adadelta, lr=0.01),
@@ -248,8 +250,8 @@ _TASKS = [
         name="friedman1-poor",
         kind="poor starts",
         description="friedman1 starting from SGD at a learning rate of 1e-3 and batches of 256",
-        make=_makes(
-            _regressor,
+        make=makes(
+            regressor,
             data.friedman1,
             partial(networks.mlp, 10, 1),
             start=partial(torch.optim.SGD, lr=1e-3),
