@@ -91,7 +91,8 @@ class Training:
         inputs, targets = self._train_data
         n_batches = -(-len(inputs) // self._batch_size)
         scheduler = _scheduler(self._optimizer, self.config, shape, n_epochs * n_batches)
-        parameters = list(zip(self._averaged.parameters(), self.network.parameters(), strict=True))
+        averages = list(self._averaged.parameters())
+        parameters = [parameter.detach() for parameter in self.network.parameters()]
         for _ in range(n_epochs):
             self.network.train()
             for batch in torch.randperm(len(inputs)).split(self._batch_size):
@@ -105,8 +106,7 @@ class Training:
                     width = self.config.average * n_batches
                     weight = max(1 / width, 2 / (self._n_steps + 2))
                     with torch.no_grad():
-                        for average, parameter in parameters:
-                            average.lerp_(parameter, weight)
+                        torch._foreach_lerp_(averages, parameters, weight)
             self.n_epochs += 1
             self._validate()
 

@@ -60,11 +60,13 @@ class Ratio:
     Args:
         log: Logarithm of the ratio: the mean over tasks of the mean over common seeds.
         se: Standard error of ``log`` over seeds, with fixed tasks; :obj:`None` for one seed.
+        task_se: Standard error over tasks, as drawn from a population; :obj:`None` for one task.
         n_tasks: Number of tasks.
     """
 
     log: float
     se: float | None
+    task_se: float | None
     n_tasks: int
 
     @property
@@ -147,7 +149,7 @@ class Results:
 
     def ratio(self, ours: str, theirs: str, tasks: Iterable[str]) -> Ratio | None:
         """Ratio of test losses over common tasks, paired over seeds; :obj:`None` without any."""
-        return _paired((self._values(task, ours), self._values(task, theirs)) for task in tasks)
+        return paired((self._values(task, ours), self._values(task, theirs)) for task in tasks)
 
     def headroom(self, method: str, rivals: Sequence[str], tasks: Iterable[str]) -> Ratio | None:
         """Lowest test loss of all rivals, for each task and seed, divided by that of ``method``.
@@ -160,7 +162,7 @@ class Results:
             seeds = set.intersection(*(set(values) for values in every))
             lowest = {seed: min(values[seed] for values in every) for seed in seeds}
             pairs.append((lowest, self._values(task, method)))
-        return _paired(pairs)
+        return paired(pairs)
 
     def mean_ranks(self, methods: Sequence[str], tasks: Sequence[str]) -> dict[str, float]:
         """Mean over tasks of each method's rank by mean loss; 1 is best, and ties share ranks."""
@@ -195,7 +197,7 @@ class Results:
         return self._metrics.get(metric, {}).get((task, method), {})
 
 
-def _paired(tasks: Iterable[tuple[Mapping[int, float], Mapping[int, float]]]) -> Ratio | None:
+def paired(tasks: Iterable[tuple[Mapping[int, float], Mapping[int, float]]]) -> Ratio | None:
     """The ratio of two losses by seed, averaged over the tasks that have a common seed.
 
     The standard error treats a seed as drawn for all tasks at once, because the results of tasks
@@ -220,4 +222,5 @@ def _paired(tasks: Iterable[tuple[Mapping[int, float], Mapping[int, float]]]) ->
     if n > 1:
         squares = sum(deviation**2 for deviation in deviations.values())
         se = math.sqrt(squares * n / (n - 1)) / len(means)
-    return Ratio(log=statistics.fmean(means), se=se, n_tasks=len(means))
+    task_se = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
+    return Ratio(log=statistics.fmean(means), se=se, task_se=task_se, n_tasks=len(means))
