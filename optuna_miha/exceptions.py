@@ -29,6 +29,10 @@ class MonitorChangedError(MihaError, ValueError):
     """The monitored value or the validation loss differs from that at the start of the run."""
 
 
+class NotInForceError(MihaError, ValueError):
+    """A suggested value, which the study stores, is not the one in use."""
+
+
 class PlanMismatchError(MihaError, ValueError):
     """The given plan differs from the one that the study was started with."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, groupby, pairwise
 from typing import Any, cast
 
@@ -113,10 +113,10 @@ def find_activations(model: nn.Module, *, include_output: bool = False) -> dict[
     return {p: n for p, n in found.items() if id(model.get_submodule(p)) not in outputs}
 
 
-def is_chain(model: nn.Module) -> bool:
-    """Whether all activations are parts of chains of :class:`torch.nn.Sequential`."""
+def is_chain(model: nn.Module, paths: Iterable[str]) -> bool:
+    """Whether modules, given by name, are parts of chains of :class:`torch.nn.Sequential`."""
     in_chain = {id(module) for module in _in_execution_order(model)}
-    return all(id(model.get_submodule(path)) in in_chain for path in find_activations(model))
+    return all(id(model.get_submodule(path)) in in_chain for path in paths)
 
 
 def neurons_before(model: nn.Module) -> dict[str, tuple[int | None, int]]:

@@ -25,13 +25,15 @@ from optuna_miha._model.sparse_gradients import (
     use_plain_kernels,
 )
 from optuna_miha._model.suggest import (
+    find_dropouts,
     suggest_batch_size,
-    suggest_dropout,
+    suggest_dropout_at,
     suggest_label_smoothing,
 )
 from optuna_miha._model.suggest_activations import suggest_activations_at
 from optuna_miha._model.suggest_optimizer import suggest_around, suggest_lr, suggest_optimizer
-from optuna_miha._model.trace import hidden_activations
+from optuna_miha._model.suggestions import Suggestions, collected_suggestions
+from optuna_miha._model.trace import modules_that_take_values
 from optuna_miha._model.verbosity import warnings_only
 from optuna_miha._search.space import DEFAULT_LR, check_choices, contains, value_or_initial
 
@@ -71,9 +73,15 @@ def build_recipe(model_fn: ModelFn, trial: optuna.trial.BaseTrial, seed: int) ->
             scheduler although the default search space applies, or if a categorical choice would
             be changed by a storage.
     """
-    with preserved_rng():
-        seed_all(seed)
-        recipe = model_fn(trial)
+    with collected_suggestions() as suggestions:
+        with preserved_rng():
+            seed_all(seed)
+            recipe = model_fn(trial)
+        return _completed(recipe, trial, suggestions)
+
+
+def _completed(recipe: Any, trial: optuna.trial.BaseTrial, suggestions: Suggestions) -> Recipe:
+    """Check and complete what ``model_fn`` returned; see :func:`build_recipe`."""
     if not isinstance(recipe, Recipe):
         raise TypeError(
             f"`model_fn` must return an optuna_miha.Recipe, got {recipe!r}: end it with "
@@ -95,6 +103,7 @@ def build_recipe(model_fn: ModelFn, trial: optuna.trial.BaseTrial, seed: int) ->
             weight_decay=0.0,
             momentum=0.0,
         )
+    recipe.suggestions = suggestions
     return recipe
 
 
@@ -202,12 +211,13 @@ class _FixedSampler(BaseSampler):
 
 def _suggest_default_space(trial: optuna.trial.BaseTrial, recipe: Recipe) -> None:
     """Suggest all hyperparameters that can be read from a recipe."""
-    found = find_activations(recipe.model)
-    if found and not is_chain(recipe.model):
-        hidden = hidden_activations(recipe, found)
-        found = {path: name for path, name in found.items() if path in hidden}
+    found, dropouts = find_activations(recipe.model), find_dropouts(recipe.model)
+    if not is_chain(recipe.model, [*found, *dropouts]):
+        taking = modules_that_take_values(recipe, found, dropouts)
+        found = {path: name for path, name in found.items() if path in taking}
+        dropouts = {path: module for path, module in dropouts.items() if path in taking}
     suggest_activations_at(trial, recipe.model, found)
-    suggest_dropout(trial, recipe.model)
+    suggest_dropout_at(trial, dropouts)
     if recipe.optimizer is None:
         recipe.optimizer = suggest_optimizer(trial, recipe.model.parameters())
     elif sparse_weights(recipe.model):  # Few classes and settings take sparse gradients.

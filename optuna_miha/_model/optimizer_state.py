@@ -9,7 +9,7 @@ own, because a mutation may have changed them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, TypeAlias
 
@@ -22,6 +22,7 @@ from optuna_miha._model.optimizer_conversion import (
     is_from_torch,
     with_missing_state,
 )
+from optuna_miha._model.optimizers import optimizer_parts
 from optuna_miha._model.tensors import map_tensors
 from optuna_miha.exceptions import InheritanceError
 
@@ -49,7 +50,7 @@ _OWN_ATTRIBUTES = frozenset(
 
 def optimizer_settings(optimizer: optim.Optimizer) -> Settings:
     """Copy the settings of a newly built optimizer, for :func:`capture_optimizer`."""
-    return [_settings(part) for part in _parts(optimizer)]
+    return [_settings(part) for part in optimizer_parts(optimizer)]
 
 
 def capture_optimizer(
@@ -61,7 +62,7 @@ def capture_optimizer(
         optimizer: The optimizer.
         settings: Its settings at construction. :obj:`None`: it has not changed any.
     """
-    parts = list(_parts(optimizer))
+    parts = list(optimizer_parts(optimizer))
     settings = settings or [_settings(part) for part in parts]
     captured = [_capture(part, own) for part, own in zip(parts, settings, strict=True)]
     # In one copy, because a wrapper and the wrapped optimizer may share their state.
@@ -92,7 +93,7 @@ def inherit_optimizer(optimizer: optim.Optimizer, captured: Mapping[str, Any]) -
         )
     # Without a copy, siblings would share their moments.
     parents = _copy([captured, *captured.get("wrapped", ())])
-    parts = list(_parts(optimizer))
+    parts = list(optimizer_parts(optimizer))
     if "groups" not in captured:  # Stored by a version that did not look into wrappers.
         parts = parts[:1]
     if not _are_same_classes(parts, parents):
@@ -119,7 +120,7 @@ def move_optimizer_state(optimizer: optim.Optimizer, device: torch.device) -> No
         optimizer: The optimizer, changed in place; its groups stay the same objects.
         device: The device of its parameters.
     """
-    for part in _parts(optimizer):
+    for part in optimizer_parts(optimizer):
         if part.state:
             if device.type != "cpu" and isinstance(part, optim.Adagrad):
                 for group in part.param_groups:
@@ -127,19 +128,6 @@ def move_optimizer_state(optimizer: optim.Optimizer, device: torch.device) -> No
             restoration = _Restoration(part)
             _load(part, {"state": part.state_dict().get("state", {})})
             restoration.restore()
-
-
-def _parts(optimizer: optim.Optimizer) -> Iterator[optim.Optimizer]:
-    """Iterate over an optimizer and those that it wraps, as SAM and Lookahead do."""
-    pending, seen = [optimizer], set()
-    while pending:
-        part = pending.pop(0)
-        if id(part) not in seen:
-            seen.add(id(part))
-            yield part
-            for value in vars(part).values():
-                values = value if isinstance(value, (list, tuple)) else [value]
-                pending += [inner for inner in values if isinstance(inner, optim.Optimizer)]
 
 
 def _capture(optimizer: optim.Optimizer, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,19 @@ def optimizer_name(optimizer: optim.Optimizer) -> str | None:
     return next((n for n, cls in OPTIMIZERS.items() if type(optimizer) is cls), None)
 
 
+def optimizer_parts(optimizer: optim.Optimizer) -> Iterator[optim.Optimizer]:
+    """Iterate over an optimizer and those that it wraps, as SAM and Lookahead do."""
+    pending, seen = [optimizer], set()
+    while pending:
+        part = pending.pop(0)
+        if id(part) not in seen:
+            seen.add(id(part))
+            yield part
+            for value in vars(part).values():
+                values = value if isinstance(value, (list, tuple)) else [value]
+                pending += [inner for inner in values if isinstance(inner, optim.Optimizer)]
+
+
 def other_settings(optimizer: optim.Optimizer, name: str) -> dict[str, Any]:
     """Return the arguments of an optimizer other than learning rate and weight decay.
 

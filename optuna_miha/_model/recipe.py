@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from optuna_miha._history.scalars import as_int
+from optuna_miha._model.suggestions import Suggestions
 
 Data: TypeAlias = tuple[Tensor, ...] | Dataset[Any] | DataLoader[Any]
 LossFn: TypeAlias = Callable[..., Tensor]
@@ -131,6 +132,8 @@ class Recipe:
     """The ``train_step`` of the initial configuration, set before validation."""
     has_default_optimizer: bool = field(default=False, init=False, repr=False)
     """Whether the optimizer is one that nobody passed or suggested."""
+    suggestions: Suggestions = field(default_factory=Suggestions, init=False, repr=False)
+    """What the ``suggest_*`` functions suggested for it."""
 
     def __post_init__(self) -> None:
         _check_model(self.model)

@@ -7,12 +7,14 @@ calls one or more ``suggest_*`` methods of the trial. They work with any Optuna 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import optuna
 from torch import nn
 
 from optuna_miha._model.losses import interchangeable_losses
 from optuna_miha._model.recipe import DEFAULT_BATCH_SIZE, LossFn
+from optuna_miha._model.suggestions import note_losses, note_suggestion
 from optuna_miha._search.space import declare_initial
 
 _DROPOUTS = (
@@ -51,6 +53,7 @@ def suggest_batch_size(
             f"Batch sizes must be positive and `low` at most `high`, got {low=}, {high=}, "
             f"{initial=}."
         )
+    note_suggestion("batch_size")
     with declare_initial("batch_size", initial):
         return trial.suggest_int("batch_size", min(low, initial), max(high, initial), log=True)
 
@@ -103,6 +106,8 @@ def suggest_loss(
         initial = name
     if initial not in choices:
         raise ValueError(f"`initial` must be one of {sorted(choices)}, got {initial!r}.")
+    note_suggestion("loss")
+    note_losses(dict(choices))
     with declare_initial("loss", initial):
         return choices[trial.suggest_categorical("loss", list(choices))]
 
@@ -128,12 +133,34 @@ def suggest_dropout(
         raise ValueError(
             f"Dropout rates must lie in [0, 1) and be ascending, got low={low}, high={high}."
         )
-    for path, module in model.named_modules():
-        if isinstance(module, _DROPOUTS):
-            with declare_initial(f"dropout.{path}", module.p):
-                module.p = trial.suggest_float(
-                    f"dropout.{path}", min(low, module.p), max(high, module.p)
-                )
+    suggest_dropout_at(trial, find_dropouts(model), low=low, high=high)
+
+
+def find_dropouts(model: nn.Module) -> dict[str, nn.Module]:
+    """Find the dropout modules of ``model``, by their qualified names."""
+    return {path: part for path, part in model.named_modules() if isinstance(part, _DROPOUTS)}
+
+
+def suggest_dropout_at(
+    trial: optuna.trial.BaseTrial,
+    modules: Mapping[str, Any],
+    *,
+    low: float = 0.0,
+    high: float = 0.6,
+) -> None:
+    """Suggest dropout rates as :func:`suggest_dropout`, of given modules.
+
+    Args:
+        trial: As in :func:`suggest_dropout`.
+        modules: The dropout modules by their qualified names.
+        low: As in :func:`suggest_dropout`.
+        high: As in :func:`suggest_dropout`.
+    """
+    for path, module in modules.items():
+        name = f"dropout.{path}"
+        with declare_initial(name, module.p):
+            module.p = trial.suggest_float(name, min(low, module.p), max(high, module.p))
+        note_suggestion(name, module)
 
 
 def suggest_label_smoothing(
@@ -154,5 +181,6 @@ def suggest_label_smoothing(
     """
     if not (0 <= initial <= 1 and 0 <= high <= 1):
         raise ValueError(f"Label smoothing must lie in [0, 1], got {initial=}, {high=}.")
+    note_suggestion("label_smoothing")
     with declare_initial("label_smoothing", initial):
         return trial.suggest_float("label_smoothing", 0.0, max(high, initial))

@@ -17,6 +17,7 @@ from optuna_miha._model.activations import (
     neurons_before,
     replace_activation,
 )
+from optuna_miha._model.suggestions import note_suggestion
 from optuna_miha._search.space import OFFERED_ACTIVATIONS, check_names, declare_initial
 
 _logger = optuna.logging.get_logger("optuna.miha")
@@ -120,6 +121,8 @@ def suggest_activations_at(
             group_activation(model, path, chosen, dim)
         elif chosen[0] != current:
             replace_activation(model, path, chosen[0])
+        for name in names:
+            note_suggestion(name, model.get_submodule(path))
 
 
 @cache

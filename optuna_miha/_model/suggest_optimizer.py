@@ -15,8 +15,10 @@ from optuna_miha._model.optimizers import (
     copy_group,
     make_optimizer,
     optimizer_name,
+    optimizer_parts,
     other_settings,
 )
+from optuna_miha._model.suggestions import note_suggestion
 from optuna_miha._search.space import (
     DEFAULT_LR,
     DEFAULT_MOMENTUM,
@@ -182,6 +184,8 @@ def _check_initial(initial: torch.optim.Optimizer) -> None:
 def suggest_lr(trial: optuna.trial.BaseTrial, optimizer: torch.optim.Optimizer) -> None:
     """Suggest a learning rate, and scale that of all groups, keeping the optimizer.
 
+    None is suggested for Rprop, which reads its learning rate in its first step only.
+
     Args:
         trial: The trial.
         optimizer: The user's optimizer, changed in place.
@@ -197,7 +201,10 @@ def suggest_lr(trial: optuna.trial.BaseTrial, optimizer: torch.optim.Optimizer) 
             f"{[group.get('lr') for group in optimizer.param_groups]} in the groups of "
             f"{type(optimizer).__name__}: set one, or suggest hyperparameters in `model_fn`."
         )
+    if any(isinstance(part, torch.optim.Rprop) for part in optimizer_parts(optimizer)):
+        return
     initial = rates[0]
+    note_suggestion("lr")
     with declare_initial("lr", initial):
         lr = trial.suggest_float("lr", initial / 1000, initial * 1000, log=True)
     for group in optimizer.param_groups:
@@ -212,6 +219,8 @@ def _suggest(
     lr: tuple[float, float],
     weight_decay: Sequence[float],
 ) -> _Settings:
+    for known in ("optimizer", "lr", "weight_decay"):
+        note_suggestion(known)
     with declare_initial("optimizer", start.name):
         name = trial.suggest_categorical("optimizer", choices)
     low, high = min(lr[0], start.lr), max(lr[1], start.lr)
@@ -222,6 +231,7 @@ def _suggest(
         chosen_decay = trial.suggest_categorical("weight_decay", decays)
     momentum = 0.0
     if name == "sgd":
+        note_suggestion("momentum")
         with declare_initial("momentum", start.momentum):
             momentum = trial.suggest_float("momentum", 0.0, 0.99)
     return _Settings(name, chosen_lr, chosen_decay, momentum)

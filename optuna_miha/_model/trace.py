@@ -1,10 +1,11 @@
-"""Trace which activations a network calls, and which of them make its output."""
+"""Trace which activations and dropout rates a network uses, and which make its output."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,28 +21,52 @@ _N_SAMPLES = 2
 """The smallest batch that batch normalization accepts in training mode."""
 
 
-def hidden_activations(recipe: Recipe, paths: Iterable[str]) -> set[str]:
-    """Return the activations that a forward pass calls, without those of the output.
+def modules_that_take_values(
+    recipe: Recipe, activations: Iterable[str], dropouts: Iterable[str]
+) -> set[str]:
+    """Return the activations and dropout modules whose values the default search space suggests.
+
+    These are the activations that a forward pass calls, without those of the output, and the
+    dropout modules whose rate it reads.
 
     A copy of the network computes its outputs for two samples. An activation belongs to the
     output if no module with parameters is called after it, or if the output is its result, as it
     is or in another shape. If the network cannot be copied or called with samples of its data,
-    all activations are returned.
+    or calls no activation at all, all activations are returned, and likewise all dropout modules.
 
     Args:
         recipe: The recipe; it does not change.
-        paths: The qualified names of the activations.
+        activations: The qualified names of the activations.
+        dropouts: The qualified names of the dropout modules.
     """
-    paths = set(paths)
-    trace = _traced(recipe, paths)
-    if trace is None or not trace.results.keys() & paths:
-        return paths
+    paths, rated = set(activations), set(dropouts)
+    trace = _traced(recipe, paths, rated)
+    if trace is None:
+        return paths | rated
+    if not trace.results.keys() & paths:
+        return paths | trace.read
     kept = {_storage(tensor) for tensor in trace.outputs}
-    return {
+    return trace.read | {
         path
         for path in paths & trace.results.keys()
         if path in trace.followed and not kept & set(map(_storage, trace.results[path]))
     }
+
+
+def watch_rate(module: nn.Module, on_read: Callable[[], object]) -> None:
+    """Call ``on_read`` when the rate of a dropout module is read, also from outside of it.
+
+    Args:
+        module: The module, not to be used in training afterwards.
+        on_read: The function.
+    """
+
+    def read(self: nn.Module) -> Any:
+        on_read()
+        return vars(self)["p"]
+
+    cls = type(module)
+    module.__class__ = type(cls.__name__, (cls,), {"p": property(read)})
 
 
 @dataclass
@@ -53,14 +78,16 @@ class _Trace:
             is not used again for another.
         followed: The activations after whose last call a module with parameters is called.
         outputs: The outputs of the network.
+        read: The dropout modules whose rate is read.
     """
 
     results: dict[str, list[Tensor]] = field(default_factory=dict)
     followed: set[str] = field(default_factory=set)
     outputs: list[Tensor] = field(default_factory=list)
+    read: set[str] = field(default_factory=set)
 
 
-def _traced(recipe: Recipe, paths: set[str]) -> _Trace | None:
+def _traced(recipe: Recipe, paths: set[str], rated: set[str]) -> _Trace | None:
     """Trace a forward pass in training mode; :obj:`None` if it is not possible."""
     trace = _Trace()
     try:
@@ -71,6 +98,8 @@ def _traced(recipe: Recipe, paths: set[str]) -> _Trace | None:
             for path, module in model.named_modules(remove_duplicate=False):
                 if path in paths:
                     module.register_forward_hook(_activation_hook(trace, path))
+                elif path in rated:
+                    watch_rate(module, partial(trace.read.add, path))
                 elif next(module.parameters(recurse=False), None) is not None:
                     module.register_forward_hook(_parameters_hook(trace))
             model.register_forward_hook(_output_hook(trace))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from optuna_miha._model.tensors import copy_tensors
 from optuna_miha._search.learning_rate import half_cosine, warmup_cosine
 from optuna_miha._search.space import lr_distribution
 from optuna_miha._training.compute import DEFAULT_ENGINE, Engine, intra_op_threads
+from optuna_miha._training.in_force import BatchSizeCheck, check_in_force, check_settings
 from optuna_miha._training.optimizer_steps import OptimizerSteps
 from optuna_miha._training.out_of_memory import is_out_of_memory, release_memory
 from optuna_miha._training.running_statistics import (
@@ -220,6 +221,7 @@ def _train(
     """Train a job: yields the result of every epoch, and returns the state."""
     trial = FixedTrial(job.params)
     recipe = build_recipe(context.model_fn, trial, context.seed)
+    check_in_force(recipe, job.params, custom_trainer=context.trainer is not None)
     data.watch(recipe.train_data)
     context.on_device(recipe, job.index)
     assert recipe.optimizer is not None
@@ -236,15 +238,15 @@ def _train(
     if job.n_epochs == 0:
         state = capture(recipe, ema, epoch, settings) | {"data": data.capture()}
         return state | {"best": _validate(context, recipe, ema, epoch)}
-    must_step = context.trainer is not None and not recipe.has_default_optimizer
-    steps = OptimizerSteps(recipe.optimizer, must_step=must_step)
+    steps = _watched_steps(context, recipe, job)
     # `warmup_cosine` starts at a third of the rate. This suits only a rate that was raised before.
     rate_factor = half_cosine if lr_distribution(trial.distributions) is None else warmup_cosine
     sample: FirstBatches | None = None
     if ema is not None and has_running_statistics(ema.module):
         sample = FirstBatches()
+    watchers = [BatchSizeCheck(recipe, job.params).add, *([] if sample is None else [sample.add])]
     trainer = context.trainer or partial(
-        train, engine=context.engine, on_batch=None if sample is None else sample.add
+        train, engine=context.engine, on_batch=partial(_watch_batch, watchers)
     )
     epochs = iter(trainer(recipe, job.n_epochs))
     least_cost, n_without_improvement = job.birth_cost, 0
@@ -276,6 +278,23 @@ def _train(
             f"The trainer must yield a result after each of {job.n_epochs} epochs, got none."
         )
     return capture(recipe, ema, epoch, settings) | {"data": data.capture(), "best": best}
+
+
+def _watched_steps(context: Context, recipe: Recipe, job: Job) -> OptimizerSteps:
+    """Watch the steps of the optimizer, and check its settings before the first one."""
+    assert recipe.optimizer is not None
+    is_custom = context.trainer is not None
+    return OptimizerSteps(
+        recipe.optimizer,
+        must_step=is_custom and not recipe.has_default_optimizer,
+        # A trainer may set the learning rate by a schedule of its own.
+        before_first=partial(check_settings, recipe, job.params, with_lr=not is_custom),
+    )
+
+
+def _watch_batch(watchers: Sequence[Callable[[Any], None]], batch: Any) -> None:
+    for watch in watchers:
+        watch(batch)
 
 
 def _next_result(epochs: Iterator[object]) -> EpochResult | None:

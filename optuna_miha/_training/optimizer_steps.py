@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
 import torch
 from torch.optim import Optimizer
+
+from optuna_miha._model.optimizers import optimizer_parts
 
 
 class OptimizerSteps:
@@ -22,20 +25,28 @@ class OptimizerSteps:
         optimizer: The optimizer. The steps of an optimizer that it wraps, as in implementations
             of SAM and Lookahead, count as its own.
         must_step: Whether :meth:`check` refuses that its parameters change without a step.
+        before_first: Called before the first step, when the groups have the user's rates.
 
     Attributes:
         count: The number of steps.
     """
 
-    def __init__(self, optimizer: Optimizer, *, must_step: bool = False) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        must_step: bool = False,
+        before_first: Callable[[], object] | None = None,
+    ) -> None:
         self.count = 0
+        self._parts = list(optimizer_parts(optimizer))
+        self._before_first = before_first
         groups = optimizer.param_groups if must_step else []
         self._before = [(p, p.detach().clone()) for group in groups for p in group["params"]]
         self._factor = 1.0
         self._depth = 0
         self._own_rates: list[tuple[dict[str, Any], Any, Any]] = []
-        wrapped = [part for part in vars(optimizer).values() if isinstance(part, Optimizer)]
-        for part in (optimizer, *wrapped):
+        for part in self._parts:
             with suppress(AttributeError):  # A wrapper that does not call `super().__init__`.
                 part.register_step_pre_hook(self._before_step)
                 handle = part.register_step_post_hook(self._after_step)
@@ -69,13 +80,18 @@ class OptimizerSteps:
         self._depth += 1
         if self._depth > 1:
             return
+        if self.count == 0 and self._before_first is not None:
+            self._before_first()
         self.count += 1
         if self._factor == 1:
             return
-        for group in optimizer.param_groups:
-            own = group["lr"]
-            group["lr"] = own * self._factor
-            self._own_rates.append((group, own, group["lr"]))
+        # A wrapper may share the groups of the wrapped optimizer, or have groups of its own.
+        groups = {id(group): group for part in self._parts for group in part.param_groups}
+        for group in groups.values():
+            if "lr" in group:
+                own = group["lr"]
+                group["lr"] = own * self._factor
+                self._own_rates.append((group, own, group["lr"]))
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth -= 1

@@ -31,7 +31,7 @@ from optuna_miha._search.plan import Plan
 from optuna_miha._search.space import kind_of
 from optuna_miha._training.batch_length import batch_length
 from optuna_miha._training.data import evaluation_batches
-from optuna_miha._training.in_force import NotInForceError, activations_in_force, check_batch_size
+from optuna_miha._training.in_force import BatchSizeCheck, ReachCheck, check_in_force
 from optuna_miha._training.job import Context
 from optuna_miha._training.loss_checks import check_broadcasting
 from optuna_miha._training.modes import frozen_modules, set_training
@@ -45,7 +45,7 @@ from optuna_miha._training.trainer import (
     evaluate,
     outputs_of,
 )
-from optuna_miha.exceptions import InheritanceError, MihaError
+from optuna_miha.exceptions import InheritanceError, MihaError, NotInForceError
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
@@ -86,6 +86,7 @@ def check_training(
             the optimizer's ``step`` has required arguments; or if the training cannot be
             continued from the checkpoint.
     """
+    check_in_force(recipe, params, custom_trainer=context.trainer is not None)
     with preserved_rng(), _watched(recipe) as data:
         seed_all(context.seed)
         context.on_device(recipe)
@@ -94,8 +95,9 @@ def check_training(
         ema, value = _ema_of(recipe, context), None
         if context.trainer is None:
             check_optimizer(recipe.optimizer)
-            with activations_in_force(recipe.model, params):
-                value = _check_losses(recipe, context, params)
+            reached = ReachCheck(recipe)
+            value = _check_losses(recipe, context, params)
+            reached.check()
             if ema is not None:
                 ema.update_parameters(recipe.model)
         # After forward passes, which may add to the state.
@@ -140,14 +142,17 @@ def check_mutations(
     """
     changes = _other_values(initial, plan)
     with preserved_rng():
-        if not changes or _failure(context, state, {**initial.params, **changes}) is None:
+        if not changes:
             return
+        error = _failure(context, state, {**initial.params, **changes})
+        if error is None:
+            return
+        if isinstance(error, NotInForceError):  # It names the parameter.
+            raise error
         for name in list(changes)[:_MAX_BUILDS]:
             error = _failure(context, state, {**initial.params, name: changes[name]})
             if error is None or isinstance(error, catch) or is_out_of_memory(error):
                 continue
-            if isinstance(error, NotInForceError):
-                raise error
             change = f"{name!r} changes from {initial.params[name]!r} to {changes[name]!r}"
             if isinstance(error, InheritanceError):
                 raise InheritanceError(f"{error} This happens when {change}.") from error
@@ -176,7 +181,7 @@ def _check_losses(recipe: Recipe, context: Context, params: Mapping[str, Any]) -
         loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
     check_loss(recipe, loss)
     batch_length(batch)
-    check_batch_size(recipe, params, batch)
+    BatchSizeCheck(recipe, params).add(batch)
     value = evaluate(recipe, recipe.model, context.engine)[recipe.monitor]
     if math.isnan(value):
         raise ValueError(
@@ -254,12 +259,14 @@ def _failure(context: Context, state: State, params: dict[str, Any]) -> Exceptio
     except Exception:
         return None
     try:
+        check_in_force(recipe, trial.params, custom_trainer=context.trainer is not None)
         if context.trainer is not None:
             _continue(recipe, context, state)
             return None
-        with activations_in_force(recipe.model, trial.params):
-            _continue(recipe, context, state)
-            evaluate(recipe, recipe.model, context.engine)
+        reached = ReachCheck(recipe)
+        _continue(recipe, context, state)
+        evaluate(recipe, recipe.model, context.engine)
+        reached.check()
     except Exception as error:
         return error
     return None

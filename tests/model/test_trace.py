@@ -18,7 +18,7 @@ from torch.utils.data import (
 
 from optuna_miha._model.activations import find_activations
 from optuna_miha._model.model_fn import build_initial
-from optuna_miha._model.trace import hidden_activations
+from optuna_miha._model.trace import modules_that_take_values
 
 
 class Net(nn.Module):
@@ -38,7 +38,7 @@ class Net(nn.Module):
 
 def offered(model: nn.Module, **changes: Any) -> set[str]:
     built = recipe(model=model, loss_fn=lambda output, target: output.mean(), **changes)
-    return hidden_activations(built, find_activations(model))
+    return modules_that_take_values(built, find_activations(model), [])
 
 
 OUTPUTS: dict[str, Any] = {
@@ -122,7 +122,7 @@ def test_recipe_and_generators_do_not_change() -> None:
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = torch.get_rng_state()
     built = recipe(model=model, train_data=DataLoader(TensorDataset(*samples(24)), shuffle=True))
-    assert hidden_activations(built, ["act", "out"]) == {"act"}
+    assert modules_that_take_values(built, ["act", "out"], []) == {"act"}
     assert torch.equal(state, torch.get_rng_state())
     assert not any(module.training for module in model.modules())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
