@@ -67,6 +67,10 @@ class Lineage:
             _check_parent(lineage, segment)
         return lineage
 
+    def __repr__(self) -> str:
+        best = "none" if self._best is None else f"trial {self._best.number}"
+        return f"Lineage({len(self)} segments, {self.spent} epochs trained, best: {best})"
+
     def __iter__(self) -> Iterator[Segment]:
         return iter(self._segments.values())
 

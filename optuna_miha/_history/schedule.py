@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import ast
 import csv
+import html
 import json
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, overload
 
-from optuna_miha._history.text_table import text_table
+from optuna_miha._history.text_table import html_table, text_table
 
 ANNEAL_TO = "anneal_to"
 RUN_SEED = "run_seed"
 RESERVED_COLUMNS = ("from_epoch", "to_epoch", "role", ANNEAL_TO, RUN_SEED)
 """The entries of a row that are not hyperparameters."""
+
+_REPR_ROWS, _REPR_WIDTH = 8, 60
+"""Number of rows, and characters of a description, that ``repr`` shows."""
 
 
 class Schedule(Sequence[dict[str, Any]]):
@@ -89,15 +94,41 @@ class Schedule(Sequence[dict[str, Any]]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"Schedule({self._rows!r})"
+        """One line for each row that changes something, of at most eight rows."""
+        length = "1 row" if len(self) == 1 else f"{len(self)} rows"
+        head = f"Schedule({length}, {self[-1]['to_epoch']} epochs, seed {self.seed})"
+        first = {name: self[0][name] for name in self._changing(self._names()) if name in self[0]}
+        shown = [first | self[0], *self[1:]]  # Parameters that change come first.
+        lines = []
+        for before, row in zip([{}, *shown], shown, strict=False):
+            change = textwrap.shorten(_changes(before, row), _REPR_WIDTH, placeholder=" …")
+            lines.append([*_position(row), change])
+        table = [f"  {line}" for line in text_table(lines)]
+        if len(table) > _REPR_ROWS:
+            half = _REPR_ROWS // 2
+            table[half:-half] = [f"  … {len(table) - 2 * half} more rows: print(schedule)"]
+        return "\n".join([head, *table])
+
+    def _repr_html_(self) -> str:
+        """A table of the parameters that change, for notebooks."""
+        names = self._names()
+        changing = self._changing(names)
+        header = ["epochs", "role", *changing]
+        rows = [
+            [*_position(row), *texts]
+            for row, texts in zip(self, _texts_of_rows(self._rows, changing), strict=True)
+        ]
+        constant = [f"{n} {_text(self[0][n])}" for n in names if n not in changing]
+        note = f"<p>throughout: {html.escape(', '.join(constant))}</p>" if constant else ""
+        return html_table(header, rows) + note
 
     def __str__(self) -> str:
         """A table of the parameters that change, followed by those that stay constant."""
-        names = list(dict.fromkeys(name for row in self for name in params_of(row)))
-        changing = [n for n in names if any(row.get(n) != self[0].get(n) for row in self)]
+        names = self._names()
+        changing = self._changing(names)
         lines = [["epochs", "role", *changing]]
         lines += [
-            [f"{row['from_epoch']}-{row['to_epoch']}", str(row.get("role", "")), *texts]
+            [*_position(row), *texts]
             for row, texts in zip(self, _texts_of_rows(self._rows, changing), strict=True)
         ]
         table = text_table(lines, align="right")
@@ -111,6 +142,14 @@ class Schedule(Sequence[dict[str, Any]]):
         if self.seed is not None:
             table.append(f"seed of the run: {self.seed}")
         return "\n".join(table)
+
+    def _names(self) -> list[str]:
+        """The names of all hyperparameters."""
+        return list(dict.fromkeys(name for row in self for name in params_of(row)))
+
+    def _changing(self, names: Sequence[str]) -> list[str]:
+        """The names among ``names`` whose value changes."""
+        return [n for n in names if any(row.get(n) != self[0].get(n) for row in self)]
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write the rows as CSV. The cells of missing parameters are empty."""
@@ -128,6 +167,24 @@ class Schedule(Sequence[dict[str, Any]]):
 def params_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """The hyperparameters of a row."""
     return {name: value for name, value in row.items() if name not in RESERVED_COLUMNS}
+
+
+def _position(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The epochs and the role of a row."""
+    return f"{row['from_epoch']}-{row['to_epoch']}", str(row.get("role", ""))
+
+
+def _changes(before: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """What a row changes, such as ``"lr 0.001 -> 0.003"``; all parameters of the first row."""
+    params, old = params_of(row), params_of(before)
+    if not before:
+        return ", ".join(f"{name} {_text(value)}" for name, value in params.items())
+    changes = [
+        f"{name} {_text(old.get(name))} -> {_text(value)}"
+        for name, value in params.items()
+        if old.get(name) != value
+    ]
+    return ", ".join(changes) or "no change"
 
 
 def _check_epochs(number: int, row: Mapping[str, Any], end: int) -> None:

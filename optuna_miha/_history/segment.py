@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -71,6 +72,15 @@ class Segment:
     averaged_score: float | None = None
     member: dict[str, Any] | None = None
     violation: float = 0.0
+
+    def __repr__(self) -> str:
+        """The segment in one line; the attributes have the rest."""
+        outcome = self.state.name.lower() if self.value is None else f"value {self.value:.6g}"
+        change = textwrap.shorten(self.mutation, 60, placeholder=" …")
+        return (
+            f"Segment(trial {self.number}: {self.role} of cycle {self.cycle}, epochs "
+            f"{self.birth}-{self.end}, {outcome}, {change})"
+        )
 
     @property
     def end(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from optuna_miha._history.scalars import as_int
+from optuna_miha._model.recipe_text import describe_recipe
 from optuna_miha._model.suggestions import Suggestions
 
 Data: TypeAlias = tuple[Tensor, ...] | Dataset[Any] | DataLoader[Any]
@@ -158,6 +159,10 @@ class Recipe:
         if type(self.batch_size) is not int or self.batch_size < 1:
             raise ValueError(f"`batch_size` must be a positive integer, got {self.batch_size!r}.")
         self._check_metrics()
+
+    def __repr__(self) -> str:
+        """A few lines, without the values of tensors and the modules of the network."""
+        return describe_recipe({f.name: getattr(self, f.name) for f in fields(self) if f.repr})
 
     def _check_metrics(self) -> None:
         """Check ``metrics``, ``monitor`` and ``train_step``, and add the built-in accuracy."""

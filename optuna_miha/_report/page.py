@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import importlib
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -16,6 +15,7 @@ import optuna
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._report.page_style import PAGE
+from optuna_miha._report.picture import svg_of
 from optuna_miha._results.comparison import Comparison
 from optuna_miha._results.optional_imports import try_import
 from optuna_miha._results.summary import Cycle, cycles_of, sentences
@@ -25,7 +25,6 @@ from optuna_miha.visualization import (
     plot_mutation_gains,
     plot_schedule,
     plot_training_history,
-    write_picture,
 )
 from optuna_miha.visualization._run_view import read_run_view
 from optuna_miha.visualization._style import number
@@ -183,10 +182,7 @@ def _untitled(figure: Any) -> Any:
 
 def _render_picture(figure: Any, caption: str) -> str:
     """Render a figure as SVG in a data URL, which isolates it from the page."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "figure.svg")
-        write_picture(_untitled(figure), file)
-        content = base64.b64encode(file.read_bytes()).decode("ascii")
+    content = base64.b64encode(svg_of(_untitled(figure))).decode("ascii")
     alt = html.escape(caption)
     return (
         f'<figure><div class="wide"><img src="data:image/svg+xml;base64,{content}" '

@@ -43,6 +43,11 @@ class Replay(Trained):
     best_epoch: int
     results: tuple[EpochResult, ...]
 
+    def __repr__(self) -> str:
+        """The value, the epoch and the schedule in a few lines."""
+        schedule = repr(self.schedule).replace("\n", "\n  ")
+        return f"Replay: value {self.value:.6g} at epoch {self.best_epoch}\n  {schedule}"
+
 
 def replay(
     schedule: Schedule | Sequence[Mapping[str, Any]],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from optuna_miha._model.recipe import device_of
 from optuna_miha._results.combination import Combine
 from optuna_miha._results.ensemble import Ensemble, Library
 from optuna_miha._results.optional_imports import try_import
+from optuna_miha._results.overview import overview, result_html
 from optuna_miha._results.pytorch_code import code_of
 from optuna_miha._results.summary import describe_run
 from optuna_miha._results.trained_model import Trained
@@ -65,6 +67,7 @@ class Result(Trained):
         segments: All segments of the run.
         n_epochs_trained: Epochs trained in the whole run, including pruned and failed segments.
         library: The networks from which :meth:`ensemble` selects.
+        draw: Draws the lineage as SVG, for notebooks.
     """
 
     trial: FrozenTrial
@@ -72,6 +75,19 @@ class Result(Trained):
     segments: tuple[Segment, ...]
     n_epochs_trained: int
     library: Library = field(repr=False)
+    draw: Callable[[], bytes] = field(repr=False)
+
+    def __repr__(self) -> str:
+        """The value, the parameters and the schedule in a few lines."""
+        head, *lines = overview(self)
+        width = max(len(name) for name, _ in lines)
+        indent = "\n" + " " * (width + 4)
+        texts = [f"  {name:{width}}  {text.replace(chr(10), indent)}" for name, text in lines]
+        return "\n".join([head[1], *texts])
+
+    def _repr_html_(self) -> str:
+        """The same with the figure of the lineage and the schedule as a table."""
+        return result_html(self, self.draw)
 
     def ensemble(self, size: int = 12, *, combine: Combine | None = None) -> Ensemble:
         """Select an ensemble from the networks of the run, without further training.
@@ -176,8 +192,17 @@ def make_result(
     model_fn: ModelFn,
     store: CheckpointStore,
     device: torch.device,
+    draw: Callable[[], bytes],
 ) -> Result:
     """Rebuild the best network of a run from its checkpoint.
+
+    Args:
+        study: The study of the run.
+        lineage: Its history.
+        model_fn: The user's function.
+        store: The checkpoint store.
+        device: The device of the network.
+        draw: Draws the lineage as SVG; called when a notebook displays the result.
 
     Raises:
         MihaError: If no segment was completed.
@@ -222,6 +247,7 @@ def make_result(
             initial_params=study.user_attrs[attributes.INITIAL],
             sign=lineage.sign,
         ),
+        draw=draw,
     )
 
 

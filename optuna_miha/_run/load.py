@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -9,6 +10,7 @@ import optuna
 import torch
 
 from optuna_miha._model.model_fn import ModelFn
+from optuna_miha._report.picture import lineage_picture
 from optuna_miha._results.result import Result, make_result
 from optuna_miha._study.retry import convert_storage_errors
 from optuna_miha._study.schema import read_lineage
@@ -52,4 +54,5 @@ def load_result(
             "no model yet: call `optuna_miha.optimize` on it."
         )
     store = open_store(study, artifact_store, checkpoint_dir, read_only=True)
-    return make_result(study, lineage, model_fn, store, resolve_devices(device)[0])
+    draw = partial(lineage_picture, study)
+    return make_result(study, lineage, model_fn, store, resolve_devices(device)[0], draw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from optuna_miha._history.lineage import Lineage
 from optuna_miha._model.model_fn import Initial, build_initial, build_recipe
 from optuna_miha._model.recipe import Recipe
 from optuna_miha._report.dashboard import Dashboard
+from optuna_miha._report.picture import lineage_picture
 from optuna_miha._results.result import Result, make_result
 from optuna_miha._run.arguments import Arguments
 from optuna_miha._run.sigterm import exit_on_sigterm
@@ -97,7 +99,8 @@ class Session:
         """Load the result, and show it in optuna-dashboard if this call finished the run."""
         self.open_workers.close()  # They occupy device memory.
         model_fn, device = self.arguments.model_fn, self.arguments.devices[0]
-        result = make_result(self.study, self.lineage, model_fn, self.store, device)
+        draw = partial(lineage_picture, self.study)
+        result = make_result(self.study, self.lineage, model_fn, self.store, device, draw)
         if self.lease is not None and self.is_untidy:
             keeps_model = self.arguments.keep != "final"
             self.lease.verify()

@@ -134,6 +134,15 @@ class Plan:
                 f"({self.population_size}) or `branch_epochs` ({self.branch_epochs})."
             )
 
+    def __repr__(self) -> str:
+        """The call that makes the plan: ``n_epochs``, and what differs from the defaults."""
+        changed = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)
+            if f.kw_only and getattr(self, f.name) != f.default
+        ]
+        return f"Plan({', '.join([str(self.n_epochs), *changed])})"
+
     @classmethod
     def classic(
         cls,
