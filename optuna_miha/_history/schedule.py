@@ -109,18 +109,20 @@ class Schedule(Sequence[dict[str, Any]]):
             table[half:-half] = [f"  … {len(table) - 2 * half} more rows: print(schedule)"]
         return "\n".join([head, *table])
 
-    def _repr_html_(self) -> str:
-        """A table of the parameters that change, for notebooks."""
+    def to_html(self) -> str:
+        """Format the parameters that change as an HTML table, followed by the constant ones."""
         names = self._names()
         changing = self._changing(names)
-        header = ["epochs", "role", *changing]
         rows = [
             [*_position(row), *texts]
             for row, texts in zip(self, _texts_of_rows(self._rows, changing), strict=True)
         ]
         constant = [f"{n} {_text(self[0][n])}" for n in names if n not in changing]
         note = f"<p>throughout: {html.escape(', '.join(constant))}</p>" if constant else ""
-        return html_table(header, rows) + note
+        return html_table(["epochs", "role", *changing], rows) + note
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
 
     def __str__(self) -> str:
         """A table of the parameters that change, followed by those that stay constant."""

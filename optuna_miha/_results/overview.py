@@ -68,5 +68,4 @@ def result_html(result: Result, draw: Callable[[], bytes]) -> str:
     except Exception as error:  # A display must not fail.
         picture = f"<p>No figure: {html.escape(describe_error(error))}</p>"
     table = html_table(("", ""), rows)
-    schedule = result.schedule._repr_html_()
-    return f"<p><b>{html.escape(headline)}</b></p>{table}{picture}{schedule}"
+    return f"<p><b>{html.escape(headline)}</b></p>{table}{picture}{result.schedule.to_html()}"
