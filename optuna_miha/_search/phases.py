@@ -17,7 +17,8 @@ from optuna_miha._search.learning_rate import DIVERGENCE_FACTOR, scale_lr
 from optuna_miha._search.plan import Plan
 
 _MAX_STALE_CYCLES = 3
-"""Cycles in a row without a new best after which the rest of the budget is annealed."""
+"""Cycles in a row without a new best after which the rest of the budget is annealed. A plan
+without annealing trains all its cycles."""
 
 _RESTART_LENGTH = 1.5
 """Epochs of a restart, relative to those that the best network had trained. Annealing needs a few
@@ -119,7 +120,9 @@ def next_phase(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
     restart = _restart(plan, stretch, lineage, [])
     # If restarts are possible, they are better than waiting for the trunk to recover.
     max_stale = _MAX_STALE_CYCLES if restart is None else 1
-    if branches or (is_affordable and not _is_stale(lineage, stretch, cycle, max_stale)):
+    # Without annealing, the rest of the budget is of no more use to a final phase.
+    is_stale = plan.anneal is not None and _is_stale(lineage, stretch, cycle, max_stale)
+    if branches or (is_affordable and not is_stale):
         return Phase(
             role="branch",
             cycle=cycle + 1,

@@ -165,6 +165,16 @@ def test_plain_training_is_a_single_trunk() -> None:
     assert lineage.spent == 20
 
 
+def test_the_classic_plan_trains_all_its_cycles_without_a_new_best() -> None:
+    plan = Plan.classic(
+        runup_epochs=2, n_cycles=30, population_size=2, branch_epochs=1, fixing_epochs=1
+    )
+    rising = itertools.count(1.0)
+    seen = simulate(plan, whole_run(plan), new_lineage(), rising.__next__)
+    assert [phase.cycle for phase in seen if phase.role == "branch"] == list(range(1, 31))
+    assert seen[-1].n_epochs == 2
+
+
 def test_the_final_phase_of_the_classic_plan_continues_the_trunk_even_if_it_is_not_the_best() -> (
     None
 ):
