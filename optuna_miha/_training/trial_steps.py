@@ -31,6 +31,7 @@ from optuna_miha._search.plan import Plan
 from optuna_miha._search.space import kind_of
 from optuna_miha._training.batch_length import batch_length
 from optuna_miha._training.data import evaluation_batches
+from optuna_miha._training.grading import check_grading
 from optuna_miha._training.in_force import BatchSizeCheck, ReachCheck, check_in_force
 from optuna_miha._training.job import Context
 from optuna_miha._training.loss_checks import check_broadcasting
@@ -137,8 +138,9 @@ def check_mutations(
 
     Raises:
         InheritanceError: If the shapes of the network depend on a parameter.
-        ValueError: If training or validation fails after the change of a parameter, or a suggested
-            activation is not called.
+        NotInForceError: If a suggested value is not in force.
+        ValueError: If training or validation fails after the change of a parameter, or if a
+            parameter changes the measure by which branches are compared.
     """
     changes = _other_values(initial, plan)
     with preserved_rng():
@@ -146,6 +148,7 @@ def check_mutations(
             return
         error = _failure(context, state, {**initial.params, **changes})
         if error is None:
+            check_grading(context, initial, changes)
             return
         if isinstance(error, NotInForceError):  # It names the parameter.
             raise error

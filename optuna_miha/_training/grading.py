@@ -1,0 +1,154 @@
+"""Check that a branch is not validated by a measure of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optuna_miha._model.data_state import DataState
+from optuna_miha._model.model_fn import Initial, build_recipe, offline_trial
+from optuna_miha._model.recipe import Recipe, device_of
+from optuna_miha._model.rng import preserved_rng, seed_all
+from optuna_miha._model.tensors import is_equal, map_tensors
+from optuna_miha._training.data import evaluation_batches
+from optuna_miha._training.job import Context
+from optuna_miha._training.trainer import outputs_of
+
+_MAX_BUILDS = 20
+"""Calls of ``model_fn`` to find the parameter that changes the measure."""
+
+_MODEL_PARAMS = ("activation", "batch_size", "dropout", "lr", "momentum", "optimizer")
+"""Kinds of suggested parameters that are no part of a loss."""
+
+
+def check_grading(context: Context, initial: Initial, changes: Mapping[str, Any]) -> None:
+    """Refuse a measure of validation that depends on a suggested value.
+
+    Two networks with the same weights are built, one of the initial configuration and one with
+    other values. If both compute the same outputs for a batch, their validation must agree. That
+    a value changes the outputs is its right.
+
+    Args:
+        context: The context of the run. With a user-defined trainer, nothing is checked.
+        initial: The initial configuration.
+        changes: Another value of each parameter that may mutate.
+
+    Raises:
+        ValueError: If the monitored metric, or the ``train_step``, depends on a value.
+    """
+    if context.trainer is not None:
+        return
+    if context.valid_step is not None:
+        known = initial.recipe.suggestions.names
+        changes = {
+            name: value
+            for name, value in changes.items()
+            if name not in known or not name.startswith(_MODEL_PARAMS)
+        }
+    try:
+        with preserved_rng(), torch.no_grad():
+            measure = _Measure(context, initial.params)
+            if not changes or measure.is_shared_with(changes):
+                return
+            own = [
+                name
+                for name in list(changes)[:_MAX_BUILDS]
+                if not measure.is_shared_with({name: changes[name]})
+            ]
+    except Exception:
+        return  # Other checks raise it, with a better message.
+    if own:
+        raise _self_graded(context, initial, own[0], changes[own[0]])
+
+
+class _Measure:
+    """The validation of the initial configuration, to compare others with.
+
+    Args:
+        context: The context of the run.
+        params: The initial parameters.
+    """
+
+    def __init__(self, context: Context, params: Mapping[str, Any]) -> None:
+        self._context = context
+        self._params = dict(params)
+        self._recipe = self._build(self._params)
+        self._weights = self._recipe.model.state_dict()
+        with DataState().watch(self._recipe.valid_data):
+            device = device_of(self._recipe.model)
+            self._batch = next(iter(evaluation_batches(self._recipe.valid_data, device)))
+        self._values = self._values_of(self._recipe)
+        # One that draws numbers of its own cannot be compared.
+        self._is_stable = is_equal(self._values, self._values_of(self._recipe))
+
+    def is_shared_with(self, changes: Mapping[str, Any]) -> bool:
+        """Whether validation agrees where the networks' outputs do."""
+        recipe = self._build({**self._params, **changes})
+        recipe.model.load_state_dict(self._weights)
+        (own_outputs, own), (outputs, other) = self._values, self._values_of(recipe)
+        is_comparable = self._is_stable and len(outputs) > 0 and is_equal(own_outputs, outputs)
+        return not is_comparable or is_equal(own, other)
+
+    def _build(self, params: dict[str, Any]) -> Recipe:
+        trial = offline_trial(params)
+        recipe = build_recipe(self._context.model_fn, trial, self._context.seed)
+        recipe = self._context.on_device(recipe)
+        recipe.model.eval()
+        return recipe
+
+    def _values_of(self, recipe: Recipe) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the outputs that are compared, and what validation says of them."""
+        engine, device = self._context.engine, device_of(recipe.model)
+        seed_all(self._context.seed)
+        if self._context.valid_step is not None:
+            outputs: list[Tensor] = []
+            hook = recipe.model.register_forward_hook(lambda *call: _add(call[-1], outputs))
+            with engine.autocast(device):
+                loss = self._context.valid_step(
+                    recipe.model, self._batch, self._context.valid_loss_fn
+                )
+            hook.remove()
+            return outputs, [torch.as_tensor(loss)]
+        metric = recipe.metrics.get(recipe.monitor)
+        if metric is None:
+            return [], []
+        # Those of the initial network, because metrics are functions of outputs alone.
+        *inputs, target = self._batch
+        output = outputs_of(self._recipe.model, inputs, device, engine)
+        values = [metric(output, target)]
+        with suppress(Exception):  # It may expect probabilities.
+            # An untrained network may be indifferent.
+            values.append(metric(output + 3 * torch.randn_like(output), target))
+        return [output], [torch.as_tensor(value) for value in values]
+
+
+def _add(output: Any, outputs: list[Tensor]) -> None:
+    """Add the tensors of an output, except for a loss that the network computes itself."""
+
+    def add(tensor: Tensor) -> None:
+        if tensor.ndim > 0:
+            outputs.append(tensor)
+
+    map_tensors(output, add)
+
+
+def _self_graded(context: Context, initial: Initial, name: str, value: Any) -> ValueError:
+    change = f"{name!r} changes from {initial.params[name]!r} to {value!r}"
+    if context.valid_step is None:
+        return ValueError(
+            "The monitored metric must not depend on a suggested value, because branches are "
+            f"compared by it, got other values of {initial.recipe.monitor!r} for the same outputs "
+            f"when {change}: use a fixed value in the metric, or apply the suggested one in the "
+            "`forward` of the network."
+        )
+    return ValueError(
+        "Validation must depend on a suggested value by the outputs of the network alone, because "
+        "branches are compared by it, got another loss of the `train_step` for the same weights "
+        f"and outputs when {change}, for example because the network holds the weight of a term: "
+        "define the `train_step` in `model_fn`, and use the suggested value in it directly rather "
+        "than as an attribute of the network. Validation then uses the initial value."
+    )

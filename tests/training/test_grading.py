@@ -1,0 +1,102 @@
+"""Branches that validate themselves by a suggested value."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from helpers.problems import SHORT, classifier, new_study, run
+from torch import Tensor, nn
+
+import optuna_miha as miha
+
+
+class Autoencoder(nn.Module):
+    """A network that holds the weight of a term of its loss, and may apply it itself."""
+
+    def __init__(self, beta: float, scale: float = 1.0) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(4, 2), nn.Linear(2, 4)
+        self.beta, self.scale = beta, scale
+
+    def forward(self, x: Tensor, with_loss: bool = False) -> Any:
+        code = self.encoder(x)
+        output = self.scale * self.decoder(code)
+        if with_loss:
+            return (output - x).pow(2).mean() + self.beta * code.pow(2).mean(), output
+        return output, code
+
+
+def step_with(weight: Any) -> Any:
+    def train_step(model: Any, batch: Any, loss_fn: Any) -> Tensor:
+        output, code = model(batch[0])
+        return (output - batch[0]).pow(2).mean() + weight(model) * code.pow(2).mean()
+
+    return train_step
+
+
+def own_loss(model: Any, batch: Any, loss_fn: Any) -> Tensor:
+    loss: Tensor = model(batch[0], with_loss=True)[0]
+    return loss
+
+
+def vae(train_step: Any = None, *, suggests_scale: bool = False) -> Any:
+    def model_fn(trial: Any) -> miha.Recipe:
+        beta = trial.suggest_float("beta", 0.1, 10.0)
+        scale = trial.suggest_float("scale", 0.5, 2.0) if suggests_scale else 1.0
+        step = train_step or step_with(lambda model: beta)
+        return replace(classifier(trial), model=Autoencoder(beta, scale), train_step=step)
+
+    return model_fn
+
+
+@pytest.mark.parametrize("step", [step_with(lambda model: model.beta), own_loss])
+def test_weight_of_a_term_in_the_network_is_refused(step: Any) -> None:
+    study = new_study()
+    with pytest.raises(ValueError, match=r"same weights and outputs when 'beta' changes from"):
+        run(study, vae(step), plan=SHORT)
+    assert study.user_attrs == {}
+
+
+def test_weight_of_a_term_in_the_train_step_and_a_value_of_the_network_are_accepted() -> None:
+    result = run(new_study(), vae(suggests_scale=True), plan=SHORT)
+    assert {"beta", "scale"} <= result.params.keys()
+
+
+def thresholded(fixed: float | None) -> Any:
+    def model_fn(trial: Any) -> miha.Recipe:
+        suggested = trial.suggest_float("threshold", 0.1, 0.9)
+        threshold = suggested if fixed is None else fixed
+
+        def hits(outputs: Tensor, targets: Tensor) -> Tensor:
+            return ((outputs.softmax(1)[:, 0] > threshold) == (targets == 0)).double().mean()
+
+        return replace(classifier(trial), metrics={"hits": hits}, monitor="hits")
+
+    return model_fn
+
+
+def test_metric_that_depends_on_a_suggested_value_is_refused() -> None:
+    study = new_study(direction="maximize")
+    with pytest.raises(ValueError, match=r"'hits' for the same outputs when 'threshold' changes"):
+        run(study, thresholded(None), plan=SHORT)
+    assert study.user_attrs == {}
+
+
+def test_metric_of_its_own_is_accepted() -> None:
+    study = new_study(direction="maximize")
+    assert isinstance(study, optuna.Study)
+    run(study, thresholded(0.3), plan=SHORT)
+
+
+def test_metric_that_draws_numbers_is_accepted() -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        noise = torch.Generator().manual_seed(0)
+        trial.suggest_float("unused", 0.0, 1.0)
+        metric = {"noise": lambda outputs, targets: torch.rand((), generator=noise)}
+        return replace(classifier(trial), metrics=metric, monitor="noise")
+
+    run(new_study(), model_fn, plan=SHORT)
