@@ -89,6 +89,7 @@ def test_the_url_of_a_server_is_not_taken_for_a_file(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_error_of_a_trial_is_stored_without_the_password(
     log: pytest.LogCaptureFixture,
 ) -> None:

@@ -199,6 +199,7 @@ def validation_loss(model: Any) -> float:
 PLAN = miha.Plan(90, startup=4, fixing_epochs=3, mutations=("activation",))
 
 
+@pytest.mark.slow
 def test_run_with_groups_returns_the_model_of_its_value() -> None:
     result = run(new_study(), model_fn_with_groups, plan=PLAN)
     assert result.n_epochs_trained == PLAN.n_epochs

@@ -124,6 +124,7 @@ def test_run_without_branches_has_a_report(tmp_path: Path) -> None:
     assert "Cycles" not in page.text
 
 
+@pytest.mark.slow
 def test_failed_trials_are_listed_with_their_errors(tmp_path: Path) -> None:
     study = simulated(30, seed=1)
     failed = [trial.number for trial in study.trials if trial.state.name == "FAIL"]

@@ -413,6 +413,7 @@ class TestFiles:
         with pytest.raises(MihaError, match="needs the weights of at least one segment"):
             result.ensemble()
 
+    @pytest.mark.slow
     def test_are_removed_when_a_run_is_continued_with_keep_final(self, tmp_path: Path) -> None:
         study = new_study(f"sqlite:///{tmp_path}/study.db")
         run(study, checkpoint_dir=tmp_path)

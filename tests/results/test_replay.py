@@ -48,6 +48,7 @@ def custom_trainer(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochRes
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_with_the_seed_of_the_run_the_model_is_bit_identical(seed: int) -> None:
     result = run(new_study(seed=seed), device="cpu")
@@ -58,6 +59,7 @@ def test_with_the_seed_of_the_run_the_model_is_bit_identical(seed: int) -> None:
     assert replayed.best_epoch == result.schedule[-1]["to_epoch"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_fn", "direction", "settings"),
     [
@@ -96,6 +98,7 @@ def test_splitting_a_row_does_not_change_training() -> None:
     assert whole.results == parts.results
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_network_and_is_logged(
     log: pytest.LogCaptureFixture,
 ) -> None:
@@ -121,6 +124,7 @@ def test_a_schedule_from_a_file_is_replayed(name: str, tmp_path: Path) -> None:
     assert same(weights(result), dict(replayed.model.state_dict()))
 
 
+@pytest.mark.slow
 def test_a_schedule_without_a_seed_is_replayed_with_seed_0() -> None:
     result = run(new_study(), device="cpu")
     rows = [{k: v for k, v in row.items() if k != "run_seed"} for row in result.schedule]
@@ -188,6 +192,7 @@ def test_rows_with_a_gap_are_refused() -> None:
         miha.replay([{"from_epoch": 1, "to_epoch": 2}], explicit)
 
 
+@pytest.mark.slow
 def test_random_generators_and_the_study_are_unchanged() -> None:
     study = new_study()
     result = run(study, device="cpu")

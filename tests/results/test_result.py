@@ -222,6 +222,7 @@ class Halving(torch.optim.SGD):
     """An optimizer class that is not in torch."""
 
 
+@pytest.mark.slow
 def test_a_loaded_result_gives_the_same_exports(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
     first = run(new_study(storage), explicit, device="cpu")
@@ -234,6 +235,7 @@ def test_a_loaded_result_gives_the_same_exports(tmp_path: Path) -> None:
     assert replayed.value == first.value
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_an_onnx_file_computes_the_outputs_of_the_model(
     result: miha.Result, tmp_path: Path
@@ -277,6 +279,7 @@ def test_code_says_that_the_learning_rate_was_annealed(result: miha.Result) -> N
     assert "the highest" not in constant.code()
 
 
+@pytest.mark.slow
 def test_code_says_that_a_learning_rate_fell_without_a_rise() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)

@@ -351,6 +351,7 @@ def normalized(trial: Any) -> miha.Recipe:
     )
 
 
+@pytest.mark.slow
 def test_last_batch_of_one_sample_does_not_break_batch_normalization() -> None:
     def from_dataset(trial: Any) -> miha.Recipe:
         recipe = normalized(trial)

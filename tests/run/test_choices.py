@@ -36,6 +36,7 @@ def model_fn_with(choices: Any, *, later: bool = False) -> Any:
     return model_fn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choices",
     [[None, True, 1, "a", 0.5], [float("inf"), -1e300, 0.1], [[1, 2], [3]], [{"a": 1}, {"a": 2}]],
@@ -48,6 +49,7 @@ def test_choices_that_json_keeps_are_taken(choices: Any, tmp_path: Path) -> None
         assert all(s.params["choice"] in choices for s in result.segments)
 
 
+@pytest.mark.slow
 def test_floats_of_numpy_count_as_floats_in_memory_and_in_a_database(tmp_path: Path) -> None:
     rates = np.logspace(-3.5, -2, 4)
     expected = run(new_study(), model_fn_with(rates.tolist()), plan=SHORT)

@@ -69,6 +69,7 @@ def test_the_constraints_of_a_sampler_are_stored_in_every_trial() -> None:
     assert result.trial.number == study.best_trial.number
 
 
+@pytest.mark.slow
 def test_a_feasible_trial_becomes_trunk_and_result_before_a_better_infeasible_one() -> None:
     study = new_study()
     result = run(study, constrained)
@@ -93,6 +94,7 @@ def test_feasible_branches_are_not_pruned_for_infeasible_ones() -> None:
     assert all(s.state == TrialState.COMPLETE for s in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [5, 7, 9])
 def test_an_interrupted_run_with_constraints_ends_as_an_undisturbed_one(n: int) -> None:
     whole = run(new_study(), constrained)

@@ -523,6 +523,7 @@ def test_schedule_covers_the_lineage_without_gaps(tmp_path: Path) -> None:
     assert header.startswith("from_epoch,to_epoch,role,")
 
 
+@pytest.mark.slow
 def test_model_can_be_saved_and_exported(tmp_path: Path) -> None:
     result = run(new_study())
     x, _ = blobs(7, seed=2)
@@ -650,6 +651,7 @@ def test_enqueued_trial_that_cannot_be_trained_fails_without_ending_the_run() ->
     assert result.n_epochs_trained == 90
 
 
+@pytest.mark.slow
 def test_several_threads_give_the_same_run(whole_tiny: Any) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

@@ -269,6 +269,7 @@ class FailingStore(FileSystemArtifactStore):
         super().write(artifact_id, content_body)
 
 
+@pytest.mark.slow
 def test_write_to_a_store_that_fails_temporarily_is_retried(
     whole: miha.Result, tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
@@ -299,6 +300,7 @@ def test_store_that_stays_full_ends_the_call_and_the_run_can_be_resumed(
     assert same(weights(result), weights(whole))
 
 
+@pytest.mark.slow
 def test_run_waits_for_a_database_that_is_locked_beyond_the_busy_timeout(
     whole: miha.Result, tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:

@@ -118,6 +118,7 @@ def newest(folder: Path) -> Iterator[Path]:
     return iter(sorted(files, key=lambda path: -path.stat().st_mtime_ns))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["rng", "best"])
 def test_a_run_without_a_part_of_its_checkpoint_trains_it_again(
     part: str, whole: miha.Result, tmp_path: Path

@@ -127,6 +127,7 @@ def check_damaged_checkpoint(damage: Callable[[bytes], bytes], *, is_forged: boo
             assert isinstance(state, dict)
 
 
+@pytest.mark.slow
 @given(damage=damage_functions(), is_forged=st.booleans())
 @settings(max_examples=400)
 def test_damaged_checkpoint_is_reported_with_its_name(

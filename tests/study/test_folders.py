@@ -18,6 +18,7 @@ from optuna_miha._study.folders import folder_name, locate
 PLAN = miha.Plan.no_search(n_epochs=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["n" * 512, "実験" * 256, "é" * 130, "a/b: c?", "...", "𝔘" * 512])
 def test_a_study_of_any_name_can_be_run_and_loaded(name: str, tmp_path: Path) -> None:
     study = optuna.create_study(

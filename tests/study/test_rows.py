@@ -44,6 +44,7 @@ DOORS: list[Callable[[optuna.Study], Any]] = [
 ROW = "(SELECT trial_id FROM trials WHERE number = 1)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "expected"),
     [

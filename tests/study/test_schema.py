@@ -96,6 +96,7 @@ CHANGES = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(CHANGES)
 def test_any_attribute_is_read_or_refused_by_name(changes: dict[int, dict[str, Any]]) -> None:
     read_all(chain(changes))

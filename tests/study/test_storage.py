@@ -31,6 +31,7 @@ def test_the_file_uses_write_ahead_logging(tmp_path: Path) -> None:
     assert values == [1], "connections of other threads have the setting too"
 
 
+@pytest.mark.slow
 def test_the_file_is_a_regular_storage(tmp_path: Path) -> None:
     study = new_study(miha.create_storage(str(tmp_path / "run.db")))
     result = run(study)
@@ -70,6 +71,7 @@ def commits_of_a_run(storage: Any, n_others: int) -> int:
     return len(commits)
 
 
+@pytest.mark.slow
 def test_a_trial_takes_few_transactions_in_a_study_of_any_size(tmp_path: Path) -> None:
     empty = commits_of_a_run(miha.create_storage(tmp_path / "empty.db"), 0)
     full = commits_of_a_run(miha.create_storage(tmp_path / "full.db"), 200)
@@ -81,6 +83,7 @@ def count_heartbeats(storage: Any) -> int:
         return int(connection.execute(text("SELECT count(*) FROM trial_heartbeats")).scalar() or 0)
 
 
+@pytest.mark.slow
 def test_a_long_trial_records_heartbeats(tmp_path: Path) -> None:
     storage = miha.create_storage(tmp_path / "run.db", heartbeat_interval=1)
     seen = threading.Event()

@@ -21,6 +21,7 @@ def home(storage: str | BaseStorage, name: str = "one") -> str:
     return study_home(optuna.create_study(storage=storage, study_name=name, load_if_exists=True))
 
 
+@pytest.mark.slow
 def test_a_study_in_a_file_has_one_home_by_whatever_path(tmp_path: Path) -> None:
     first = home(f"sqlite:///{tmp_path}/a.db")
     (tmp_path / "link.db").symlink_to(tmp_path / "a.db")

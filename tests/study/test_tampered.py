@@ -165,6 +165,7 @@ def check_entry_points(
 CASES = {"changes": CHANGES, "scores": st.dictionaries(st.integers(0, 4), SCORES, max_size=1)}
 
 
+@pytest.mark.slow
 @given(**CASES)
 @settings(max_examples=40)
 def test_every_entry_point_reads_or_refuses_a_tampered_study(check: Check, **case: Any) -> None:

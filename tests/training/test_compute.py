@@ -65,6 +65,7 @@ def recording(trial: Any) -> miha.Recipe:
     return recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -143,6 +144,7 @@ def test_siblings_are_distributed_over_the_devices() -> None:
     assert devices[:4] == ["cpu", "meta", "cpu", "meta"]
 
 
+@pytest.mark.slow
 def test_different_number_of_threads_on_resume_logs_a_warning(
     log: pytest.LogCaptureFixture,
 ) -> None:

@@ -81,6 +81,7 @@ def private_kilobytes() -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
 def test_processes_share_one_copy(tmp_path: Path) -> None:
     n_bytes = 100 << 20

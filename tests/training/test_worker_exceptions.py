@@ -65,6 +65,7 @@ def test_exceptions_from_workers_are_unchanged() -> None:
     assert type(exception_from_worker(lambda: fail(KeyError, object()))) is KeyError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_exception_with_two_arguments_is_caught_for_any_number_of_jobs(n_jobs: int) -> None:
     def fail(output: Any, target: Any) -> Any:

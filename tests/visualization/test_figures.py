@@ -558,6 +558,7 @@ def test_picture_has_the_colours_of_the_figure(tmp_path: Path) -> None:
         assert (abs(pixels - rgb).max(axis=2) < 0.02).sum() > 30, name
 
 
+@pytest.mark.slow
 def test_same_figure_gives_the_same_file(tmp_path: Path) -> None:
     figure = plot_schedule(simulated(3))
     for suffix in ("svg", "png", "pdf"):
