@@ -140,7 +140,7 @@ def main() -> None:
                 "n_epochs": n_epochs[plan],
             },
         )
-        for plan in PLANS
+        for plan in (("default",) if args.quick else PLANS)
         for n_jobs in args.jobs
     ]
     print("\n".join(report(benchmark.run(cases, args))))
@@ -154,7 +154,10 @@ def report(rows: list[Row]) -> list[str]:
         "branches": "a plan with populations of 4 and little training of the trunk",
     }
     numbers = sorted({row["n_jobs"] for row in rows})
+    plans = {row["plan"] for row in rows}
     for plan, what in words.items():
+        if plan not in plans:  # A quick run measures the default plan only.
+            continue
         one = chosen(rows, plan=plan, n_jobs=1)
         for n_jobs in numbers[1:]:
             more = chosen(rows, plan=plan, n_jobs=n_jobs)
@@ -172,7 +175,7 @@ def report(rows: list[Row]) -> list[str]:
     ]
     lines.append(f"- Time from calling `optimize` to the first training step: {', '.join(first)}.")
     models = {(row["plan"], row["model"]) for row in rows}
-    equal = "are identical, bit for bit" if len(models) == len(PLANS) else "DIFFER"
+    equal = "are identical, bit for bit" if len(models) == len(plans) else "DIFFER"
     lines.append(f"- The models of the runs with `n_jobs` {_words(numbers)} {equal}.")
     return lines
 
