@@ -27,6 +27,7 @@ from optuna_miha._search.pruner import SlopePruner
 from optuna_miha._search.sampler import MihaSampler
 from optuna_miha._study.storage import create_storage
 from optuna_miha._training.trainer import Trainer
+from optuna_miha._training.trainer_context import ContextTrainer, TrainerContext
 from optuna_miha.fitness import Fitness
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AverageWeights",
     "Comparison",
+    "ContextTrainer",
     "Crossover",
     "Curve",
     "Ensemble",
@@ -48,6 +50,7 @@ __all__ = [
     "Segment",
     "SlopePruner",
     "Trainer",
+    "TrainerContext",
     "UniformCrossover",
     "compare",
     "create_storage",

@@ -16,6 +16,7 @@ from optuna_miha import exceptions, fitness
 PUBLIC = [
     "AverageWeights",
     "Comparison",
+    "ContextTrainer",
     "Crossover",
     "Curve",
     "Ensemble",
@@ -30,6 +31,7 @@ PUBLIC = [
     "Segment",
     "SlopePruner",
     "Trainer",
+    "TrainerContext",
     "UniformCrossover",
     "compare",
     "create_storage",

@@ -45,6 +45,7 @@ def plain_objective(
 
     def objective(trial: optuna.Trial) -> float:
         recipe = build_recipe(model_fn, trial, seed)
+        recipe.check_complete()
         check_direction(trial.study, recipe)
         move(recipe, torch.device(device))
         sign = sign_of(trial.study.direction)

@@ -17,7 +17,7 @@ from optuna_miha._history.schedule import RESERVED_COLUMNS
 from optuna_miha._model.activations import find_activations, is_chain
 from optuna_miha._model.losses import with_label_smoothing
 from optuna_miha._model.optimizers import make_optimizer
-from optuna_miha._model.recipe import Recipe, takes_batch_size
+from optuna_miha._model.recipe import NO_DATA, Recipe, takes_batch_size
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.sparse_gradients import (
     check_sparse_space,
@@ -225,7 +225,7 @@ def _suggest_default_space(trial: optuna.trial.BaseTrial, recipe: Recipe) -> Non
     else:
         recipe.optimizer = suggest_around(trial, recipe.optimizer)
     assert recipe.batch_size is not None
-    if takes_batch_size(recipe.train_data):
+    if recipe.train_data is not NO_DATA and takes_batch_size(recipe.train_data):
         recipe.batch_size = suggest_batch_size(trial, initial=recipe.batch_size)
     if type(recipe.loss_fn) is nn.CrossEntropyLoss:
         initial = recipe.loss_fn.label_smoothing

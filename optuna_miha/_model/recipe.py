@@ -22,6 +22,18 @@ TrainStep: TypeAlias = Callable[[nn.Module, Any, LossFn], Tensor]
 
 DEFAULT_BATCH_SIZE = 32
 
+NO_DATA: tuple[Tensor, ...] = ()
+"""The data of a recipe without any, for a user-defined trainer that brings its own."""
+
+
+def no_loss(*_: Any) -> Tensor:
+    """Stand for the loss of a recipe without one, for a user-defined trainer with its own.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(_missing("loss_fn"))
+
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Compute the share of samples whose largest output is that of their class.
@@ -112,6 +124,12 @@ class Recipe:
         test_data:
             The test data, in one of the same forms. Only :func:`compare` uses them, for a final
             evaluation after all selections.
+        extra_state:
+            Objects by name whose state outlives a segment: schedulers, a gradient scaler, an
+            environment, a replay buffer, a target network. See :meth:`TrainerContext.register`.
+
+    With your own ``trainer``, ``loss_fn``, ``train_data`` and ``valid_data`` may be left out if
+    the trainer brings its own.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -119,9 +137,9 @@ class Recipe:
     """
 
     model: nn.Module
-    loss_fn: LossFn
-    train_data: Data
-    valid_data: Data
+    loss_fn: LossFn = no_loss
+    train_data: Data = NO_DATA
+    valid_data: Data = NO_DATA
     optimizer: torch.optim.Optimizer | None = None
     batch_size: int | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
@@ -129,6 +147,7 @@ class Recipe:
     train_step: TrainStep | None = None
     valid_loss_fn: LossFn | None = None
     test_data: Data | None = None
+    extra_state: Mapping[str, Any] = field(default_factory=dict)
     valid_step: TrainStep | None = field(default=None, init=False, repr=False)
     """The ``train_step`` of the initial configuration, set before validation."""
     has_default_optimizer: bool = field(default=False, init=False, repr=False)
@@ -164,6 +183,20 @@ class Recipe:
         """A few lines, without the values of tensors and the modules of the network."""
         return describe_recipe({f.name: getattr(self, f.name) for f in fields(self) if f.repr})
 
+    def check_complete(self, *names: str) -> None:
+        """Refuse a recipe without the data or the loss that the built-in trainer needs.
+
+        Args:
+            names: What is needed; default the loss and both data.
+
+        Raises:
+            ValueError: If one of them is missing.
+        """
+        for name in names or ("loss_fn", "train_data", "valid_data"):
+            value = getattr(self, name)
+            if value is NO_DATA or (value is no_loss and self.train_step is None):
+                raise ValueError(_missing(name))
+
     def _check_metrics(self) -> None:
         """Check ``metrics``, ``monitor`` and ``train_step``, and add the built-in accuracy."""
         if "loss" in self.metrics:
@@ -193,6 +226,13 @@ class Recipe:
             )
 
 
+def _missing(name: str) -> str:
+    return (
+        f"The recipe must have `{name}`, got none: pass it to `Recipe`. Only a run with your own "
+        "`trainer`, which trains and validates without it, does not need it."
+    )
+
+
 def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch.nn.Module, got {_type_name(model)}.")
@@ -214,6 +254,8 @@ def _checked_data(data: Any, name: str) -> Data:
             f"`{name}` is None: pass a tuple of tensors, a Dataset or a DataLoader. Branches are "
             "selected on the validation data: hold out part of the training data for them."
         )
+    if data is NO_DATA:
+        return ()
     if isinstance(data, list):
         data = tuple(data)
     if isinstance(data, tuple):

@@ -209,6 +209,7 @@ class _Validation:
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, seed: int) -> None:
+        recipe.check_complete("loss_fn", "valid_data")
         self.loss_fn: LossFn = recipe.valid_loss_fn or recipe.loss_fn
         if isinstance(self.loss_fn, nn.Module):
             self.loss_fn.to(device)

@@ -20,7 +20,7 @@ from optuna_miha._training.compute import Engine, Precision, resolve_device
 from optuna_miha._training.job import Context, Job, run_job
 from optuna_miha._training.preflight import resolve_direction
 from optuna_miha._training.state import State
-from optuna_miha._training.trainer import Trainer
+from optuna_miha._training.trainer_context import AnyTrainer
 from optuna_miha.exceptions import MihaError
 
 _logger = optuna.logging.get_logger("optuna.miha")
@@ -56,7 +56,7 @@ def replay(
     seed: int | None = None,
     direction: str | None = None,
     ema_decay: float = Plan.ema_decay,
-    trainer: Trainer | None = None,
+    trainer: AnyTrainer | None = None,
     device: torch.device | str | None = None,
     precision: Precision | None = None,
     channels_last: bool = False,
@@ -135,6 +135,7 @@ def replay(
             state=state and {k: v for k, v in state.items() if k != "best"},
             n_epochs=end - row["from_epoch"],
             anneal=ANNEAL_TO in row,
+            role=row.get("role", "trunk"),
         )
         outcome = run_job(context, job)
         if outcome.state is None:

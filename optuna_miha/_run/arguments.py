@@ -20,7 +20,7 @@ from optuna_miha._study.retention import Keep
 from optuna_miha._study.stores import check_one_store
 from optuna_miha._study.trial_log import Callback
 from optuna_miha._training.compute import Engine, resolve_devices
-from optuna_miha._training.trainer import Trainer
+from optuna_miha._training.trainer_context import AnyTrainer, check_trainer
 from optuna_miha.fitness import Fitness, last_value
 
 
@@ -42,7 +42,7 @@ class Arguments:
     executor: Executor | None
     fitness: Fitness
     crossover: Crossover | AverageWeights | None
-    trainer: Trainer | None
+    trainer: AnyTrainer | None
     initial_params: Mapping[str, Any] | None
     artifact_store: Any
     checkpoint_dir: str | PathLike[str] | None
@@ -82,6 +82,8 @@ def check_arguments(study: optuna.Study, model_fn: ModelFn, **arguments: Any) ->
             f"`precision` applies only to the built-in trainer, got {engine.precision!r} with "
             "your own `trainer`: use torch.autocast in the trainer."
         )
+    if arguments["trainer"] is not None:
+        check_trainer(arguments["trainer"])
     fitness, timeout, catch = (arguments.pop(name) for name in ("fitness", "timeout", "catch"))
     return Arguments(
         study=study,

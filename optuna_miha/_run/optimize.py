@@ -21,7 +21,7 @@ from optuna_miha._study.retention import Keep
 from optuna_miha._study.retry import convert_storage_errors
 from optuna_miha._study.trial_log import Callback
 from optuna_miha._training.compute import Precision
-from optuna_miha._training.trainer import Trainer
+from optuna_miha._training.trainer_context import AnyTrainer
 from optuna_miha.fitness import Fitness
 
 
@@ -36,7 +36,7 @@ def optimize(
     executor: Executor | None = None,
     fitness: Fitness | None = None,
     crossover: Crossover | AverageWeights | None = None,
-    trainer: Trainer | None = None,
+    trainer: AnyTrainer | None = None,
     initial_params: Mapping[str, Any] | None = None,
     artifact_store: Any = None,
     checkpoint_dir: str | PathLike[str] | None = None,

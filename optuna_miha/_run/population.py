@@ -17,7 +17,7 @@ from optuna_miha._history.error_text import describe_error
 from optuna_miha._model.model_fn import build_recipe, offline_trial
 from optuna_miha._run.progress import Progress
 from optuna_miha._run.session import Session
-from optuna_miha._search.mutation import Params, describe
+from optuna_miha._search.mutation import describe
 from optuna_miha._search.phases import Phase, Stretch
 from optuna_miha._search.plan import race_cost
 from optuna_miha._search.proposals import Proposer
@@ -28,6 +28,7 @@ from optuna_miha._study.sibling import Sibling
 from optuna_miha._study.trial_log import TrialLog
 from optuna_miha._training.job import Job
 from optuna_miha._training.out_of_memory import is_out_of_memory
+from optuna_miha._training.trainer_context import takes_context
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
@@ -141,9 +142,13 @@ class Population:
     def _is_brief(self, phase: Phase) -> bool:
         """Whether a phase is too short to be watched, at the speed of the last rung.
 
-        Samplers that process each trial, such as those with constraints, need it in the study.
+        Samplers that process each trial, such as those with constraints, need it in the study,
+        and a trainer may log under the trial's number.
         """
         if self._epoch_seconds is None or _processes_trials(self._study.sampler):
+            return False
+        trainer = self._context.trainer
+        if trainer is not None and takes_context(trainer):
             return False
         n_epochs = phase.size * phase.n_epochs
         if phase.role == "startup":
@@ -169,7 +174,7 @@ class Population:
                 self._fail(sibling, unfinished=0)
         pending = [(s, s.trial) for s in siblings if s.trial is not None]
         jobs = [
-            self._make_job(phase, index, sibling, trial.params, n_epochs)
+            self._make_job(phase, index, sibling, trial, n_epochs)
             for index, (sibling, trial) in enumerate(pending)
         ]
         start = time.monotonic()
@@ -211,17 +216,21 @@ class Population:
         return isinstance(error, Exception) and attributes.ENQUEUED in user_attrs
 
     def _make_job(
-        self, phase: Phase, index: int, sibling: Sibling, params: Params, n_epochs: int
+        self, phase: Phase, index: int, sibling: Sibling, trial: BufferedTrial, n_epochs: int
     ) -> Job:
         parent = sibling.parent
         return Job(
-            params=params,
+            params=trial.params,
             state=sibling.state,
             n_epochs=n_epochs,
             anneal=phase.role in ("restart", "final") and self._plan.anneal is not None,
             patience=self._plan.patience if phase.role == "trunk" else None,
             birth_cost=math.inf if parent is None else self._lineage.sign * parent.last_score,
             index=index,
+            role=phase.role,
+            cycle=phase.cycle,
+            branch=sibling.branch,
+            number=trial.number,
         )
 
     def _fail(self, sibling: Sibling, *, unfinished: int) -> None:

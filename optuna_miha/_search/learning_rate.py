@@ -35,7 +35,7 @@ _MIN_MULTIPLE, _MAX_MULTIPLE = 0.1, 10
 """Bounds of the multiples of a class's default learning rate that another class takes over."""
 
 
-def warmup_cosine(epoch: int, n_epochs: int) -> float:
+def warmup_cosine(epoch: float, n_epochs: int) -> float:
     """The factor of the learning rate in an epoch of an annealed training.
 
     Over the first tenth of the epochs it rises from a third to one. Then it falls to zero along
@@ -45,7 +45,7 @@ def warmup_cosine(epoch: int, n_epochs: int) -> float:
     2018, section 4, for one rise before the fall.
 
     Args:
-        epoch: The epoch, from 0.
+        epoch: The epoch, from 0; a fraction is possible.
         n_epochs: Epochs of the training.
     """
     if n_epochs < _MIN_WARMUP_EPOCHS:
@@ -56,14 +56,14 @@ def warmup_cosine(epoch: int, n_epochs: int) -> float:
     return half_cosine(epoch - n_rising, n_epochs - n_rising)
 
 
-def half_cosine(epoch: int, n_epochs: int) -> float:
+def half_cosine(epoch: float, n_epochs: int) -> float:
     """The factor of the learning rate without a rise: it falls from one towards zero.
 
     Reference: I. Loshchilov and F. Hutter, *SGDR: Stochastic Gradient Descent with Warm
     Restarts*, 2017, equation 5, without restarts.
 
     Args:
-        epoch: The epoch, from 0.
+        epoch: The epoch, from 0; a fraction is possible.
         n_epochs: Epochs of the training.
     """
     return 0.5 * (1 + math.cos(math.pi * epoch / n_epochs))

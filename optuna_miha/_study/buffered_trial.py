@@ -70,6 +70,11 @@ class BufferedTrial:
             running[trial.number] = trial
 
     @property
+    def number(self) -> int | None:
+        """Its number; :obj:`None` while it is buffered."""
+        return None if self._trial is None else self._trial.number
+
+    @property
     def params(self) -> dict[str, Any]:
         """The parameters."""
         return self._content["params"] if self._trial is None else self._trial.params

@@ -26,6 +26,8 @@ def check_state(content: Mapping[str, Any]) -> None:
     _check_part(content, "rng", _is_rng)
     _check_part(content, "epoch", is_count)
     _check_part(content, "best", _is_best)
+    if "extra" in content:  # Only segments with extra state have it.
+        _check_part(content, "extra", is_weights)
 
 
 def check_weights(content: Mapping[str, Any]) -> None:

@@ -11,31 +11,37 @@ from typing import Any
 import torch
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial
-from torch.optim.swa_utils import AveragedModel
 
 from optuna_miha._history.curve import EpochResult
 from optuna_miha._history.error_text import describe_error
 from optuna_miha._history.lineage import sign_of
+from optuna_miha._history.segment import Role
 from optuna_miha._model.data_state import DataState
 from optuna_miha._model.model_fn import ModelFn, build_recipe
 from optuna_miha._model.optimizer_state import optimizer_settings
 from optuna_miha._model.recipe import LossFn, Recipe, TrainStep
 from optuna_miha._model.rng import preserved_rng, seed_all
-from optuna_miha._model.tensors import copy_tensors
 from optuna_miha._search.learning_rate import half_cosine, warmup_cosine
 from optuna_miha._search.space import lr_distribution
+from optuna_miha._training.best_weights import update_average, updated_best, validated
 from optuna_miha._training.compute import DEFAULT_ENGINE, Engine, intra_op_threads
+from optuna_miha._training.extra_state import ExtraState
 from optuna_miha._training.in_force import BatchSizeCheck, check_in_force, check_settings
 from optuna_miha._training.optimizer_steps import OptimizerSteps
 from optuna_miha._training.out_of_memory import is_out_of_memory, release_memory
 from optuna_miha._training.running_statistics import (
     FirstBatches,
-    estimate_running_statistics,
     has_running_statistics,
 )
 from optuna_miha._training.state import State, capture, inherit, make_ema
 from optuna_miha._training.torch_settings import Settings, current_settings
-from optuna_miha._training.trainer import Trainer, evaluate, is_failed, move, train
+from optuna_miha._training.trainer import is_failed, move, train
+from optuna_miha._training.trainer_context import (
+    AnyTrainer,
+    TrainerContext,
+    call_trainer,
+    next_result,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +64,7 @@ class Context:
 
     model_fn: ModelFn
     valid_loss_fn: LossFn
-    trainer: Trainer | None
+    trainer: AnyTrainer | None
     sign: int
     seed: int
     devices: tuple[torch.device, ...]
@@ -76,7 +82,7 @@ class Context:
         direction: StudyDirection,
         seed: int,
         devices: tuple[torch.device, ...],
-        trainer: Trainer | None = None,
+        trainer: AnyTrainer | None = None,
         ema_decay: float = 0.0,
         engine: Engine = DEFAULT_ENGINE,
     ) -> Context:
@@ -91,7 +97,12 @@ class Context:
             trainer: See :class:`Context`.
             ema_decay: See :class:`Context`; 0: no moving average.
             engine: See :class:`Context`.
+
+        Raises:
+            ValueError: If the recipe lacks data or a loss, and there is no trainer.
         """
+        if trainer is None:
+            recipe.check_complete()
         return cls(
             model_fn=model_fn,
             valid_loss_fn=recipe.valid_loss_fn or recipe.loss_fn,
@@ -132,7 +143,11 @@ class Job:
             it is a float parameter named ``lr``, otherwise without the initial rise.
         patience: Stop after this many epochs without improvement. :obj:`None`: never.
         birth_cost: With ``patience``, the cost that the first epochs must improve on.
-        index: The branch index among its siblings, which selects the device.
+        index: The index among the siblings in training, which selects the device.
+        role: The role of the segment.
+        cycle: Its cycle.
+        branch: Its branch index.
+        number: Number of its trial. :obj:`None`: it has none yet.
     """
 
     params: dict[str, Any]
@@ -142,6 +157,10 @@ class Job:
     patience: int | None = None
     birth_cost: float = math.inf
     index: int = 0
+    role: Role = "trunk"
+    cycle: int = 0
+    branch: int = 0
+    number: int | None = None
 
 
 @dataclass(frozen=True)
@@ -185,8 +204,9 @@ def run_job(
         The outcome. Exceptions of the user's code are caught and returned in it.
     """
     log = _Log()
-    with intra_op_threads(context.engine.n_threads), preserved_rng(), DataState() as data:
-        training = _train(context, job, log, data)
+    threads = intra_op_threads(context.engine.n_threads)
+    with threads, preserved_rng(), DataState() as data, ExtraState() as extra:
+        training = _train(context, job, log, data, extra)
         while True:
             try:
                 result = next(training)
@@ -216,7 +236,7 @@ class _Log:
 
 
 def _train(
-    context: Context, job: Job, log: _Log, data: DataState
+    context: Context, job: Job, log: _Log, data: DataState, extra: ExtraState
 ) -> Generator[EpochResult, None, State]:
     """Train a job: yields the result of every epoch, and returns the state."""
     trial = FixedTrial(job.params)
@@ -234,40 +254,38 @@ def _train(
     else:
         inherit(recipe, ema, job.state)
         data.restore(job.state.get("data", {}))  # Earlier versions did not store it.
+        extra.inherit(job.state)
         epoch, best = job.state["epoch"], job.state.get("best")
+    for name, part in recipe.extra_state.items():
+        extra.register(name, part)
     if job.n_epochs == 0:
-        state = capture(recipe, ema, epoch, settings) | {"data": data.capture()}
-        return state | {"best": _validate(context, recipe, ema, epoch)}
+        best = validated(recipe, ema, epoch, context.engine)
+        return capture(recipe, ema, epoch, settings) | _kept(data, extra) | {"best": best}
     steps = _watched_steps(context, recipe, job)
     # `warmup_cosine` starts at a third of the rate. This suits only a rate that was raised before.
     rate_factor = half_cosine if lr_distribution(trial.distributions) is None else warmup_cosine
-    sample: FirstBatches | None = None
-    if ema is not None and has_running_statistics(ema.module):
-        sample = FirstBatches()
-    watchers = [BatchSizeCheck(recipe, job.params).add, *([] if sample is None else [sample.add])]
-    trainer = context.trainer or partial(
-        train, engine=context.engine, on_batch=partial(_watch_batch, watchers)
-    )
-    epochs = iter(trainer(recipe, job.n_epochs))
+    has_statistics = ema is not None and has_running_statistics(ema.module)
+    sample = FirstBatches() if has_statistics else None
+    epochs = _started(context, recipe, job, sample, _described(job, extra, rate_factor))
     least_cost, n_without_improvement = job.birth_cost, 0
     while len(log.results) < job.n_epochs and n_without_improvement != job.patience:
         if job.anneal:
             steps.scale(rate_factor(len(log.results), job.n_epochs))
         data.set_epoch(epoch)
         log.begun += 1
-        result = _next_result(epochs)
+        result = next_result(epochs)
         steps.check()
         if result is None:
             log.begun -= 1
             break
         if ema is not None:
-            result = replace(result, ema_value=_update_average(context, recipe, ema, sample))
+            result = replace(result, ema_value=update_average(recipe, ema, sample, context.engine))
         epoch += 1
         log.results.append(result)
         yield result
         if is_failed(result):
             raise _DivergedError(f"The monitored value is {result.score} after {epoch} epochs.")
-        best = _updated_best(best, result, epoch, recipe, ema, context.sign)
+        best = updated_best(best, result, epoch, recipe, ema, context.sign)
         cost = context.sign * result.score
         if cost < least_cost:
             least_cost, n_without_improvement = cost, 0
@@ -277,7 +295,7 @@ def _train(
         raise ValueError(
             f"The trainer must yield a result after each of {job.n_epochs} epochs, got none."
         )
-    return capture(recipe, ema, epoch, settings) | {"data": data.capture(), "best": best}
+    return capture(recipe, ema, epoch, settings) | _kept(data, extra) | {"best": best}
 
 
 def _watched_steps(context: Context, recipe: Recipe, job: Job) -> OptimizerSteps:
@@ -292,57 +310,40 @@ def _watched_steps(context: Context, recipe: Recipe, job: Job) -> OptimizerSteps
     )
 
 
+def _started(
+    context: Context,
+    recipe: Recipe,
+    job: Job,
+    sample: FirstBatches | None,
+    described: TrainerContext,
+) -> Iterator[EpochResult]:
+    """Call the trainer, or the built-in one, which shows its batches to those who watch them."""
+    watchers = [BatchSizeCheck(recipe, job.params).add, *([] if sample is None else [sample.add])]
+    trainer = context.trainer or partial(
+        train, engine=context.engine, on_batch=partial(_watch_batch, watchers)
+    )
+    return call_trainer(trainer, recipe, job.n_epochs, described)
+
+
 def _watch_batch(watchers: Sequence[Callable[[Any], None]], batch: Any) -> None:
     for watch in watchers:
         watch(batch)
 
 
-def _next_result(epochs: Iterator[object]) -> EpochResult | None:
-    """Train for an epoch; :obj:`None` if the trainer has ended."""
-    result = next(epochs, None)
-    if result is not None and not isinstance(result, EpochResult):
-        raise TypeError(
-            "A trainer must yield an optuna_miha.EpochResult after every epoch, got "
-            f"{type(result).__qualname__}: use `yield EpochResult(value=...)`."
-        )
-    return result
+def _kept(data: DataState, extra: ExtraState) -> dict[str, Any]:
+    """The parts of a state besides network, optimizer and random generators."""
+    return {"data": data.capture()} | extra.capture()
 
 
-def _update_average(
-    context: Context,
-    recipe: Recipe,
-    ema: AveragedModel,
-    sample: FirstBatches | None,
-) -> float:
-    """Update the average of the weights after an epoch, and return its validation value."""
-    ema.update_parameters(recipe.model)
-    if sample is not None:
-        # The buffers are copies of the network's, whose activations differ.
-        estimate_running_statistics(recipe, ema.module, sample.take(), context.engine)
-    return evaluate(recipe, ema.module, context.engine)[recipe.monitor]
-
-
-def _validate(
-    context: Context, recipe: Recipe, ema: AveragedModel | None, epoch: int
-) -> dict[str, Any]:
-    """Return the weights that represent a branch, the average if there is one, and their value."""
-    model = recipe.model if ema is None else ema.module
-    value = evaluate(recipe, model, context.engine)[recipe.monitor]
-    return {"value": value, "epoch": epoch, "weights": copy_tensors(model.state_dict())}
-
-
-def _updated_best(
-    best: dict[str, Any] | None,
-    result: EpochResult,
-    epoch: int,
-    recipe: Recipe,
-    ema: AveragedModel | None,
-    sign: int,
-) -> dict[str, Any] | None:
-    """Return the best weights, raw or averaged, including those of the last epoch."""
-    value, model = result.value, recipe.model
-    if ema is not None and not sign * result.score > sign * value:
-        value, model = result.score, ema.module
-    if not math.isfinite(value) or (best is not None and sign * best["value"] <= sign * value):
-        return best
-    return {"value": value, "epoch": epoch, "weights": copy_tensors(model.state_dict())}
+def _described(job: Job, extra: ExtraState, rate_factor: Callable[..., float]) -> TrainerContext:
+    """Describe a job to a user-defined trainer."""
+    return TrainerContext(
+        params=dict(job.params),
+        role=job.role,
+        cycle=job.cycle,
+        branch=job.branch,
+        epoch=0 if job.state is None else job.state["epoch"],
+        number=job.number,
+        extra=extra,
+        factor=partial(rate_factor, n_epochs=job.n_epochs) if job.anneal else None,
+    )

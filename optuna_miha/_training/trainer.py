@@ -37,6 +37,9 @@ class Trainer(Protocol):
     the state of ``recipe.model``, ``recipe.optimizer``, of the samplers and generators of
     ``recipe.train_data``, and of the global random generators. A segment may call the trainer
     several times, each time with the state that the previous call left.
+
+    A trainer with a third parameter, named ``context``, also gets a
+    :class:`~optuna_miha.TrainerContext`: the trial, and a way to register further state.
     """
 
     def __call__(self, recipe: Recipe, n_epochs: int) -> Iterator[EpochResult]:
@@ -203,7 +206,7 @@ def _as_scalar(recipe: Recipe, loss: Any) -> Tensor:
 
 
 def move(recipe: Recipe, device: torch.device, engine: Engine = DEFAULT_ENGINE) -> Recipe:
-    """Move the network, the optimizer's state, the losses, and tensor data to a device.
+    """Move the network, the optimizer's state, losses, extra modules and tensor data to a device.
 
     Args:
         recipe: The recipe, changed in place and returned.
@@ -215,9 +218,9 @@ def move(recipe: Recipe, device: torch.device, engine: Engine = DEFAULT_ENGINE) 
         move_optimizer_state(recipe.optimizer, device)
     if engine.channels_last:
         recipe.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for loss_fn in (recipe.loss_fn, recipe.valid_loss_fn):
-        if isinstance(loss_fn, nn.Module):
-            loss_fn.to(device)
+    for part in (recipe.loss_fn, recipe.valid_loss_fn, *recipe.extra_state.values()):
+        if isinstance(part, nn.Module):
+            part.to(device)
     # Move data once per job instead of once per epoch.
     recipe.train_data = move_data(recipe.train_data, device)
     recipe.valid_data = move_data(recipe.valid_data, device)

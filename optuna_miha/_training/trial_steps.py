@@ -31,6 +31,7 @@ from optuna_miha._search.plan import Plan
 from optuna_miha._search.space import kind_of
 from optuna_miha._training.batch_length import batch_length
 from optuna_miha._training.data import evaluation_batches
+from optuna_miha._training.extra_state import ExtraState
 from optuna_miha._training.grading import check_grading
 from optuna_miha._training.in_force import BatchSizeCheck, ReachCheck, check_in_force
 from optuna_miha._training.job import Context
@@ -102,7 +103,9 @@ def check_training(
             if ema is not None:
                 ema.update_parameters(recipe.model)
         # After forward passes, which may add to the state.
-        state = _round_trip(capture(recipe, ema, 1, settings) | {"data": data.capture()})
+        with _extra_of(recipe) as extra:
+            parts = {"data": data.capture()} | extra.capture()
+        state = _round_trip(capture(recipe, ema, 1, settings) | parts)
     with preserved_rng():
         second = build_recipe(context.model_fn, FixedTrial(dict(params)), context.seed)
         try:
@@ -240,6 +243,8 @@ def _continue(recipe: Recipe, context: Context, state: State) -> None:
         context.on_device(recipe)
         inherit(recipe, _ema_of(recipe, context), state)
         data.restore(state["data"])
+        with _extra_of(recipe, state):
+            pass
         if context.trainer is None:
             _step(recipe, context)
 
@@ -249,6 +254,15 @@ def _watched(recipe: Recipe) -> Iterator[DataState]:
     """Restore the state of the data on leaving, and yield that of the training data."""
     with DataState().watch(recipe.valid_data), DataState().watch(recipe.train_data) as data:
         yield data
+
+
+def _extra_of(recipe: Recipe, state: State | None = None) -> ExtraState:
+    """Register the extra state of a recipe, which inherits that of ``state``."""
+    extra = ExtraState()
+    extra.inherit(state or {})
+    for name, part in recipe.extra_state.items():
+        extra.register(name, part)
+    return extra
 
 
 def _failure(context: Context, state: State, params: dict[str, Any]) -> Exception | None:
