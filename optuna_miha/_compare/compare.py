@@ -9,13 +9,13 @@ import optuna
 import torch
 from optuna.storages import BaseStorage, get_storage
 from optuna.trial import FixedTrial
-from tqdm.auto import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from optuna_miha._compare.baselines import BASELINES
 from optuna_miha._compare.runner import Runner
 from optuna_miha._model.model_fn import Initial, ModelFn, build_initial, build_recipe
+from optuna_miha._model.verbosity import without_turns
 from optuna_miha._results.comparison import Comparison, Run
+from optuna_miha._run.progress import is_file, open_bar
 from optuna_miha._search.plan import Plan
 from optuna_miha._training.compute import resolve_device
 from optuna_miha._training.data_checks import check_data, check_split
@@ -180,15 +180,14 @@ def _train(
     """
     runs = {}
     with ExitStack() as stack:
-        if show_progress_bar:  # Log messages are printed above the bar.
-            stack.enter_context(logging_redirect_tqdm([optuna.logging.get_logger("optuna")]))
         total = runner.n_epochs * len(tasks)
-        bar = tqdm(total=total, disable=not show_progress_bar, unit="epoch", dynamic_ncols=True)
-        stack.enter_context(bar)
+        bar = stack.enter_context(open_bar(total, show=show_progress_bar))
         for index, (method, seed) in enumerate(tasks):
-            bar.set_description(f"{method} {seed}")
+            bar.set_description(f"{method} {seed}", refresh=not is_file())
             try:
-                runs[method, seed] = runner.run(method, seed, bar)
+                with without_turns():
+                    run = runs[method, seed] = runner.run(method, seed, bar)
+                _log_run(run, index + 1, len(tasks), runner.monitor)
             except BaseException as error:
                 advice = "pass a `storage` to be able to resume; these runs were in memory."
                 if can_resume:
@@ -201,6 +200,13 @@ def _train(
                 raise
             bar.update((index + 1) * runner.n_epochs - bar.n)  # Epochs that a run left unspent.
     return runs
+
+
+def _log_run(run: Run, number: int, n_runs: int, monitor: str) -> None:
+    _logger.info(
+        f"Run {number} of {n_runs}, {run.method} with seed {run.seed}: validation {monitor} "
+        f"{run.value:.4g} after {run.epochs} epochs and {run.seconds:.0f} s."
+    )
 
 
 def _checked_methods(methods: Sequence[str] | None) -> list[str]:

@@ -19,6 +19,7 @@ from optuna.trial import FixedTrial, FrozenTrial
 from optuna_miha._compare.baselines import BASELINES, BEST, BaselineRun, trial_epochs_of, trials_of
 from optuna_miha._history import attributes
 from optuna_miha._model.model_fn import Initial, ModelFn, build_initial, build_recipe
+from optuna_miha._model.verbosity import warnings_only
 from optuna_miha._results.comparison import Comparison, Run
 from optuna_miha._run.optimize import optimize
 from optuna_miha._search.plan import Plan
@@ -183,14 +184,15 @@ class Runner:
         return Run.from_dict(stored)
 
     def _open(self, method: str, seed: int) -> optuna.Study:
-        study = optuna.create_study(
-            storage=self.storage,
-            study_name=self.study_name(method, seed),
-            direction=StudyDirection[self.direction.upper()],
-            load_if_exists=True,
-            sampler=MihaSampler(seed=seed),  # Baselines use a separate study for proposals.
-            pruner=SlopePruner(),
-        )
+        with warnings_only():  # A line for each study would hide those for the runs.
+            study = optuna.create_study(
+                storage=self.storage,
+                study_name=self.study_name(method, seed),
+                direction=StudyDirection[self.direction.upper()],
+                load_if_exists=True,
+                sampler=MihaSampler(seed=seed),  # Baselines use a separate study for proposals.
+                pruner=SlopePruner(),
+            )
         if SETTINGS not in study.user_attrs:
             settings = {"method": method, "seed": seed, "n_epochs": self.n_epochs}
             settings["monitor"] = self.monitor

@@ -103,6 +103,17 @@ class Segment:
         return self.scores[-1] if self.averaged_score is None else self.averaged_score
 
 
+def role_name(role: str) -> str:
+    """The name of a role in texts for people."""
+    return {"startup": "start-up race", "final": "final phase"}.get(role, role)
+
+
+def place_of(segment: Segment) -> str:
+    """Role and cycle of a segment, such as ``"branch of cycle 3"``."""
+    is_in_cycle = segment.role in ("branch", "trunk")
+    return role_name(segment.role) + (f" of cycle {segment.cycle}" if is_in_cycle else "")
+
+
 def position_of(role: Role, cycle: int, branch: int) -> tuple[int, int, int]:
     """The position in the course of the run, a key to sort by."""
     return cycle, ROLES.index(role), branch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -23,6 +24,21 @@ def warnings_only() -> Iterator[None]:
             yield
         finally:
             optuna.logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def without_turns() -> Iterator[None]:
+    """Log only warnings and errors of the runs of this thread, for example in a comparison."""
+    logger, thread = optuna.logging.get_logger("optuna.miha"), threading.get_ident()
+
+    def keep(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or record.thread != thread
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from optuna_miha._history.error_text import describe_error
 from optuna_miha._history.schedule import params_of
+from optuna_miha._history.segment import place_of
 from optuna_miha._history.text_table import html_table
 from optuna_miha._model.recipe_text import describe_model
 from optuna_miha._search.mutation import describe
@@ -40,7 +41,7 @@ def overview(result: Result) -> list[tuple[str, str]]:
         ("more", "print(result.describe()), print(result.schedule)"),
     ]
     headline = (
-        f"Result: value {result.value:.6g}, trial {last.number} ({last.role}); "
+        f"Result: value {result.value:.6g}, trial {last.number} ({place_of(last)}); "
         f"{result.n_epochs_trained} epochs trained in {len(result.segments)} trials"
     )
     return [("", headline), *((name, _wrapped(text)) for name, text in rows)]

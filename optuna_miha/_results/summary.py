@@ -1,4 +1,8 @@
-"""Descriptions of a run, generated from its history."""
+"""Descriptions of a run, generated from its history.
+
+The log of a run, ``Result.describe``, the report and the note in optuna-dashboard use the same
+sentences, which name each turn of the run with its reason and its values.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,9 @@ from dataclasses import dataclass
 from optuna.trial import TrialState
 
 from optuna_miha._history.lineage import Lineage
-from optuna_miha._history.segment import Segment
-from optuna_miha._search.control import is_without_effect
+from optuna_miha._history.segment import Segment, place_of
+from optuna_miha._search.control import control_of, is_without_effect
 from optuna_miha._search.mutation import NO_CHANGE, describe
-
-_ROLE_NAMES = {"startup": "start-up race"}
-"""Names of roles in descriptions, if they differ from the roles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class Cycle:
         winner: The branch that the run continued; :obj:`None` if all were pruned or failed.
         before: The value at the end of the winner's parent; :obj:`None` without a parent.
         after: The value at the end of the winner; :obj:`None` without a winner.
+        control: The value at the end of the control; :obj:`None` if it is the winner, or absent.
+        is_continued: Whether the run continued from the winner, or has nothing later yet.
         n_branches: The number of branches.
         n_pruned: The number of pruned branches.
         n_failed: The number of failed branches.
@@ -34,6 +37,8 @@ class Cycle:
     winner: Segment | None
     before: float | None
     after: float | None
+    control: float | None
+    is_continued: bool
     n_branches: int
     n_pruned: int
     n_failed: int
@@ -52,10 +57,22 @@ class Cycle:
         values = [value for value in (self.before, self.after) if value is not None]
         return " -> ".join(f"{value:.4g}" for value in values)
 
+    @property
+    def line(self) -> str:
+        """The cycle in one line: its best change, the values, and whether the run continued it."""
+        line = f"cycle {self.number}: {self.change}"
+        if self.winner is None:
+            return line
+        control = "" if self.control is None else f", the control {self.control:.4g}"
+        line += f" ({self.course}{control}, trial {self.winner.number})"
+        return line if self.is_continued else f"{line}, not continued"
+
 
 def cycles_of(lineage: Lineage) -> list[Cycle]:
     """The cycles of a run with branches."""
     last = max((segment.cycle for segment in lineage), default=0)
+    end = max((segment.position for segment in lineage), default=None)
+    parents, best = {segment.parent for segment in lineage}, lineage.best()
     cycles = []
     for number in range(1, last + 1):
         branches = lineage.group("branch", number).values()
@@ -63,6 +80,8 @@ def cycles_of(lineage: Lineage) -> list[Cycle]:
             continue
         winner = lineage.continued("branch", number)
         parent = None if winner is None else lineage.parent(winner)
+        control = control_of(lineage, number)
+        is_last = end is not None and max(b.position for b in branches) == end
         states = [branch.state for branch in branches]
         cycles.append(
             Cycle(
@@ -70,6 +89,10 @@ def cycles_of(lineage: Lineage) -> list[Cycle]:
                 winner=winner,
                 before=None if parent is None else parent.last_score,
                 after=None if winner is None else winner.last_score,
+                control=None if control in (None, winner) else control.last_score,
+                is_continued=(
+                    is_last or winner is best or (winner is not None and winner.number in parents)
+                ),
                 n_branches=len(states),
                 n_pruned=states.count(TrialState.PRUNED),
                 n_failed=states.count(TrialState.FAIL),
@@ -84,8 +107,43 @@ def race_line(lineage: Lineage) -> str | None:
     winner = lineage.continued("startup", 0)
     if winner is None:
         return None
+    candidates = lineage.group("startup", 0)
     change = "the initial configuration" if winner.mutation == NO_CHANGE else winner.mutation
-    return f"start-up race of {len(lineage.group('startup', 0))}: {change}"
+    line = f"start-up race of {len(candidates)}: {change} ({winner.value:.4g}"
+    initial = next((s for s in candidates.values() if s.mutation == NO_CHANGE and s.scores), None)
+    if initial is not None and initial is not winner:
+        line += f", the initial configuration {initial.last_score:.4g} after {initial.end} epochs"
+    return f"{line}, trial {winner.number})"
+
+
+def overfitting_line(lineage: Lineage, first_cycle: int = 0) -> str | None:
+    """Describe why restarts follow; :obj:`None` without restarts.
+
+    Args:
+        lineage: The history.
+        first_cycle: The first cycle of the stretch.
+    """
+    cycles = [s.cycle for s in lineage if s.role == "restart" and s.cycle >= first_cycle]
+    best = lineage.best_before(min(cycles)) if cycles else None
+    if best is None:
+        return None
+    epoch = best.end if best.checkpoint is None else best.checkpoint["best_epoch"]
+    return (
+        f"the trunk has not improved since epoch {epoch} ({best.value:.4g}, trial {best.number}): "
+        "it overfits, and the rest of the budget is spent on restarts from the initial weights"
+    )
+
+
+def restart_line(lineage: Lineage, restart: Segment) -> str:
+    """Describe a restart: its number, its change, and its value."""
+    cycles = sorted(s.cycle for s in lineage if s.role == "restart")
+    change = _restart_change(restart)
+    line = f"restart {cycles.index(restart.cycle) + 1}: {change}"
+    if restart.value is None:
+        outcome = "pruned" if restart.state == TrialState.PRUNED else "failed"
+        return f"{line} ({outcome}, trial {restart.number})"
+    news = ", the best so far" if lineage.best() is restart else ""
+    return f"{line} ({restart.value:.4g}{news}, trial {restart.number})"
 
 
 def restarts_line(lineage: Lineage) -> str | None:
@@ -93,34 +151,50 @@ def restarts_line(lineage: Lineage) -> str | None:
     restarts = [s for s in lineage if s.role == "restart"]
     if not restarts:
         return None
-    line = f"{len(restarts)} restarts from the initial weights"
+    plural = "" if len(restarts) == 1 else "s"
+    line = f"{len(restarts)} restart{plural} from the initial weights"
     complete = [s for s in restarts if s.value is not None]
     if complete:
         # The model is selected by the same criterion.
         best = min(complete, key=lambda s: (lineage.cost(s), s.number))
-        change = "the best parameters so far" if best.mutation == NO_CHANGE else best.mutation
-        line += f", the best: {change} ({best.value:.4g}, trial {best.number})"
+        line += f", the best: {_restart_change(best)} ({best.value:.4g}, trial {best.number})"
     return line
 
 
+def _restart_change(restart: Segment) -> str:
+    return "the best parameters so far" if restart.mutation == NO_CHANGE else restart.mutation
+
+
 def final_line(lineage: Lineage) -> str | None:
-    """Describe where the final phase starts; :obj:`None` if it continues the end of the trunk."""
+    """Describe the final phase: where it starts, and its value; :obj:`None` without one."""
     finals = [s for s in lineage if s.role == "final"]
-    start = lineage.parent(finals[-1]) if finals else None
-    if start is None:
+    if not finals:
         return None
+    start, last = lineage.parent(finals[-1]), finals[-1]
+    values = [] if start is None else [start.last_score]
+    if last.value is not None:
+        values.append(last.value)
+    course = " -> ".join(f"{value:.4g}" for value in values)
+    return f"final phase of {last.trained} epochs: {start_of_final(lineage, start)} ({course})"
+
+
+def start_of_final(lineage: Lineage, start: Segment | None) -> str:
+    """Describe the segment that a final phase continues.
+
+    Args:
+        lineage: The history.
+        start: The segment; :obj:`None`: the phase starts from the initial weights.
+    """
+    if start is None:
+        return "from the initial weights"
     trunk = [
         s.position
         for s in lineage
         if s.role in ("startup", "branch", "trunk") and lineage.continued(s.role, s.cycle) is s
     ]
     if start.role != "restart" and start.position == max(trunk, default=None):
-        return None
-    place = f" of cycle {start.cycle}" if start.role in ("branch", "trunk") else ""
-    role = _ROLE_NAMES.get(start.role, start.role)
-    return (
-        f"final phase: continues trial {start.number} ({role}{place}), which was the best so far"
-    )
+        return f"continues the end of the trunk, trial {start.number}"
+    return f"continues trial {start.number} ({place_of(start)}), which was the best so far"
 
 
 def best_line(lineage: Lineage, best: Segment) -> str:
@@ -131,9 +205,8 @@ def best_line(lineage: Lineage, best: Segment) -> str:
         best: The segment of the network.
     """
     age = best.end if best.checkpoint is None else best.checkpoint["best_epoch"]
-    role = _ROLE_NAMES.get(best.role, best.role)
     return (
-        f"best value {best.value:.6g} in trial {best.number} ({role}) after "
+        f"best value {best.value:.6g} in trial {best.number} ({place_of(best)}) after "
         f"{age} epochs of its lineage; {lineage.spent} epochs trained in all"
     )
 
@@ -145,9 +218,14 @@ def sentences(lineage: Lineage, best: Segment) -> list[str]:
         lineage: The history.
         best: The segment of the best network.
     """
-    lines = [best_line(lineage, best), race_line(lineage)]
+    lines = [best_line(lineage, best), race_line(lineage), overfitting_line(lineage)]
     lines += [restarts_line(lineage), final_line(lineage)]
-    return [f"{line[:1].upper()}{line[1:]}." for line in lines if line is not None]
+    return [as_sentence(line) for line in lines if line is not None]
+
+
+def as_sentence(line: str) -> str:
+    """A line with a capital letter and a full stop."""
+    return f"{line[:1].upper()}{line[1:]}."
 
 
 def describe_run(lineage: Lineage, best: Segment) -> str:
@@ -157,12 +235,7 @@ def describe_run(lineage: Lineage, best: Segment) -> str:
         lineage: The history.
         best: The segment of the best network.
     """
-    lines = [race_line(lineage)]
-    for cycle in cycles_of(lineage):
-        line = f"cycle {cycle.number}: {cycle.change}"
-        if cycle.winner is not None:
-            line += f" ({cycle.course}, trial {cycle.winner.number})"
-        lines.append(line)
-    lines += [restarts_line(lineage), final_line(lineage), best_line(lineage, best)]
-    lines.append(f"its parameters: {describe({}, best.params)}")
+    lines = [race_line(lineage), *(cycle.line for cycle in cycles_of(lineage))]
+    lines += [overfitting_line(lineage), restarts_line(lineage), final_line(lineage)]
+    lines += [best_line(lineage, best), f"its parameters: {describe({}, best.params)}"]
     return "\n".join(line for line in lines if line is not None)

@@ -19,6 +19,7 @@ from optuna_miha._search.phases import Stretch
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.proposals import Proposals, Proposer
 from optuna_miha._search.sampler import read_search_context
+from optuna_miha._study.optuna_internals import is_in_memory
 from optuna_miha._study.retention import Retention
 from optuna_miha._study.retry import Retry
 from optuna_miha._study.setup import record_progress
@@ -41,13 +42,27 @@ def train_stretch(session: Session, stretch: Stretch) -> None:
     try:
         retry.run(lambda: _attempt(session, stretch, deadline), lambda: session.lineage.spent)
     except BaseException as error:
-        _logger.warning(
-            f"Stopped by {type(error).__name__} after {session.lineage.spent} of {stretch.end} "
-            f"epochs. Run the same script again to resume: the study "
-            f"{session.study.study_name!r} and its checkpoints contain all finished segments."
-            + _advice(error)
+        advice = (
+            f"{session.lineage.spent} of {stretch.end} epochs are trained. "
+            f"{_how_to_resume(session.study)}"
         )
+        _logger.warning(f"Stopped by {type(error).__name__}: {advice}{_advice(error)}")
+        if hasattr(error, "add_note"):  # Otherwise the traceback hides the line above.
+            error.add_note(f"optuna_miha: {advice}")
         raise
+
+
+def _how_to_resume(study: optuna.Study) -> str:
+    if is_in_memory(study):
+        return (
+            "The study is in memory: to resume, call `optimize` again with the same study before "
+            'this process ends. With `create_study(storage="sqlite:///run.db", ...)`, the script '
+            "could be run again."
+        )
+    return (
+        f"Run the same script again to resume: the study {study.study_name!r} and its "
+        "checkpoints contain all finished segments."
+    )
 
 
 def _attempt(session: Session, stretch: Stretch, deadline: float) -> None:

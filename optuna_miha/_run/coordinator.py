@@ -14,6 +14,7 @@ from optuna_miha._run.population import Population
 from optuna_miha._run.progress import Progress
 from optuna_miha._run.selection import Selection
 from optuna_miha._run.session import Session
+from optuna_miha._run.story import log_end_of, log_result, log_start_of, log_stop, phase_label
 from optuna_miha._search.phases import Phase, Stretch, next_phase
 from optuna_miha._search.plan import Plan, race_rungs
 from optuna_miha._study.optuna_internals import is_stopped
@@ -60,15 +61,19 @@ class Coordinator:
         try:
             while (phase := next_phase(plan, stretch, self._lineage)) is not None:
                 if is_stopped(self._study) or time.monotonic() >= deadline:
+                    log_stop(self._lineage, stretch)
                     break
                 lease.check()
-                self._progress.show_phase(f"cycle {phase.cycle} {phase.role}")
+                self._progress.show_phase(phase_label(phase, self._lineage))
+                log_start_of(phase, self._lineage)
                 self._train_phase(phase, stretch)
+                log_end_of(phase, self._lineage, stretch)
                 record_progress(self._study, lease, self._lineage)
                 if phase.role == "branch":
                     self._session.dashboard.refresh()
             else:
                 self._selection.clean_up()
+                log_result(self._lineage)
                 self._warn_of_unspent_epochs(stretch)
         finally:
             with suppress(Exception):  # Otherwise they are failed when the run is resumed.

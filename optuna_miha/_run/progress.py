@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, TextIO
 
 import optuna
@@ -16,7 +17,10 @@ from optuna_miha._history.curve import EpochResult
 from optuna_miha._history.lineage import Lineage
 
 _FILE_INTERVAL = 30.0
-"""Seconds between two lines of a bar that is written to a file."""
+"""Minimum number of seconds between two lines of a bar that is written to a file."""
+
+_FILE_LINES = 20
+"""Maximum number of lines of a bar that is written to a file, whatever the length of the run."""
 
 
 class _LineWriter:
@@ -40,6 +44,33 @@ class _LineWriter:
         self._stream.flush()
 
 
+def is_file() -> bool:
+    """Whether a bar is written to a file, in which it cannot overwrite itself."""
+    return tqdm is text_tqdm and not sys.stderr.isatty()
+
+
+@contextmanager
+def open_bar(total: int, initial: int = 0, *, show: bool) -> Iterator[Any]:
+    """Open a progress bar over epochs. Log messages are printed above it.
+
+    Args:
+        total: The total number of epochs.
+        initial: The epochs that are already trained.
+        show: Whether to show the bar.
+    """
+    settings: dict[str, Any] = {"dynamic_ncols": True}
+    if is_file():
+        # An interval below that of tqdm's monitor thread would be overruled by it.
+        settings = {"mininterval": _FILE_INTERVAL, "maxinterval": math.inf, "ncols": 100}
+        settings |= {"file": _LineWriter(sys.stderr), "miniters": -(-total // _FILE_LINES)}
+    with ExitStack() as stack:
+        if show and not is_file():
+            logger = optuna.logging.get_logger("optuna")
+            stack.enter_context(logging_redirect_tqdm([logger]))
+        bar = tqdm(total=total, initial=initial, disable=not show, unit="epoch", **settings)
+        yield stack.enter_context(bar)
+
+
 class Progress:
     """A progress bar over the epochs of the budget; a context manager.
 
@@ -54,24 +85,7 @@ class Progress:
         self._sign = lineage.sign
         self._lowest_cost = math.inf if best is None else lineage.cost(best)
         self._stack = ExitStack()
-        settings: dict[str, Any] = {"dynamic_ncols": True}
-        is_file = tqdm is text_tqdm and not sys.stderr.isatty()
-        if is_file:  # A bar in a file cannot overwrite itself.
-            stream = _LineWriter(sys.stderr)
-            settings = {"file": stream, "mininterval": _FILE_INTERVAL, "ncols": 100}
-        self._is_file = is_file
-        if show and not is_file:  # Log messages are printed above the bar.
-            logger = optuna.logging.get_logger("optuna")
-            self._stack.enter_context(logging_redirect_tqdm([logger]))
-        self._bar: Any = self._stack.enter_context(
-            tqdm(
-                total=total,
-                initial=lineage.spent,
-                disable=not show,
-                unit="epoch",
-                **settings,
-            )
-        )
+        self._bar = self._stack.enter_context(open_bar(total, lineage.spent, show=show))
 
     def __enter__(self) -> Progress:
         return self
@@ -81,7 +95,7 @@ class Progress:
 
     def show_phase(self, label: str) -> None:
         """Show the label of the current phase."""
-        self._bar.set_description(label, refresh=not self._is_file)
+        self._bar.set_description(label, refresh=not is_file())
 
     def count_epoch(self, result: EpochResult) -> None:
         """Count an epoch, and show the best value so far."""

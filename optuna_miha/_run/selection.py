@@ -129,8 +129,6 @@ class Selection:
             self._finish(phase, sibling, is_winner=sibling is winner)
         chosen = self._lineage.winner(phase.role, phase.cycle)
         self._retention.clean(chosen or phase.parent)
-        if phase.role == "branch" and chosen is not None:
-            _logger.info(f"Cycle {phase.cycle}: {chosen.mutation} (trial {chosen.number}).")
 
     def _rank(self, phase: Phase, alive: list[Sibling]) -> list[Sibling]:
         """Compute fitness and violation, and sort the siblings; see :func:`ranking`."""

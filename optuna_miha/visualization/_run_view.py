@@ -11,19 +11,11 @@ from optuna.study import StudyDirection
 
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
-from optuna_miha._history.segment import Segment
+from optuna_miha._history.segment import Segment, place_of
 from optuna_miha._search.control import is_without_effect
 from optuna_miha._search.mutation import NO_CHANGE
 from optuna_miha._study.schema import read_segments
 from optuna_miha.visualization._style import format_mutation, number
-
-_ROLE_NAMES = {
-    "startup": "start-up race",
-    "branch": "branch",
-    "trunk": "trunk",
-    "restart": "restart",
-    "final": "final phase",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +56,10 @@ class RunView:
 
     def hover(self, segment: Segment) -> str:
         """Hover text of a segment: trial, role, outcome, change and fitness."""
-        role = _ROLE_NAMES[segment.role]
-        if segment.role in ("branch", "trunk"):
-            role += f" of cycle {segment.cycle}"
         outcome = segment.state.name.lower()
         if outcome == "complete":
             outcome = "won" if self.has_won(segment) else "lost"
-        lines = [f"trial {segment.number}: {role}, {outcome}"]
+        lines = [f"trial {segment.number}: {place_of(segment)}, {outcome}"]
         if segment.role in ("startup", "branch", "restart"):
             lines.append(format_mutation(describe_change(segment)))
         if is_without_effect(self.lineage, segment):

@@ -25,7 +25,7 @@ def test_representations_take_a_few_lines_of_a_console(result: miha.Result) -> N
         assert len(lines) <= 14
         assert max(map(len, lines)) <= 150
         assert "tensor(" not in text
-    assert f"value {result.value:.6g}, trial {result.trial.number} (final)" in texts[0]
+    assert f"value {result.value:.6g}, trial {result.trial.number} (final phase)" in texts[0]
     assert f"trial {result.lineage[-1].number}: final of cycle" in texts[2]
     assert "train_data=tensors of shapes (60, 4), (60,)" in texts[3]
 

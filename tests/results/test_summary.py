@@ -27,17 +27,19 @@ def test_a_cycle_names_the_branch_that_the_final_phase_continues() -> None:
     assert [cycle.change for cycle in cycles_of(lineage)] == ["two"]
     lineage = population(segment(3, role="final", cycle=1, parent=1, birth=4))
     assert [cycle.change for cycle in cycles_of(lineage)] == ["one"]
-    assert final_line(lineage) is None  # It is the end of the trunk.
+    line = "final phase of 2 epochs: continues the end of the trunk, trial 1 (0.5 -> 0.5)"
+    assert final_line(lineage) == line
 
 
 def test_the_start_of_a_final_phase_is_named_if_it_is_not_the_end_of_the_trunk() -> None:
     trunk = segment(3, cycle=1, parent=2, birth=4)
     lineage = population(trunk, segment(4, role="final", cycle=1, parent=3, birth=6))
-    assert final_line(lineage) is None
+    assert "continues the end of the trunk, trial 3" in str(final_line(lineage))
     lineage = population(trunk, segment(4, role="final", cycle=1, parent=1, birth=4))
     assert [cycle.change for cycle in cycles_of(lineage)] == ["two"]
-    line = "Final phase: continues trial 1 (branch of cycle 1), which was the best so far."
-    assert sentences(lineage, lineage[4])[-1] == line
+    line = "continues trial 1 (branch of cycle 1), which was the best so far (0.5 -> 0.5)."
+    assert sentences(lineage, lineage[4])[-1].endswith(line)
+    assert [cycle.is_continued for cycle in cycles_of(lineage)] == [True]
 
 
 def overfitting(trial: Any) -> miha.Recipe:
@@ -56,7 +58,8 @@ def test_a_restart_that_is_the_result_is_named() -> None:
     result = run(study, overfitting, plan=miha.Plan(120, startup=3), device="cpu")
     [restart] = result.lineage
     assert restart.role == "restart"
-    [line] = [t for t in result.describe().splitlines() if "restarts from" in t]
+    start = f"{sum(s.role == 'restart' for s in result.segments)} restarts from"
+    [line] = [t for t in result.describe().splitlines() if t.startswith(start)]
     assert line.endswith(
         f"the best: {restart.mutation} ({restart.value:.4g}, trial {restart.number})"
     )

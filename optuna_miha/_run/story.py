@@ -1,0 +1,79 @@
+"""The log of a run: one line for each turn, with its reason and its values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import optuna
+
+from optuna_miha._history.lineage import Lineage
+from optuna_miha._history.segment import role_name
+from optuna_miha._results.summary import (
+    as_sentence,
+    best_line,
+    cycles_of,
+    final_line,
+    overfitting_line,
+    race_line,
+    restart_line,
+    start_of_final,
+)
+from optuna_miha._search.phases import Phase, Stretch
+
+_logger = optuna.logging.get_logger("optuna.miha")
+
+
+def phase_label(phase: Phase, lineage: Lineage) -> str:
+    """The name of a phase in the progress bar."""
+    name = role_name(phase.role)
+    if phase.role == "restart":
+        return f"{name} {1 + sum(s.role == phase.role for s in lineage)}"
+    return f"cycle {phase.cycle}, {name}" if phase.role in ("branch", "trunk") else name
+
+
+def log_start_of(phase: Phase, lineage: Lineage) -> None:
+    """Log the start of a final phase, which is the longest, and what it continues."""
+    if phase.role == "final":
+        start = start_of_final(lineage, phase.parent)
+        _logger.info(f"Final phase: the last {phase.n_epochs} epochs; {start}.")
+
+
+def log_end_of(phase: Phase, lineage: Lineage, stretch: Stretch) -> None:
+    """Log the outcome of a phase, and the reason if the run changes its course."""
+    for line in _lines(phase, lineage, stretch):
+        _logger.info(as_sentence(line))
+
+
+def _lines(phase: Phase, lineage: Lineage, stretch: Stretch) -> Iterator[str]:
+    if phase.role == "startup":
+        line = race_line(lineage)
+        if line is not None:
+            yield line
+    elif phase.role == "branch":
+        yield from (cycle.line for cycle in cycles_of(lineage) if cycle.number == phase.cycle)
+    elif phase.role == "restart":
+        restarts = [s for s in lineage if s.role == "restart" and s.cycle >= stretch.first_cycle]
+        reason = overfitting_line(lineage, stretch.first_cycle)
+        if len(restarts) == 1 and reason is not None:
+            yield reason
+        if restarts and restarts[-1].cycle == phase.cycle:
+            yield restart_line(lineage, restarts[-1])
+    elif phase.role == "final":
+        line = final_line(lineage)
+        if line is not None:
+            yield line
+
+
+def log_result(lineage: Lineage) -> None:
+    """Log which segment is the result of a finished run, and why."""
+    best = lineage.best()
+    if best is not None:
+        _logger.info(f"Result: the {best_line(lineage, best)}.")
+
+
+def log_stop(lineage: Lineage, stretch: Stretch) -> None:
+    """Log that a callback or the timeout stopped the run."""
+    _logger.info(
+        f"Stopped after {lineage.spent} of {stretch.end} epochs by `timeout` or `study.stop()`: "
+        "another call of `optimize` continues the run."
+    )

@@ -1,0 +1,84 @@
+"""The log of a run tells its turns, in the words of ``Result.describe``."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+
+import optuna
+import pytest
+from helpers.problems import TINY, blobs, classifier, new_study, run
+from torch import nn
+
+import optuna_miha as miha
+from optuna_miha._run.progress import open_bar
+
+
+@pytest.fixture(autouse=True)
+def _info_log() -> Iterator[None]:
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    optuna.logging.enable_propagation()
+    yield
+    optuna.logging.disable_propagation()
+    optuna.logging.set_verbosity(verbosity)
+
+
+def overfitting(trial: optuna.Trial) -> miha.Recipe:
+    """A wide network for labels that cannot be learned."""
+    x, y = blobs(30)
+    return miha.Recipe(
+        model=nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3)),
+        loss_fn=nn.CrossEntropyLoss(),
+        train_data=(x, y.roll(7)),
+        valid_data=blobs(60, seed=1),
+        optimizer=None,
+        batch_size=8,
+    )
+
+
+def test_log_and_description_use_the_same_lines(caplog: pytest.LogCaptureFixture) -> None:
+    result = run(new_study())
+    log = "\n".join(record.message for record in caplog.records).lower()
+    *lines, best, _ = result.describe().splitlines()
+    assert {line.split(" ")[0] for line in lines} == {"start-up", "cycle", "final"}
+    for line in lines:
+        assert line.removesuffix(", not continued").lower() in log
+    assert f"result: the {best}" in log
+    assert f"the last {result.lineage[-1].trained} epochs" in log
+
+
+def test_log_says_why_the_run_turns_to_restarts(caplog: pytest.LogCaptureFixture) -> None:
+    result = run(new_study(), overfitting, plan=miha.Plan(90, startup=1, fixing_epochs=6))
+    restarts = [s for s in result.segments if s.role == "restart"]
+    assert restarts
+    assert caplog.text.count("it overfits, and the rest of the budget is spent on restarts") == 1
+    for number, restart in enumerate(restarts, start=1):
+        [line] = [r.message for r in caplog.records if f"Restart {number}: " in r.message]
+        assert f"trial {restart.number})" in line
+
+
+def test_a_stopped_run_says_that_it_can_be_continued(caplog: pytest.LogCaptureFixture) -> None:
+    run(new_study(), callbacks=[lambda study, trial: study.stop()])
+    assert f"of {TINY.n_epochs} epochs by `timeout` or `study.stop()`" in caplog.text
+
+
+def test_a_comparison_logs_one_line_per_run(caplog: pytest.LogCaptureFixture) -> None:
+    methods = ["miha", "no-search"]
+    miha.compare(classifier, n_epochs=30, methods=methods, seeds=1, show_progress_bar=False)
+    messages = [record.message for record in caplog.records]
+    assert len(messages) == 2
+    assert messages[0].startswith("Run 1 of 2, miha with seed 0: validation loss ")
+
+
+def test_a_bar_in_a_file_writes_a_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("optuna_miha._run.progress._FILE_INTERVAL", 0.0)
+    with open_bar(10_000, show=True) as bar:
+        for _ in range(10_000):
+            bar.update()
+    lines = stream.getvalue().splitlines()
+    assert 2 <= len(lines) <= 23
+    assert "\r" not in stream.getvalue()
