@@ -7,6 +7,7 @@ from optuna_miha._history.curve import Curve, EpochResult
 from optuna_miha._history.schedule import Schedule
 from optuna_miha._history.segment import Segment
 from optuna_miha._model.recipe import Recipe
+from optuna_miha._model.step_output import StepOutput
 from optuna_miha._model.suggest import (
     suggest_batch_size,
     suggest_dropout,
@@ -49,6 +50,7 @@ __all__ = [
     "Schedule",
     "Segment",
     "SlopePruner",
+    "StepOutput",
     "Trainer",
     "TrainerContext",
     "UniformCrossover",

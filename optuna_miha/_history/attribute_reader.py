@@ -75,6 +75,11 @@ class AttributeReader:
             raise self.error(key, "a list of numbers", value)
         return tuple(None if part is None else self._float(key, part) for part in value)
 
+    def curves(self, key: str) -> dict[str, tuple[Any, ...]]:
+        """Lists of numbers by name, some of which may be :obj:`None`; empty if it is missing."""
+        curves = AttributeReader(f"{self.owner}, {key!r}", self.mapping(key) or {})
+        return {name: curves.numbers(name) for name in self.mapping(key) or {}}
+
     def integers(self, key: str) -> tuple[int, ...]:
         """A list of non-negative integers; empty if it is missing."""
         value = self._get(key, [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
@@ -51,6 +51,8 @@ class Segment:
         member: The file with its best weights, which an ensemble can use, and their validation
             value: ``{"id": …, "sha256": …, "value": …}`` or :obj:`None`.
         violation: The sum of the violated constraints of its trial; 0.0 if it is feasible.
+        metrics: The other metrics of each epoch by name, with six significant digits;
+            :obj:`None` where one is not finite.
     """
 
     number: int
@@ -72,6 +74,7 @@ class Segment:
     averaged_score: float | None = None
     member: dict[str, Any] | None = None
     violation: float = 0.0
+    metrics: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """The segment in one line; the attributes have the rest."""
@@ -199,6 +202,7 @@ def segment_of(trial: FrozenTrial) -> Segment | None:
         averaged_score=read.number_in(attributes.AVERAGED, "value"),
         member=member,
         violation=_violation(trial),
+        metrics=read.curves(attributes.METRIC_CURVES),
     )
 
 

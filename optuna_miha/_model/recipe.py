@@ -4,21 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from optuna_miha._history.scalars import as_int
+from optuna_miha._model.recipe_options import check_options
 from optuna_miha._model.recipe_text import describe_recipe
+from optuna_miha._model.step_output import StepOutput
 from optuna_miha._model.suggestions import Suggestions
 
 Data: TypeAlias = tuple[Tensor, ...] | Dataset[Any] | DataLoader[Any]
 LossFn: TypeAlias = Callable[..., Tensor]
-Metric: TypeAlias = Callable[[Tensor, Tensor], "Tensor | float"]
-TrainStep: TypeAlias = Callable[[nn.Module, Any, LossFn], Tensor]
+
+
+class MetricObject(Protocol):
+    """A metric that adds up batches, as those of torchmetrics do."""
+
+    def update(self, outputs: Any, targets: Any, /) -> Any:
+        """Add a batch."""
+        ...
+
+    def compute(self) -> Any:
+        """Return the value of all batches since the last reset."""
+        ...
+
+    def reset(self) -> Any:
+        """Forget all batches."""
+        ...
+
+
+Metric: TypeAlias = Callable[[Any, Any], Any] | MetricObject
+TrainStep: TypeAlias = Callable[
+    [nn.Module, Any, LossFn], Tensor | StepOutput | tuple[Tensor, Any, Any]
+]
+SchedulerFn: TypeAlias = Callable[[torch.optim.Optimizer], LRScheduler]
+LrSchedule: TypeAlias = Callable[[float], float]
 
 DEFAULT_BATCH_SIZE = 32
 
@@ -84,9 +109,13 @@ class Recipe:
             parameter shapes.
         loss_fn:
             The training loss, called as ``loss_fn(model(*inputs), target)`` for a batch
-            ``(*inputs, target)``. It returns a scalar. Losses of torch give the value of all
-            samples at once, with class weights and ``ignore_index``, or the sum if
-            ``reduction="sum"``. Other functions, and a ``train_step``, should return the mean
+            ``(*inputs, target)``, and as ``loss_fn(model(**inputs), target)`` for a dictionary,
+            whose targets are named ``"labels"``, ``"targets"`` or ``"y"``. A batch that is any
+            other object, such as one of graphs, is passed to the network as it is, with its
+            attribute ``y`` or ``labels`` as the target. Outputs may be tensors, tuples,
+            dictionaries or outputs of Hugging Face. The loss is a scalar. Losses of torch give
+            the value of all samples at once, with class weights and ``ignore_index``, or the sum
+            if ``reduction="sum"``. Other functions, and a ``train_step``, should return the mean
             over the batch; batches are weighted by their number of samples.
         train_data:
             A tuple of tensors ``(*inputs, target)`` of equal length, a
@@ -104,18 +133,22 @@ class Recipe:
             Samples per training step. :obj:`None`: the batch size of the ``DataLoader``, or 32
             without one.
         metrics:
-            Metrics to compute besides the loss, by name. Each is called once per epoch with the
-            outputs and targets of the whole validation data. ``"accuracy"`` is built in; it
-            needs scores of at least two classes, and class indices as targets.
+            Metrics to compute besides the loss, by name. Each is a function, called once per
+            epoch with the outputs and targets of the whole validation data, or an object with
+            ``update(outputs, targets)`` for each batch, ``compute()`` and ``reset()``, as those of
+            torchmetrics, for which outputs are not kept in memory. Tensors are concatenated, also
+            in tuples and dictionaries; those with shapes that do not match are passed as a list
+            with one tensor for each batch. ``"accuracy"`` is built in; it needs scores of at
+            least two classes, and class indices as targets.
         monitor:
             The value that decides between branches: ``"loss"`` or the name of a metric. The
             study's direction must match it.
         train_step:
-            ``train_step(model, batch, loss_fn)`` returns the loss of a batch, for batches that
-            are not ``(*inputs, target)``. Validation uses that of the initial configuration, so
-            that suggested values in it, such as the weight of a term, affect training only. It
-            must use the ``model`` that is passed to it. With a ``train_step``, only ``"loss"``
-            can be monitored, and ``metrics`` must be empty.
+            ``train_step(model, batch, loss_fn)`` returns the loss of a batch of any form. For
+            ``metrics``, it returns a :class:`StepOutput` or a tuple ``(loss, outputs, targets)``.
+            Validation uses that of the initial configuration, so that suggested values in it,
+            such as the weight of a term, affect training only. It must use the ``model`` that is
+            passed to it.
         valid_loss_fn:
             The validation loss. :obj:`None`: the ``loss_fn``. All branches are validated with
             that of the initial configuration, so that they are compared on one scale. It must
@@ -127,6 +160,29 @@ class Recipe:
         extra_state:
             Objects by name whose state outlives a segment: schedulers, a gradient scaler, an
             environment, a replay buffer, a target network. See :meth:`TrainerContext.register`.
+        grad_clip:
+            The largest norm of all gradients together. Before each step of the optimizer, larger
+            gradients are scaled down to it. :obj:`None`: no clipping.
+        accumulate:
+            Batches per step of the optimizer. The gradients equal those of one batch with all
+            their samples; the last group of an epoch may be smaller. May be suggested, for
+            example by ``trial.suggest_int("accumulate", 1, 8)``.
+        scheduler:
+            A function that creates a learning rate scheduler of torch for the optimizer that is
+            passed to it. While the run anneals, the rate of a step is that of the scheduler times
+            the factor of the annealing. The state of the scheduler is inherited like that of the
+            optimizer. The rates must follow the suggested ``lr``.
+        scheduler_interval:
+            When the scheduler steps: ``"epoch"``, or ``"step"`` for every step of the optimizer.
+        lr_schedule:
+            A factor of the learning rate at every step, as a function of the fraction of the
+            run's budget that is spent, from 0 to 1. It multiplies the other factors.
+        warmup_steps:
+            Steps of the optimizer, counted from the initial weights, over which the learning rate
+            rises linearly. It multiplies the other factors.
+        valid_batch_size:
+            Samples per batch of the validation data, unless they are a ``DataLoader``.
+            :obj:`None`: 512.
 
     With your own ``trainer``, ``loss_fn``, ``train_data`` and ``valid_data`` may be left out if
     the trainer brings its own.
@@ -148,6 +204,14 @@ class Recipe:
     valid_loss_fn: LossFn | None = None
     test_data: Data | None = None
     extra_state: Mapping[str, Any] = field(default_factory=dict)
+    grad_clip: float | None = None
+    accumulate: int = 1
+    scheduler: SchedulerFn | None = None
+    scheduler_interval: Literal["step", "epoch"] = "epoch"
+    lr_schedule: LrSchedule | None = None
+    warmup_steps: int = 0
+    steps_per_epoch: int | None = None
+    valid_batch_size: int | None = None
     valid_step: TrainStep | None = field(default=None, init=False, repr=False)
     """The ``train_step`` of the initial configuration, set before validation."""
     has_default_optimizer: bool = field(default=False, init=False, repr=False)
@@ -177,6 +241,7 @@ class Recipe:
         self.batch_size = as_int(self.batch_size)
         if type(self.batch_size) is not int or self.batch_size < 1:
             raise ValueError(f"`batch_size` must be a positive integer, got {self.batch_size!r}.")
+        check_options(self)
         self._check_metrics()
 
     def __repr__(self) -> str:
@@ -198,7 +263,7 @@ class Recipe:
                 raise ValueError(_missing(name))
 
     def _check_metrics(self) -> None:
-        """Check ``metrics``, ``monitor`` and ``train_step``, and add the built-in accuracy."""
+        """Check ``metrics`` and ``monitor``, and add the built-in accuracy."""
         if "loss" in self.metrics:
             raise ValueError(
                 'A metric must not be named "loss", the name of the validation loss: give it '
@@ -212,17 +277,6 @@ class Recipe:
             )
             raise ValueError(
                 f"`monitor` must be one of {known}, got {self.monitor!r}: add it to `metrics`."
-            )
-        if self.train_step is not None and self.monitor != "loss":
-            raise ValueError(
-                f"With a `train_step`, only the loss can be monitored, got {self.monitor!r}: "
-                'leave `monitor` at "loss", or pass your own `trainer` to `optimize`.'
-            )
-        if self.train_step is not None and self.metrics:
-            raise ValueError(
-                "With a `train_step`, which returns no outputs, there must be no `metrics`, got "
-                f"{', '.join(map(repr, self.metrics))}: leave them out, or pass your own "
-                "`trainer` to `optimize`."
             )
 
 

@@ -150,9 +150,11 @@ def check_no_scheduler(optimizer: torch.optim.Optimizer) -> None:
     # A scheduler wraps the `step` of its optimizer. The mark is private API of torch.
     if hasattr(vars(optimizer).get("step"), "_wrapped_by_lr_sched"):
         raise ValueError(
-            "No learning rate scheduler may be attached to the optimizer, because the built-in "
-            "training anneals the learning rate and steps no scheduler, got one on "
-            f"{type(optimizer).__name__}: leave the scheduler out, or pass your own `trainer` to "
+            "No learning rate scheduler may be attached to the optimizer in `model_fn`, because "
+            "the built-in training does not step it, got one on "
+            f"{type(optimizer).__name__}: pass a function that creates it, as in "
+            "`Recipe(scheduler=lambda optimizer: StepLR(optimizer, 30), "
+            'scheduler_interval="epoch")`, leave it out, or pass your own `trainer` to '
             "`optimize`, and suggest the hyperparameters in `model_fn`."
         )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from optuna_miha._model.batches import split_batch
 from optuna_miha._model.data_state import DataState
 from optuna_miha._model.recipe import Data, Recipe, device_of
 from optuna_miha._model.rng import preserved_rng
@@ -107,7 +108,7 @@ def _traced(recipe: Recipe, paths: set[str], rated: set[str]) -> _Trace | None:
             if recipe.train_step is not None:
                 recipe.train_step(model, batch, recipe.loss_fn)
             else:
-                model(*batch[:-1])
+                split_batch(batch).outputs(model)
     except Exception:
         return None
     return trace

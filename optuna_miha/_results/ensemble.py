@@ -14,6 +14,7 @@ from optuna.trial import FixedTrial
 from torch import Tensor, nn
 
 from optuna_miha._history.segment import Segment
+from optuna_miha._model.batches import split_batch
 from optuna_miha._model.data_state import DataState
 from optuna_miha._model.model_fn import ModelFn, build_recipe
 from optuna_miha._model.recipe import LossFn, Recipe
@@ -24,6 +25,7 @@ from optuna_miha._study.checkpoint_store import CheckpointStore
 from optuna_miha._training.batch_length import batch_length
 from optuna_miha._training.data import evaluation_batches
 from optuna_miha._training.loss_weights import LossWeights
+from optuna_miha._training.metrics import Metrics, concatenated
 from optuna_miha.exceptions import CheckpointError, MihaError
 
 _logger = optuna.logging.get_logger("optuna.miha")
@@ -232,16 +234,18 @@ class _Validation:
         outputs, targets, lengths = [], [], []
         with preserved_rng(), DataState().watch(self._recipe.valid_data):
             seed_all(self._seed)
-            for *inputs, target in evaluation_batches(self._recipe.valid_data, self._device):
-                output = model(*inputs)
+            size = self._recipe.valid_batch_size
+            for batch in evaluation_batches(self._recipe.valid_data, self._device, size):
+                parts = split_batch(batch)
+                output = parts.outputs(model)
                 if not isinstance(output, Tensor):
                     raise TypeError(
                         "An ensemble combines networks that return one tensor, got "
                         f"{type(output).__qualname__}: let `forward` return a tensor."
                     )
                 outputs.append(output.cpu())
-                targets.append(target)
-                lengths.append(batch_length([*inputs, target]))
+                targets.append(parts.target)
+                lengths.append(batch_length(batch))
         if not self._targets:
             self._targets, self._batch_lengths = targets, lengths
             self._output_lengths = [len(output) for output in outputs]
@@ -256,8 +260,10 @@ class _Validation:
     def value(self, outputs: Tensor) -> float:
         """The monitored value of the outputs for all samples, computed as after an epoch."""
         if self._recipe.monitor != "loss":
-            targets = torch.cat(self._targets)
-            return float(self._recipe.metrics[self._recipe.monitor](outputs, targets))
+            name = self._recipe.monitor
+            metrics = Metrics({name: self._recipe.metrics[name]}, outputs.device)
+            metrics.add(outputs, concatenated(self._targets))
+            return metrics.compute()[name]
         batches = torch.split(outputs, self._output_lengths)
         losses = [
             torch.as_tensor(self.loss_fn(*batch)).reshape(())

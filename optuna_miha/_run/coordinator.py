@@ -10,13 +10,14 @@ from optuna.trial import TrialState
 
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
+from optuna_miha._history.segment import position_of
 from optuna_miha._run.population import Population
 from optuna_miha._run.progress import Progress
 from optuna_miha._run.selection import Selection
 from optuna_miha._run.session import Session
 from optuna_miha._run.story import log_end_of, log_result, log_start_of, log_stop, phase_label
 from optuna_miha._search.phases import Phase, Stretch, next_phase
-from optuna_miha._search.plan import Plan, race_rungs
+from optuna_miha._search.plan import Plan, race_cost, race_rungs
 from optuna_miha._study.optuna_internals import is_stopped
 from optuna_miha._study.setup import record_progress
 
@@ -86,13 +87,33 @@ class Coordinator:
         rungs = rungs_of(phase, self._session.plan)
         alive, age = siblings, 0
         for rung, n_epochs in enumerate(rungs, start=1):
-            self._population.train(phase, alive, n_epochs)
+            share = [
+                self._share(phase, stretch, epoch / sum(rungs)) for epoch in (age, age + n_epochs)
+            ]
+            self._population.train(phase, alive, n_epochs, (share[0], share[1]))
             age += n_epochs
             alive = [s for s in alive if s.survives(age)]
             if rung < len(rungs):
                 self._selection.prune(phase, siblings, alive, age=age, rung=rung)
                 alive = [s for s in alive if s.survives(age + 1)]
         self._selection.select(phase, alive)
+
+    def _share(self, phase: Phase, stretch: Stretch, progress: float) -> float:
+        """The fraction of the budget that is spent at a point of a phase.
+
+        It depends on earlier phases only, so that it is the same for siblings and when the run is
+        resumed within the phase.
+
+        Args:
+            phase: The phase.
+            stretch: The stretch.
+            progress: The part of the phase before this point.
+        """
+        here = position_of(phase.role, phase.cycle, 0)
+        before = sum(s.trained for s in self._lineage if s.position < here)
+        is_race = phase.role == "startup"
+        cost = race_cost(phase.size) if is_race else phase.size * phase.n_epochs
+        return min(1.0, (before + progress * cost) / stretch.end)
 
     def _warn_of_unspent_epochs(self, stretch: Stretch) -> None:
         """Warn if the final phase failed and left a part of the budget unspent."""

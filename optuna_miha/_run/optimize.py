@@ -111,7 +111,8 @@ def optimize(
             distributed over several devices, such as ``["cuda:0", "cuda:1"]``; set ``n_jobs`` to
             their number.
         precision:
-            ``"bf16"``: run forward passes under :class:`torch.autocast`; weights keep their dtype.
+            ``"bf16"`` or ``"fp16"``: run forward passes under :class:`torch.autocast`; weights
+            keep their dtype. With ``"fp16"``, a :class:`torch.amp.GradScaler` scales the losses.
         channels_last:
             Whether to use the channels-last memory format for convolution weights, which is
             faster on many devices.

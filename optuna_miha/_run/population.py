@@ -161,20 +161,23 @@ class Population:
             state = self._retention.state(sibling.parent)
             sibling.state = {k: v for k, v in state.items() if k != "best"}
 
-    def train(self, phase: Phase, siblings: list[Sibling], n_epochs: int) -> None:
+    def train(
+        self, phase: Phase, siblings: list[Sibling], n_epochs: int, share: tuple[float, float]
+    ) -> None:
         """Train the unfinished siblings for one rung, and report their values.
 
         Args:
             phase: The phase.
             siblings: The siblings that were neither pruned nor failed.
             n_epochs: The number of epochs of the rung.
+            share: The fractions of the run's budget at its beginning and its end.
         """
         for sibling in siblings:
             if sibling.trial is not None and sibling.error is not None:
                 self._fail(sibling, unfinished=0)
         pending = [(s, s.trial) for s in siblings if s.trial is not None]
         jobs = [
-            self._make_job(phase, index, sibling, trial, n_epochs)
+            self._make_job(phase, index, sibling, trial, n_epochs, share)
             for index, (sibling, trial) in enumerate(pending)
         ]
         start = time.monotonic()
@@ -216,7 +219,13 @@ class Population:
         return isinstance(error, Exception) and attributes.ENQUEUED in user_attrs
 
     def _make_job(
-        self, phase: Phase, index: int, sibling: Sibling, trial: BufferedTrial, n_epochs: int
+        self,
+        phase: Phase,
+        index: int,
+        sibling: Sibling,
+        trial: BufferedTrial,
+        n_epochs: int,
+        share: tuple[float, float],
     ) -> Job:
         parent = sibling.parent
         return Job(
@@ -231,6 +240,7 @@ class Population:
             cycle=phase.cycle,
             branch=sibling.branch,
             number=trial.number,
+            share=share,
         )
 
     def _fail(self, sibling: Sibling, *, unfinished: int) -> None:
@@ -260,5 +270,5 @@ def _processes_trials(sampler: BaseSampler) -> bool:
 def _report(sibling: Sibling, trial: BufferedTrial, result: EpochResult) -> None:
     sibling.scores.append(result.score)
     sibling.train_losses.append(result.train_loss)
-    sibling.metrics = {k: v for k, v in result.metrics.items() if math.isfinite(v)}
+    sibling.add_metrics(result.metrics)
     trial.report(result.score, step=sibling.birth + len(sibling.scores))

@@ -16,6 +16,7 @@ from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._model.model_fn import Initial, build_initial, build_recipe
 from optuna_miha._model.recipe import Recipe
+from optuna_miha._model.recipe_options import check_no_options
 from optuna_miha._report.dashboard import Dashboard
 from optuna_miha._report.picture import lineage_picture
 from optuna_miha._results.result import Result, make_result
@@ -47,7 +48,13 @@ from optuna_miha._training.data_checks import check_data, check_split
 from optuna_miha._training.job import Context
 from optuna_miha._training.loss_checks import check_valid_loss
 from optuna_miha._training.pools import Workers, make_workers
-from optuna_miha._training.preflight import check_direction, check_distributions, check_fresh
+from optuna_miha._training.preflight import (
+    check_accumulate,
+    check_direction,
+    check_distributions,
+    check_fresh,
+)
+from optuna_miha._training.scheduler_checks import check_scheduler
 from optuna_miha._training.trial_steps import check_copyable, check_mutations, check_training
 from optuna_miha.exceptions import StudyLockedError
 
@@ -227,6 +234,10 @@ def _preflight(
     if session.context.trainer is None:  # The values of a trainer may have any direction.
         check_direction(session.study, recipe)
     check_distributions(session.study, initial.distributions)
+    if session.context.trainer is not None:
+        check_no_options(recipe)
+    check_scheduler(session.arguments.model_fn, initial, params, session.seed)
+    check_accumulate(recipe, initial.distributions)
     check_fresh(initial.recipe, recipe)
     check_copyable(recipe, session.context)
     check_data(recipe, session.context)

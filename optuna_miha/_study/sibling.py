@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from optuna.trial import TrialState
@@ -26,6 +27,7 @@ class Sibling:
         scores: The score of each epoch so far.
         train_losses: The training loss of each epoch so far.
         metrics: The other metrics of the last epoch, by name.
+        metric_curves: The other metrics of each epoch so far, by name.
         fitness: Its fitness; NaN until its training is complete.
         violation: The sum of its violated constraints; known when its trial is closed.
         error: The error message if it failed.
@@ -40,10 +42,19 @@ class Sibling:
     scores: list[float] = field(default_factory=list)
     train_losses: list[float] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    metric_curves: dict[str, list[float | None]] = field(default_factory=dict)
     fitness: float = math.nan
     violation: float = 0.0
     error: str | None = None
     is_pruned: bool = False
+
+    def add_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Add the metrics of the epoch whose score was added last; :obj:`None` if not finite."""
+        self.metrics = {k: v for k, v in metrics.items() if math.isfinite(v)}
+        for name in {**self.metric_curves, **metrics}:
+            curve = self.metric_curves.setdefault(name, [])
+            curve += [None] * (len(self.scores) - 1 - len(curve))
+            curve.append(float(f"{self.metrics[name]:.6g}") if name in self.metrics else None)
 
     @property
     def birth(self) -> int:

@@ -161,6 +161,8 @@ class TrialLog:
         trial.set_user_attr(attributes.TRAINED, len(sibling.scores) + unfinished)
         if sibling.metrics:
             trial.set_user_attr(attributes.METRICS, sibling.metrics)
+        if sibling.metric_curves:
+            trial.set_user_attr(attributes.METRIC_CURVES, sibling.metric_curves)
         if not math.isnan(sibling.fitness):
             trial.set_user_attr(attributes.FITNESS, sibling.fitness)
         value = None

@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-_TARGETS = ("labels", "label", "targets", "target", "y")
-"""The keys of the targets in a batch that is a dictionary."""
+from optuna_miha._model.batches import TARGETS
 
 
 def batch_length(batch: Any) -> int:
@@ -53,7 +52,7 @@ def _length(part: Any) -> int | None:
     if isinstance(part, str | bytes):
         return None
     if isinstance(part, Mapping):
-        for name in _TARGETS:
+        for name in TARGETS:
             if name in part and _length(part[name]) is not None:
                 return _length(part[name])
         return _common_length(list(part.values()))

@@ -11,7 +11,9 @@ import torch
 
 from optuna_miha._model.rng import exclusive
 
-Precision: TypeAlias = Literal["bf16"]
+Precision: TypeAlias = Literal["bf16", "fp16"]
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +21,10 @@ class Engine:
     """Compute settings of all segments of a run.
 
     Args:
-        precision: ``"bf16"``: forward passes run under :class:`torch.autocast`; weights,
-            optimizer and validation metrics stay in single precision. :obj:`None`: the
-            precision of the network.
+        precision: ``"bf16"`` or ``"fp16"``: forward passes run under :class:`torch.autocast`;
+            weights, optimizer and validation metrics stay in single precision. With ``"fp16"``,
+            a :class:`torch.amp.GradScaler` scales the losses. :obj:`None`: the precision of the
+            network.
         channels_last: Whether convolution weights use the channels-last memory format.
         n_threads: Intra-op threads of torch while a segment trains.
 
@@ -37,8 +40,7 @@ class Engine:
     def __post_init__(self) -> None:
         if self.precision is not None and self.precision not in get_args(Precision):
             raise ValueError(
-                f'`precision` must be "bf16" or None, got {self.precision!r}: half precision '
-                "would need a gradient scaler, and is not supported.",
+                f'`precision` must be "bf16", "fp16" or None, got {self.precision!r}.'
             )
         if not isinstance(self.channels_last, bool):
             raise TypeError(f"`channels_last` must be True or False, got {self.channels_last!r}.")
@@ -54,7 +56,7 @@ class Engine:
         """Return the context manager for forward passes."""
         if self.precision is None:
             return nullcontext()
-        return torch.autocast(device.type, dtype=torch.bfloat16)
+        return torch.autocast(device.type, dtype=_DTYPES[self.precision])
 
 
 DEFAULT_ENGINE = Engine()

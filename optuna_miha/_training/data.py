@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
@@ -13,7 +14,7 @@ from optuna_miha._model.recipe import Data, takes_batch_size
 from optuna_miha._model.tensors import map_tensors
 
 EVALUATION_BATCH_SIZE = 512
-"""The same for all branches, so that values do not depend on their batch size."""
+"""The default, the same for all branches, so that values do not depend on their batch size."""
 
 
 def training_batches(
@@ -49,14 +50,31 @@ def training_batches(
     return _OnDevice(_with_batch_size(loader, batch_size, skip_single), device)
 
 
-def evaluation_batches(data: Data, device: torch.device) -> Iterable[Any]:
-    """Create an iterable over validation batches, in order; they may be changed in place."""
+def evaluation_batches(
+    data: Data, device: torch.device, batch_size: int | None = None
+) -> Iterable[Any]:
+    """Create an iterable over validation batches, in order; they may be changed in place.
+
+    Args:
+        data: The validation data.
+        device: The device of the batches.
+        batch_size: Samples per batch, unless a loader forms them. :obj:`None`: 512.
+    """
+    batch_size = batch_size or EVALUATION_BATCH_SIZE
     tensors = tensors_of(data)
     if tensors is not None:
-        return _OrderedTensors([tensor.to(device) for tensor in tensors])
+        return _OrderedTensors([tensor.to(device) for tensor in tensors], batch_size)
     if isinstance(data, DataLoader):
         return _OnDevice(data, device)
-    return _OnDevice(DataLoader(data, batch_size=EVALUATION_BATCH_SIZE), device)  # type: ignore[arg-type]
+    return _OnDevice(DataLoader(data, batch_size=batch_size), device)  # type: ignore[arg-type]
+
+
+def n_batches_of(batches: Iterable[Any]) -> int | None:
+    """Return the number of batches of an epoch; :obj:`None` if it is unknown."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def tensors_of(data: Data) -> tuple[Tensor, ...] | None:
@@ -91,6 +109,10 @@ class _ShuffledTensors:
         self._batch_size = batch_size
         self._drop_last = drop_last
 
+    def __len__(self) -> int:
+        n_samples = len(self._tensors[0])
+        return max(1, math.ceil(n_samples / self._batch_size) - self._drop_last)
+
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         # The same draws as in torch give the same order: DataLoader draws a base seed for its
         # workers, then RandomSampler draws one for its own generator.
@@ -110,11 +132,12 @@ class _OrderedTensors:
     change the user's data.
     """
 
-    def __init__(self, tensors: list[Tensor]) -> None:
+    def __init__(self, tensors: list[Tensor], batch_size: int) -> None:
         self._tensors = tensors
+        self._batch_size = batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        parts = (torch.split(tensor, EVALUATION_BATCH_SIZE) for tensor in self._tensors)
+        parts = (torch.split(tensor, self._batch_size) for tensor in self._tensors)
         for batch in zip(*parts, strict=True):
             yield tuple(part.clone() for part in batch)
 
@@ -125,6 +148,9 @@ class _OnDevice:
     def __init__(self, loader: DataLoader[Any], device: torch.device) -> None:
         self._loader = loader
         self._device = device
+
+    def __len__(self) -> int:
+        return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._loader:

@@ -176,11 +176,17 @@ class _SchedulerPart(_Part):
         groups = part.optimizer.param_groups
         # A warm-up may begin at zero, so that the present rate is no reference.
         self._base_rates = [_number(group.get("initial_lr", group["lr"])) for group in groups]
+        self._base_momenta = [_momenta(group) for group in groups]
 
     def capture(self) -> dict[str, Any]:
-        rates = [_number(group["lr"]) for group in self.part.optimizer.param_groups]
-        captured = super().capture()
-        return {**captured, "settings": self._first, "rates": [rates, self._base_rates]}
+        groups = self.part.optimizer.param_groups
+        rates, momenta = [_number(group["lr"]) for group in groups], list(map(_momenta, groups))
+        return {
+            **super().capture(),
+            "settings": self._first,
+            "rates": [rates, self._base_rates],
+            "momenta": [momenta, self._base_momenta],
+        }
 
     def inherit(self, captured: Mapping[str, Any]) -> None:
         own, groups = copy_tensors(self._first), self.part.optimizer.param_groups
@@ -189,6 +195,9 @@ class _SchedulerPart(_Part):
         for group, base, rate, parent_base in pairs:
             # A scheduler that multiplies the present rate continues from the factor it reached.
             _set_rate(group, rate if base == parent_base else base * (rate / (parent_base or 1.0)))
+        for group, momenta, before in zip(groups, *captured["momenta"], strict=False):
+            # Few schedulers set them, and only their step would set them again.
+            group.update({k: v for k, v in momenta.items() if v != before.get(k) and k in group})
         self.part.load_state_dict({**state, "_last_lr": [group["lr"] for group in groups]})
 
     def reset(self) -> None:
@@ -204,6 +213,11 @@ def _with_learned(own: Any, before: Any, now: Any) -> Any:
     if are_lists and len(now) == len(own) == len(before) and any(isinstance(v, dict) for v in now):
         return [_with_learned(*parts) for parts in zip(own, before, now, strict=True)]
     return own if is_equal(before, now) and type(before) is type(now) else now
+
+
+def _momenta(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The momentum of a parameter group, which a scheduler such as OneCycleLR sets."""
+    return {key: copy_tensors(group[key]) for key in ("momentum", "betas") if key in group}
 
 
 def _number(rate: Any) -> float:

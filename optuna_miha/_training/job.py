@@ -148,6 +148,7 @@ class Job:
         cycle: Its cycle.
         branch: Its branch index.
         number: Number of its trial. :obj:`None`: it has none yet.
+        share: The fractions of the run's budget at the beginning and at the end of these epochs.
     """
 
     params: dict[str, Any]
@@ -161,6 +162,7 @@ class Job:
     cycle: int = 0
     branch: int = 0
     number: int | None = None
+    share: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,8 @@ def _train(
     rate_factor = half_cosine if lr_distribution(trial.distributions) is None else warmup_cosine
     has_statistics = ema is not None and has_running_statistics(ema.module)
     sample = FirstBatches() if has_statistics else None
-    epochs = _started(context, recipe, job, sample, _described(job, extra, rate_factor))
+    described = _described(job, extra, rate_factor)
+    epochs = _started(context, recipe, job, sample, extra, described)
     least_cost, n_without_improvement = job.birth_cost, 0
     while len(log.results) < job.n_epochs and n_without_improvement != job.patience:
         if job.anneal:
@@ -305,8 +308,13 @@ def _watched_steps(context: Context, recipe: Recipe, job: Job) -> OptimizerSteps
     return OptimizerSteps(
         recipe.optimizer,
         must_step=is_custom and not recipe.has_default_optimizer,
-        # A trainer may set the learning rate by a schedule of its own.
-        before_first=partial(check_settings, recipe, job.params, with_lr=not is_custom),
+        # A trainer or a scheduler may set the learning rate by a schedule of its own.
+        before_first=partial(
+            check_settings,
+            recipe,
+            job.params,
+            with_lr=not is_custom and recipe.scheduler is None,
+        ),
     )
 
 
@@ -315,12 +323,17 @@ def _started(
     recipe: Recipe,
     job: Job,
     sample: FirstBatches | None,
+    extra: ExtraState,
     described: TrainerContext,
 ) -> Iterator[EpochResult]:
     """Call the trainer, or the built-in one, which shows its batches to those who watch them."""
     watchers = [BatchSizeCheck(recipe, job.params).add, *([] if sample is None else [sample.add])]
     trainer = context.trainer or partial(
-        train, engine=context.engine, on_batch=partial(_watch_batch, watchers)
+        train,
+        engine=context.engine,
+        on_batch=partial(_watch_batch, watchers),
+        extra=extra,
+        share=job.share,
     )
     return call_trainer(trainer, recipe, job.n_epochs, described)
 

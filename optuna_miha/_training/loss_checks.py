@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optuna_miha._model.batches import split_batch
 from optuna_miha._model.data_state import DataState
-from optuna_miha._model.recipe import LossFn, Metric, Recipe, device_of
+from optuna_miha._model.recipe import LossFn, Recipe, device_of
 from optuna_miha._model.rng import preserved_rng, seed_all
+from optuna_miha._model.step_output import loss_of
 from optuna_miha._training.data import evaluation_batches
 from optuna_miha._training.job import Context
 from optuna_miha._training.trainer import outputs_of
@@ -78,27 +80,28 @@ def _values(
     recipe.model.eval()
     device = device_of(recipe.model)
     with DataState().watch(recipe.valid_data):
-        batch = next(iter(evaluation_batches(recipe.valid_data, device)))
+        batches = evaluation_batches(recipe.valid_data, device, recipe.valid_batch_size)
+        batch = next(iter(batches))
     if recipe.train_step is not None:
 
         def of_step(index: int) -> Tensor:
             seed_all(context.seed)
             with context.engine.autocast(device):
-                loss = steps[index](recipe.model, batch, losses[1])
+                loss = loss_of(steps[index](recipe.model, batch, losses[1]))
             return torch.as_tensor(loss).cpu().double()
 
         return of_step
-    *inputs, target = batch
-    output = outputs_of(recipe.model, inputs, device, context.engine)
+    parts = split_batch(batch)
+    output = outputs_of(recipe.model, parts, device, context.engine)
 
     def of_loss(index: int) -> Tensor:
         seed_all(context.seed)
-        return torch.as_tensor(losses[index](output, target)).cpu().double()
+        return torch.as_tensor(losses[index](output, parts.target)).cpu().double()
 
     return of_loss
 
 
-def check_broadcasting(name: str, function: LossFn | Metric, output: Any, target: Any) -> None:
+def check_broadcasting(name: str, function: Callable[..., Any], output: Any, target: Any) -> None:
     """Refuse a loss or metric that compares every output with every target.
 
     An output of shape ``(n, 1)`` and a target of ``(n,)`` broadcast to ``(n, n)``. Such a loss
@@ -126,7 +129,7 @@ def check_broadcasting(name: str, function: LossFn | Metric, output: Any, target
         )
 
 
-def _compares_all_pairs(function: LossFn | Metric, output: Tensor, target: Tensor) -> bool:
+def _compares_all_pairs(function: Callable[..., Any], output: Tensor, target: Tensor) -> bool:
     try:
         pairs = torch.broadcast_shapes(output.shape, target.shape)  # type: ignore[no-untyped-call]
     except RuntimeError:

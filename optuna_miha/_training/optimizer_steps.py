@@ -26,6 +26,7 @@ class OptimizerSteps:
             of SAM and Lookahead, count as its own.
         must_step: Whether :meth:`check` refuses that its parameters change without a step.
         before_first: Called before the first step, when the groups have the user's rates.
+        factor: A further factor of each step, called once for each. :obj:`None`: 1.
 
     Attributes:
         count: The number of steps.
@@ -37,10 +38,12 @@ class OptimizerSteps:
         *,
         must_step: bool = False,
         before_first: Callable[[], object] | None = None,
+        factor: Callable[[], float] | None = None,
     ) -> None:
         self.count = 0
         self._parts = list(optimizer_parts(optimizer))
         self._before_first = before_first
+        self._factor_of_step = factor
         groups = optimizer.param_groups if must_step else []
         self._before = [(p, p.detach().clone()) for group in groups for p in group["params"]]
         self._factor = 1.0
@@ -83,14 +86,17 @@ class OptimizerSteps:
         if self.count == 0 and self._before_first is not None:
             self._before_first()
         self.count += 1
-        if self._factor == 1:
+        factor = self._factor
+        if self._factor_of_step is not None:
+            factor *= self._factor_of_step()
+        if factor == 1:
             return
         # A wrapper may share the groups of the wrapped optimizer, or have groups of its own.
         groups = {id(group): group for part in self._parts for group in part.param_groups}
         for group in groups.values():
             if "lr" in group:
                 own = group["lr"]
-                group["lr"] = own * self._factor
+                group["lr"] = own * factor
                 self._own_rates.append((group, own, group["lr"]))
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

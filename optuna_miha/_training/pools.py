@@ -290,4 +290,7 @@ def _halves(job: Job) -> tuple[Job, Job | None]:
     # Annealing and patience depend on all epochs of the job.
     if n_first == 0 or job.anneal or job.patience is not None:
         return job, None
-    return replace(job, n_epochs=n_first), replace(job, n_epochs=job.n_epochs - n_first)
+    start, end = job.share
+    middle = start + (end - start) * n_first / job.n_epochs
+    first = replace(job, n_epochs=n_first, share=(start, middle))
+    return first, replace(job, n_epochs=job.n_epochs - n_first, share=(middle, end))

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import optuna
-from optuna.distributions import check_distribution_compatibility
+from optuna.distributions import (
+    BaseDistribution,
+    IntDistribution,
+    check_distribution_compatibility,
+)
 from optuna.study import StudyDirection
 
 from optuna_miha._model.recipe import Recipe
 from optuna_miha._search.mutation import Distributions
+from optuna_miha._training.data import n_batches_of
+from optuna_miha._training.trainer import batches_of
 
 _DIRECTIONS = {"loss": StudyDirection.MINIMIZE, "accuracy": StudyDirection.MAXIMIZE}
 
@@ -98,4 +106,29 @@ def check_fresh(first: Recipe, second: Recipe) -> None:
         raise ValueError(
             "`model_fn` must build a new network at every call, got the same parameters twice: "
             "build it inside of `model_fn`, or use `copy.deepcopy(model)` of a pretrained one."
+        )
+
+
+def check_accumulate(recipe: Recipe, distributions: Mapping[str, BaseDistribution]) -> None:
+    """Refuse an accumulation over more batches than an epoch has.
+
+    Args:
+        recipe: The initial recipe; the state of its data does not change.
+        distributions: The distributions of its parameters.
+
+    Raises:
+        ValueError: If ``accumulate``, or its suggested upper bound, is larger.
+    """
+    most, what = recipe.accumulate, "`accumulate`"
+    distribution = distributions.get("accumulate")
+    if isinstance(distribution, IntDistribution) and distribution.high > most:
+        most, what = distribution.high, "The upper bound of the suggested `accumulate`"
+    if most == 1 or recipe.steps_per_epoch is not None:
+        return
+    n_batches = n_batches_of(batches_of(recipe))
+    if n_batches is not None and most > n_batches:
+        raise ValueError(
+            f"{what} must be at most the number of batches of an epoch, which is {n_batches}, got "
+            f"{most}: lower it or the batch size ({recipe.batch_size}), or make an epoch longer "
+            "by `steps_per_epoch`."
         )

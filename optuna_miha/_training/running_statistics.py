@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from optuna_miha._model.batches import split_batch
 from optuna_miha._model.recipe import Recipe, device_of
 from optuna_miha._model.rng import preserved_rng
 from optuna_miha._model.tensors import copy_tensors
@@ -80,8 +81,7 @@ def estimate_running_statistics(
             if recipe.train_step is not None:
                 recipe.train_step(model, batch, recipe.loss_fn)
             else:
-                *inputs, _ = batch
-                model(*inputs)
+                split_batch(batch).outputs(model)
     for layer, (momentum, counter) in zip(layers, before, strict=True):
         layer.momentum, layer.num_batches_tracked = momentum, counter
     set_training(model, frozen)

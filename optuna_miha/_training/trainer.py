@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -11,21 +11,28 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from optuna_miha._history.curve import EpochResult
+from optuna_miha._model.batches import Parts, split_batch
 from optuna_miha._model.data_state import DataState
 from optuna_miha._model.optimizer_state import move_optimizer_state
 from optuna_miha._model.optimizers import set_optimizer_mode
 from optuna_miha._model.recipe import LossFn, Recipe, device_of
 from optuna_miha._model.rng import preserved_rng
+from optuna_miha._model.step_output import StepOutput, loss_of, step_output
 from optuna_miha._training.batch_length import batch_length
 from optuna_miha._training.compute import DEFAULT_ENGINE, Engine
 from optuna_miha._training.data import (
     evaluation_batches,
     move_data,
+    n_batches_of,
     tensors_of,
     training_batches,
 )
+from optuna_miha._training.extra_state import ExtraState
 from optuna_miha._training.loss_weights import LossWeights
+from optuna_miha._training.metrics import Metrics, as_single_precision
 from optuna_miha._training.modes import frozen_modules, set_training
+from optuna_miha._training.rate_course import make_course
+from optuna_miha._training.updates import Updates
 
 
 class Trainer(Protocol):
@@ -53,6 +60,8 @@ def train(
     *,
     engine: Engine = DEFAULT_ENGINE,
     on_batch: Callable[[Any], None] | None = None,
+    extra: ExtraState | None = None,
+    share: tuple[float, float] = (0.0, 1.0),
 ) -> Iterator[EpochResult]:
     """Train on mini-batches, and validate after every epoch: the built-in trainer.
 
@@ -61,6 +70,10 @@ def train(
         n_epochs: Epochs to train.
         engine: The compute settings.
         on_batch: Called with every batch before the network is trained on it.
+        extra:
+            The extra state of the segment, to which the state of the recipe's scheduler and of
+            the scaler of half precision belong.
+        share: The fractions of the run at the beginning and at the end of these epochs.
 
     Yields:
         The result of each epoch.
@@ -71,14 +84,19 @@ def train(
             training data yield no batch.
     """
     assert recipe.optimizer is not None
+    extra = ExtraState() if extra is None else extra
     device = device_of(recipe.model)
     batches = batches_of(recipe)
     weights = LossWeights(None if recipe.train_step is not None else recipe.loss_fn)
     tensors = tensors_of(recipe.train_data)
     if tensors is not None:
         weights.without_ignored(tensors[-1])
+    updates = Updates(recipe, engine, weights, extra)
+    course = make_course(recipe, n_epochs, steps_of_epoch(recipe, batches), extra, share)
     frozen = frozen_modules(recipe.model)
     for _ in range(n_epochs):
+        if course is not None:
+            course.begin_epoch()
         set_training(recipe.model, frozen)
         set_optimizer_mode(recipe.optimizer, training=True)
         total, is_first = torch.zeros((), device=device), True
@@ -90,10 +108,9 @@ def train(
                 loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
             if is_first:
                 check_loss(recipe, loss)
-            recipe.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            recipe.optimizer.step()
-            weight = weights.weight(_target_of(recipe, batch), batch_length(batch))
+            length = batch_length(batch)
+            weight = weights.weight(_target_of(recipe, batch), length)
+            updates.add(loss, weight, length)
             # Sum on the device: reading the loss here would synchronize at every step.
             total += weights.weighted(loss.detach(), weight)
             divisor += weight
@@ -103,8 +120,10 @@ def train(
                 "`train_data` must yield at least one batch per epoch, got none: lower the "
                 f"batch size ({recipe.batch_size}), or set `drop_last=False`."
             )
+        updates.flush()
         set_optimizer_mode(recipe.optimizer, training=False)
         values = evaluate(recipe, recipe.model, engine)
+        updates.end_epoch(values[recipe.monitor])
         yield EpochResult(
             value=values[recipe.monitor],
             train_loss=float(total) / (1.0 if weights.is_sum else float(divisor)),
@@ -149,51 +168,59 @@ def _evaluate(recipe: Recipe, model: nn.Module, engine: Engine) -> dict[str, flo
     losses: list[Tensor] = []
     weights = LossWeights(None if recipe.train_step is not None else loss_fn)
     factors: list[float | Tensor] = []
-    outputs: list[Tensor] = []
-    targets: list[Tensor] = []
+    metrics = Metrics(recipe.metrics, device)
     step = recipe.valid_step or recipe.train_step
-    for batch in evaluation_batches(recipe.valid_data, device):
+    for batch in evaluation_batches(recipe.valid_data, device, recipe.valid_batch_size):
         if step is not None:
             with engine.autocast(device):
-                loss = step(model, batch, loss_fn)
-        else:
-            *inputs, target = batch
-            output = outputs_of(model, inputs, device, engine)
-            loss = loss_fn(output, target)
+                result = step(model, batch, loss_fn)
+            loss = loss_of(result)
             if recipe.metrics:
-                outputs.append(output)
-                targets.append(target)
+                found = _with_outputs(recipe, result)
+                metrics.add(as_single_precision(found.outputs), found.targets)
+        else:
+            parts = split_batch(batch)
+            output = outputs_of(model, parts, device, engine)
+            loss = loss_fn(output, parts.target)
+            metrics.add(output, parts.target)
         losses.append(_as_scalar(recipe, loss))
         factors.append(weights.weight(_target_of(recipe, batch), batch_length(batch)))
     if not losses:
         raise ValueError("`valid_data` must yield at least one batch, got none.")
     values = {"loss": weights.combine(losses, factors)}
-    if outputs:
-        all_outputs, all_targets = torch.cat(outputs), torch.cat(targets)
-        values |= {k: float(f(all_outputs, all_targets)) for k, f in recipe.metrics.items()}
-    return values
+    return values | metrics.compute() if recipe.metrics else values
+
+
+def _with_outputs(recipe: Recipe, result: Any) -> StepOutput:
+    found = step_output(result)
+    if found is None:
+        raise ValueError(
+            f"The metric {next(iter(recipe.metrics))!r} needs outputs and targets, but "
+            f"`train_step` returns a {type(result).__qualname__}: end it with `return "
+            "StepOutput(loss, outputs, targets)`, or leave the metrics out."
+        )
+    return found
 
 
 def _target_of(recipe: Recipe, batch: Any) -> Any:
     """The targets of a batch; :obj:`None` if only the ``train_step`` knows them."""
-    return None if recipe.train_step is not None else batch[-1]
+    if recipe.train_step is not None:
+        return None
+    return batch[-1] if isinstance(batch, (tuple, list)) else split_batch(batch).target
 
 
-def outputs_of(
-    model: nn.Module, inputs: Sequence[Any], device: torch.device, engine: Engine
-) -> Any:
+def outputs_of(model: nn.Module, parts: Parts, device: torch.device, engine: Engine) -> Any:
     """Compute the outputs of a network, and convert low precision to single precision.
 
     Args:
         model: The network.
-        inputs: The inputs of a batch, without the target.
+        parts: The parts of a batch.
         device: The device of both.
         engine: The compute settings.
     """
     with engine.autocast(device):
-        output = model(*inputs)
-    is_low = engine.precision is not None and isinstance(output, Tensor)
-    return output.float() if is_low else output
+        outputs = parts.outputs(model)
+    return outputs if engine.precision is None else as_single_precision(outputs)
 
 
 def _as_scalar(recipe: Recipe, loss: Any) -> Tensor:
@@ -239,12 +266,19 @@ def batches_of(recipe: Recipe) -> Iterable[Any]:
     )
 
 
+def steps_of_epoch(recipe: Recipe, batches: Iterable[Any]) -> int | None:
+    """Return the number of steps of the optimizer in an epoch; :obj:`None` if it is unknown."""
+    n_batches = n_batches_of(batches)
+    return None if n_batches is None else math.ceil(n_batches / recipe.accumulate)
+
+
 def batch_loss(recipe: Recipe, model: nn.Module, batch: Any, loss_fn: LossFn) -> Tensor:
     """Compute the loss of a batch, by the recipe's ``train_step`` if it has one."""
     if recipe.train_step is not None:
-        return recipe.train_step(model, batch, loss_fn)
-    *inputs, target = batch
-    return loss_fn(model(*inputs), target)
+        loss: Tensor = loss_of(recipe.train_step(model, batch, loss_fn))
+        return loss
+    parts = split_batch(batch)
+    return loss_fn(parts.outputs(model), parts.target)
 
 
 def is_failed(result: EpochResult) -> bool:
@@ -267,7 +301,8 @@ def check_loss(recipe: Recipe, loss: Any) -> None:
     if not isinstance(loss, Tensor):
         raise TypeError(
             f"`{name}` must return a tensor, got {type(loss).__qualname__}: compute the loss with "
-            "torch operations, so that it has a gradient, and return it alone."
+            "torch operations, so that it has a gradient, and return it alone, or as the loss of "
+            "a `StepOutput`."
         )
     if loss.ndim > 0:
         raise _not_scalar(name, loss)

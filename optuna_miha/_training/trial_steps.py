@@ -6,9 +6,9 @@ import io
 import math
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import torch
@@ -18,9 +18,10 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import FixedTrial
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from optuna_miha._model.batches import split_batch
 from optuna_miha._model.data_state import DataState
 from optuna_miha._model.model_fn import Initial, build_recipe, offline_trial
 from optuna_miha._model.optimizer_state import optimizer_settings
@@ -36,6 +37,8 @@ from optuna_miha._training.grading import check_grading
 from optuna_miha._training.in_force import BatchSizeCheck, ReachCheck, check_in_force
 from optuna_miha._training.job import Context
 from optuna_miha._training.loss_checks import check_broadcasting
+from optuna_miha._training.loss_weights import LossWeights
+from optuna_miha._training.metrics import is_object
 from optuna_miha._training.modes import frozen_modules, set_training
 from optuna_miha._training.optimizer_checks import check_optimizer, check_step
 from optuna_miha._training.out_of_memory import is_out_of_memory
@@ -47,6 +50,7 @@ from optuna_miha._training.trainer import (
     evaluate,
     outputs_of,
 )
+from optuna_miha._training.updates import Updates
 from optuna_miha.exceptions import InheritanceError, MihaError, NotInForceError
 
 _logger = optuna.logging.get_logger("optuna.miha")
@@ -180,9 +184,9 @@ def _check_losses(recipe: Recipe, context: Context, params: Mapping[str, Any]) -
             f"({recipe.batch_size}), or set `drop_last=False`."
         )
     if recipe.train_step is None:
-        *inputs, target = batch
-        outputs = outputs_of(recipe.model, inputs, device_of(recipe.model), context.engine)
-        check_broadcasting("loss_fn", recipe.loss_fn, outputs, target)
+        parts = split_batch(batch)
+        outputs = outputs_of(recipe.model, parts, device_of(recipe.model), context.engine)
+        check_broadcasting("loss_fn", recipe.loss_fn, outputs, parts.target)
     with context.engine.autocast(device_of(recipe.model)):
         loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
     check_loss(recipe, loss)
@@ -208,11 +212,15 @@ def _check_validation(recipe: Recipe, context: Context) -> None:
     modes = [(module, module.training) for module in recipe.model.modules()]
     recipe.model.eval()
     device = device_of(recipe.model)
-    *inputs, target = next(iter(evaluation_batches(recipe.valid_data, device)))
-    output = outputs_of(recipe.model, inputs, device, context.engine)
-    check_broadcasting("valid_loss_fn", recipe.valid_loss_fn or recipe.loss_fn, output, target)
+    batches = evaluation_batches(recipe.valid_data, device, recipe.valid_batch_size)
+    parts = split_batch(next(iter(batches)))
+    output = outputs_of(recipe.model, parts, device, context.engine)
+    loss_fn = recipe.valid_loss_fn or recipe.loss_fn
+    check_broadcasting("valid_loss_fn", loss_fn, output, parts.target)
     for name, metric in recipe.metrics.items():
-        check_broadcasting(f"metrics[{name!r}]", metric, output, target)
+        if not is_object(metric):
+            function = cast("Callable[..., Any]", metric)
+            check_broadcasting(f"metrics[{name!r}]", function, output, parts.target)
     for module, is_training in modes:
         module.training = is_training
 
@@ -220,21 +228,29 @@ def _check_validation(recipe: Recipe, context: Context) -> None:
 def _step(recipe: Recipe, context: Context) -> None:
     """Take one training step."""
     assert recipe.optimizer is not None
-    _backward(recipe, context)
+    updates = Updates(recipe, context.engine, LossWeights(None), ExtraState())
+    batch, loss = _loss(recipe, context)
     set_optimizer_mode(recipe.optimizer, training=True)
-    recipe.optimizer.step()
+    length = batch_length(batch)
+    updates.add(loss, length, length)
+    updates.flush()
     set_optimizer_mode(recipe.optimizer, training=False)
 
 
 def _backward(recipe: Recipe, context: Context) -> None:
     """Compute the gradients of one batch."""
     assert recipe.optimizer is not None
+    _, loss = _loss(recipe, context)
+    recipe.optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+
+
+def _loss(recipe: Recipe, context: Context) -> tuple[Any, Tensor]:
+    """Return a batch and its training loss."""
     set_training(recipe.model, frozen_modules(recipe.model))
     batch = next(iter(batches_of(recipe)))
     with context.engine.autocast(device_of(recipe.model)):
-        loss = batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
-    recipe.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
+        return batch, batch_loss(recipe, recipe.model, batch, recipe.loss_fn)
 
 
 def _continue(recipe: Recipe, context: Context, state: State) -> None:

@@ -48,7 +48,9 @@ _Losses: TypeAlias = list[tuple[int, float | None, str]]
 """Lineage epoch, training loss and hover text."""
 
 
-def plot_training_history(study: optuna.Study, *, target_name: str | None = None) -> Any:
+def plot_training_history(
+    study: optuna.Study, *, target_name: str | None = None, metric: str | None = None
+) -> Any:
     """Plot the loss of the trunk over its lineage, with the change that each cycle made.
 
     This is the figure of the article on MIHA. The upper panel shows the monitored value, the
@@ -61,6 +63,8 @@ def plot_training_history(study: optuna.Study, *, target_name: str | None = None
         study: A study with a finished or unfinished run of :func:`~optuna_miha.optimize`.
         target_name: Name of the monitored value, for the axis; :obj:`None`: the metric name of
             the study, or else ``"validation loss"`` if the study minimizes.
+        metric: Name of a metric, or ``"loss"``, to show in the lower panel instead of the
+            training loss.
 
     Returns:
         A plotly ``Figure``.
@@ -68,7 +72,7 @@ def plot_training_history(study: optuna.Study, *, target_name: str | None = None
     Raises:
         ImportError: If plotly is not installed.
         TypeError: If ``study`` is not a study.
-        ValueError: If the study contains no run.
+        ValueError: If the study contains no run, or the run has no such metric.
 
     Reference:
         Sarafanov and Kovalchuk, *One more approach to optimize neural networks*.
@@ -83,11 +87,11 @@ def plot_training_history(study: optuna.Study, *, target_name: str | None = None
         "Training history", height=HEIGHT + room, top=46 + room, right=_RIGHT_MARGIN
     )
     figure.update_xaxes(title_text="lineage epoch", range=[0, end])
-    losses = _losses(view)
-    _set_axes(figure, view, losses)
+    losses = _losses(view) if metric is None else _metric(view, metric)
+    _set_axes(figure, view, losses, metric)
     _add_curve(figure, view)
     if losses:
-        _add_losses(figure, losses)
+        _add_losses(figure, losses, metric or "training")
     _add_births(figure, view)
     if _best_value(view) is not None:
         add_best(figure, view)
@@ -123,8 +127,24 @@ def _losses(view: RunView) -> _Losses:
     return losses if any(loss is not None for _, loss, _ in losses) else []
 
 
-def _set_axes(figure: Any, view: RunView, losses: _Losses) -> None:
-    """Configure one panel, or two if there are training losses."""
+def _metric(view: RunView, name: str) -> _Losses:
+    """The values of a metric of the trunk."""
+    values = [
+        (epoch, value, view.hover(segment))
+        for segment in view.trunk
+        for epoch, value in enumerate(segment.metrics.get(name, ()), start=segment.birth + 1)
+    ]
+    if not values:
+        known = sorted({known for segment in view.lineage for known in segment.metrics})
+        raise ValueError(
+            f"`metric` must be one that the run has stored for every epoch, got {name!r}: it has "
+            f"{', '.join(map(repr, known)) or 'none'}."
+        )
+    return values
+
+
+def _set_axes(figure: Any, view: RunView, losses: _Losses, metric: str | None) -> None:
+    """Configure one panel, or two if there is something for the lower one."""
     bottom = _LOWER_PANEL if losses else 0.0
     values = [value for s in view.trunk for value in view.curve(s)[1]]
     best = _best_value(view)
@@ -143,8 +163,8 @@ def _set_axes(figure: Any, view: RunView, losses: _Losses) -> None:
             yaxis2={
                 "anchor": "x",
                 "domain": [0, bottom - _PANEL_GAP / 2],
-                "title": {"text": "training loss"},
-                **value_scale(finite, is_loss=True),
+                "title": {"text": escape(metric or "training loss")},
+                **value_scale(finite, is_loss=metric in (None, "loss")),
             }
         )
 
@@ -173,14 +193,14 @@ def _add_curve(figure: Any, view: RunView) -> None:
     )
 
 
-def _add_losses(figure: Any, losses: _Losses) -> None:
-    """Add the training loss of the trunk, in the lower panel."""
+def _add_losses(figure: Any, losses: _Losses, name: str) -> None:
+    """Add the training loss, or a metric, of the trunk in the lower panel."""
     figure.add_scatter(
         x=[epoch for epoch, _, _ in losses],
         y=[loss for _, loss, _ in losses],
         hovertext=[text for _, _, text in losses],
         hovertemplate="%{hovertext}<br>epoch %{x}: %{y:.5g}<extra></extra>",
-        name="training",
+        name=escape(name),
         mode="lines",
         line={"color": LINE, "width": 2},
         yaxis="y2",

@@ -158,7 +158,7 @@ def test_different_number_of_threads_on_resume_logs_a_warning(
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
-        ({"precision": "fp16"}, ValueError, "`precision` must be .* got 'fp16'"),
+        ({"precision": "fp8"}, ValueError, "`precision` must be .* got 'fp8'"),
         ({"channels_last": "yes"}, TypeError, "`channels_last` .* got 'yes'"),
         ({"n_threads": 0}, ValueError, "`n_threads` must be positive, got 0"),
         ({"n_threads": 1.5}, TypeError, "`n_threads` must be an integer, got 1.5"),
