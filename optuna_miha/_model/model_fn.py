@@ -17,7 +17,8 @@ from optuna_miha._history.schedule import RESERVED_COLUMNS
 from optuna_miha._model.activations import find_activations, is_chain
 from optuna_miha._model.losses import with_label_smoothing
 from optuna_miha._model.optimizers import make_optimizer
-from optuna_miha._model.recipe import NO_DATA, Recipe, takes_batch_size
+from optuna_miha._model.recipe import Recipe, takes_batch_size
+from optuna_miha._model.recipe_checks import NO_DATA
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.sparse_gradients import (
     check_sparse_space,

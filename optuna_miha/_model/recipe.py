@@ -8,11 +8,17 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from optuna_miha._history.scalars import as_int
+from optuna_miha._model.recipe_checks import (
+    NO_DATA,
+    check_model,
+    check_parameters,
+    checked_data,
+    type_name,
+)
 from optuna_miha._model.recipe_options import check_options
 from optuna_miha._model.recipe_text import describe_recipe
 from optuna_miha._model.step_output import StepOutput
@@ -46,9 +52,6 @@ SchedulerFn: TypeAlias = Callable[[torch.optim.Optimizer], LRScheduler]
 LrSchedule: TypeAlias = Callable[[float], float]
 
 DEFAULT_BATCH_SIZE = 32
-
-NO_DATA: tuple[Tensor, ...] = ()
-"""The data of a recipe without any, for a user-defined trainer that brings its own."""
 
 
 def no_loss(*_: Any) -> Tensor:
@@ -220,22 +223,22 @@ class Recipe:
     """What the ``suggest_*`` functions suggested for it."""
 
     def __post_init__(self) -> None:
-        _check_model(self.model)
+        check_model(self.model)
         if not callable(self.loss_fn):
             raise TypeError(
-                f"`loss_fn` must be callable, got {_type_name(self.loss_fn)}: pass, for example, "
+                f"`loss_fn` must be callable, got {type_name(self.loss_fn)}: pass, for example, "
                 "`torch.nn.CrossEntropyLoss()`."
             )
-        self.train_data = _checked_data(self.train_data, "train_data")
-        self.valid_data = _checked_data(self.valid_data, "valid_data")
+        self.train_data = checked_data(self.train_data, "train_data")
+        self.valid_data = checked_data(self.valid_data, "valid_data")
         if self.test_data is not None:
-            self.test_data = _checked_data(self.test_data, "test_data")
+            self.test_data = checked_data(self.test_data, "test_data")
         if self.optimizer is not None and not isinstance(self.optimizer, torch.optim.Optimizer):
             raise TypeError(
-                f"`optimizer` must be a torch.optim.Optimizer, got {_type_name(self.optimizer)}."
+                f"`optimizer` must be a torch.optim.Optimizer, got {type_name(self.optimizer)}."
             )
         if self.optimizer is not None:
-            _check_parameters(self.optimizer, self.model)
+            check_parameters(self.optimizer, self.model)
         if self.batch_size is None:
             self.batch_size = getattr(self.train_data, "batch_size", None) or DEFAULT_BATCH_SIZE
         self.batch_size = as_int(self.batch_size)
@@ -285,75 +288,3 @@ def _missing(name: str) -> str:
         f"The recipe must have `{name}`, got none: pass it to `Recipe`. Only a run with your own "
         "`trainer`, which trains and validates without it, does not need it."
     )
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"`model` must be a torch.nn.Module, got {_type_name(model)}.")
-    if next(model.parameters(), None) is None:
-        raise ValueError(
-            f"`model` must have parameters to train, got {_type_name(model)} without any."
-        )
-    if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
-        raise ValueError(
-            "The lazy modules of `model` must be initialized, got uninitialized parameters in "
-            f"{_type_name(model)}: run one batch through it in `model_fn`."
-        )
-
-
-def _checked_data(data: Any, name: str) -> Data:
-    """Check data, and convert a list of tensors to a tuple."""
-    if data is None:
-        raise ValueError(
-            f"`{name}` is None: pass a tuple of tensors, a Dataset or a DataLoader. Branches are "
-            "selected on the validation data: hold out part of the training data for them."
-        )
-    if data is NO_DATA:
-        return ()
-    if isinstance(data, list):
-        data = tuple(data)
-    if isinstance(data, tuple):
-        wrong = [_type_name(part) for part in data if not isinstance(part, Tensor)]
-        if wrong or len(data) < 2:
-            raise TypeError(
-                f"`{name}` must be a tuple of at least two tensors (inputs, targets), got "
-                f"{len(data)} parts{', one of them ' + wrong[0] if wrong else ''}: convert arrays "
-                "by `torch.as_tensor`."
-            )
-        lengths = [len(part) for part in data]
-        if len(set(lengths)) > 1:
-            raise ValueError(f"The tensors of `{name}` must be of equal length, got {lengths}.")
-        if lengths[0] == 0:
-            raise ValueError(f"`{name}` must hold at least one sample, got none.")
-        return data
-    if not isinstance(data, (Dataset, DataLoader)):
-        raise TypeError(
-            f"`{name}` must be a tuple of tensors, a Dataset or a DataLoader, got "
-            f"{_type_name(data)}."
-        )
-    dataset = data.dataset if isinstance(data, DataLoader) else data
-    if not isinstance(dataset, IterableDataset) and len(dataset) == 0:  # type: ignore[arg-type]
-        raise ValueError(f"`{name}` must hold at least one sample, got an empty dataset.")
-    return data
-
-
-def _check_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Refuse parameters that the model does not hold: branches would not inherit them."""
-    model_params = {id(p) for p in model.parameters()}
-    optimized = [p for group in optimizer.param_groups for p in group["params"]]
-    foreign = [tuple(p.shape) for p in optimized if id(p) not in model_params]
-    if len(foreign) == len(optimized):
-        raise ValueError(
-            "`optimizer` must hold parameters of `model`, got none of them: build it from the "
-            "`model.parameters()` of the model in the recipe."
-        )
-    if foreign:
-        raise ValueError(
-            f"`optimizer` must hold parameters of `model` only, got others of shapes {foreign}: "
-            "branches would not inherit their values. Make them part of the model, for example "
-            "a loss with parameters by `model.loss = loss_fn`, and use it in a `train_step`."
-        )
-
-
-def _type_name(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")

@@ -40,6 +40,7 @@ from optuna_miha._training.trainer_context import (
     AnyTrainer,
     TrainerContext,
     call_trainer,
+    describe_job,
     next_result,
 )
 
@@ -268,7 +269,7 @@ def _train(
     rate_factor = half_cosine if lr_distribution(trial.distributions) is None else warmup_cosine
     has_statistics = ema is not None and has_running_statistics(ema.module)
     sample = FirstBatches() if has_statistics else None
-    described = _described(job, extra, rate_factor)
+    described = describe_job(job, extra, rate_factor)
     epochs = _started(context, recipe, job, sample, extra, described)
     least_cost, n_without_improvement = job.birth_cost, 0
     while len(log.results) < job.n_epochs and n_without_improvement != job.patience:
@@ -346,17 +347,3 @@ def _watch_batch(watchers: Sequence[Callable[[Any], None]], batch: Any) -> None:
 def _kept(data: DataState, extra: ExtraState) -> dict[str, Any]:
     """The parts of a state besides network, optimizer and random generators."""
     return {"data": data.capture()} | extra.capture()
-
-
-def _described(job: Job, extra: ExtraState, rate_factor: Callable[..., float]) -> TrainerContext:
-    """Describe a job to a user-defined trainer."""
-    return TrainerContext(
-        params=dict(job.params),
-        role=job.role,
-        cycle=job.cycle,
-        branch=job.branch,
-        epoch=0 if job.state is None else job.state["epoch"],
-        number=job.number,
-        extra=extra,
-        factor=partial(rate_factor, n_epochs=job.n_epochs) if job.anneal else None,
-    )

@@ -5,13 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from optuna_miha._history.curve import EpochResult
 from optuna_miha._history.segment import Role
 from optuna_miha._model.recipe import Recipe
 from optuna_miha._training.extra_state import ExtraState, Stateful
 from optuna_miha._training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from optuna_miha._training.job import Job
 
 _S = TypeVar("_S", bound=Stateful)
 
@@ -150,3 +154,23 @@ def next_result(epochs: Iterator[object]) -> EpochResult | None:
             f"{type(result).__qualname__}: use `yield EpochResult(value=...)`."
         )
     return result
+
+
+def describe_job(job: Job, extra: ExtraState, rate_factor: Callable[..., float]) -> TrainerContext:
+    """Describe a job to a user-defined trainer.
+
+    Args:
+        job: The job.
+        extra: The extra state of its segment.
+        rate_factor: The factor of the learning rate, if the job is annealed.
+    """
+    return TrainerContext(
+        params=dict(job.params),
+        role=job.role,
+        cycle=job.cycle,
+        branch=job.branch,
+        epoch=0 if job.state is None else job.state["epoch"],
+        number=job.number,
+        extra=extra,
+        factor=partial(rate_factor, n_epochs=job.n_epochs) if job.anneal else None,
+    )

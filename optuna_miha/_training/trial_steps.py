@@ -12,11 +12,6 @@ from typing import Any, cast
 
 import optuna
 import torch
-from optuna.distributions import (
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.trial import FixedTrial
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -29,8 +24,8 @@ from optuna_miha._model.optimizers import set_optimizer_mode
 from optuna_miha._model.recipe import Recipe, device_of
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._search.plan import Plan
-from optuna_miha._search.space import kind_of
 from optuna_miha._training.batch_length import batch_length
+from optuna_miha._training.changes import other_values
 from optuna_miha._training.data import evaluation_batches
 from optuna_miha._training.extra_state import ExtraState
 from optuna_miha._training.grading import check_grading
@@ -149,7 +144,7 @@ def check_mutations(
         ValueError: If training or validation fails after the change of a parameter, or if a
             parameter changes the measure by which branches are compared.
     """
-    changes = _other_values(initial, plan)
+    changes = other_values(initial, plan)
     with preserved_rng():
         if not changes:
             return
@@ -303,25 +298,6 @@ def _failure(context: Context, state: State, params: dict[str, Any]) -> Exceptio
     except Exception as error:
         return error
     return None
-
-
-def _other_values(initial: Initial, plan: Plan) -> dict[str, Any]:
-    """Return another value of each parameter that may mutate and has one."""
-    if plan.n_cycles == 0:
-        return {}
-    others: dict[str, Any] = {}
-    for name, distribution in initial.distributions.items():
-        if plan.mutations is not None and kind_of(name) not in plan.mutations:
-            continue
-        if isinstance(distribution, CategoricalDistribution):
-            values: tuple[Any, ...] = distribution.choices
-        else:
-            assert isinstance(distribution, (FloatDistribution, IntDistribution))
-            values = (distribution.low, distribution.high)
-        different = [value for value in values if value != initial.params[name]]
-        if different:
-            others[name] = different[0]
-    return others
 
 
 def _ema_of(recipe: Recipe, context: Context) -> AveragedModel | None:

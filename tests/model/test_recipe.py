@@ -108,19 +108,6 @@ class Empty(Dataset[Any]):
             ValueError,
             ["`monitor` must be one of 'loss', 'accuracy'", "got 'f1'", "add it to `metrics`"],
         ),
-        (
-            {"monitor": "accuracy", "train_step": lambda model, batch, loss_fn: None},
-            ValueError,
-            ["only the loss can be monitored", "got 'accuracy'", "your own `trainer`"],
-        ),
-        (
-            {
-                "metrics": {"f1": lambda outputs, targets: 1.0},
-                "train_step": lambda model, batch, loss_fn: None,
-            },
-            ValueError,
-            ["With a `train_step`", "no `metrics`, got 'f1'", "leave them out", "own `trainer`"],
-        ),
     ],
 )
 def test_invalid_arguments_are_refused_with_a_helpful_message(
