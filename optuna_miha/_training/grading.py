@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optuna_miha._model.batches import split_batch
 from optuna_miha._model.data_state import DataState
 from optuna_miha._model.model_fn import Initial, build_recipe, offline_trial
 from optuna_miha._model.recipe import Recipe, device_of
 from optuna_miha._model.rng import preserved_rng, seed_all
+from optuna_miha._model.step_output import loss_of
 from optuna_miha._model.tensors import is_equal, map_tensors
 from optuna_miha._training.data import evaluation_batches
 from optuna_miha._training.job import Context
+from optuna_miha._training.metrics import Metrics
 from optuna_miha._training.trainer import outputs_of
 
 _MAX_BUILDS = 20
@@ -80,7 +83,10 @@ class _Measure:
         self._weights = self._recipe.model.state_dict()
         with DataState().watch(self._recipe.valid_data):
             device = device_of(self._recipe.model)
-            self._batch = next(iter(evaluation_batches(self._recipe.valid_data, device)))
+            batches = evaluation_batches(
+                self._recipe.valid_data, device, self._recipe.valid_batch_size
+            )
+            self._batch = next(iter(batches))
         self._values = self._values_of(self._recipe)
         # One that draws numbers of its own cannot be compared.
         self._is_stable = is_equal(self._values, self._values_of(self._recipe))
@@ -108,21 +114,27 @@ class _Measure:
             outputs: list[Tensor] = []
             hook = recipe.model.register_forward_hook(lambda *call: _add(call[-1], outputs))
             with engine.autocast(device):
-                loss = self._context.valid_step(
+                result = self._context.valid_step(
                     recipe.model, self._batch, self._context.valid_loss_fn
                 )
             hook.remove()
-            return outputs, [torch.as_tensor(loss)]
+            return outputs, [torch.as_tensor(loss_of(result))]
         metric = recipe.metrics.get(recipe.monitor)
         if metric is None:
             return [], []
         # Those of the initial network, because metrics are functions of outputs alone.
-        *inputs, target = self._batch
-        output = outputs_of(self._recipe.model, inputs, device, engine)
-        values = [metric(output, target)]
+        parts = split_batch(self._batch)
+        output = outputs_of(self._recipe.model, parts, device, engine)
+
+        def value_of(outputs: Any) -> float:
+            metrics = Metrics({recipe.monitor: metric}, device)
+            metrics.add(outputs, parts.target)
+            return metrics.compute()[recipe.monitor]
+
+        values = [value_of(output)]
         with suppress(Exception):  # It may expect probabilities.
             # An untrained network may be indifferent.
-            values.append(metric(output + 3 * torch.randn_like(output), target))
+            values.append(value_of(output + 3 * torch.randn_like(output)))
         return [output], [torch.as_tensor(value) for value in values]
 
 
