@@ -30,6 +30,7 @@ PUBLIC = [
     "Schedule",
     "Segment",
     "SlopePruner",
+    "StepOutput",
     "Trainer",
     "TrainerContext",
     "UniformCrossover",

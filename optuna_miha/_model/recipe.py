@@ -213,7 +213,6 @@ class Recipe:
     scheduler_interval: Literal["step", "epoch"] = "epoch"
     lr_schedule: LrSchedule | None = None
     warmup_steps: int = 0
-    steps_per_epoch: int | None = None
     valid_batch_size: int | None = None
     valid_step: TrainStep | None = field(default=None, init=False, repr=False)
     """The ``train_step`` of the initial configuration, set before validation."""

@@ -100,7 +100,8 @@ def replay(
 
     Raises:
         TypeError: If ``model_fn`` does not return a recipe.
-        ValueError: If the schedule has a gap, or ``direction`` contradicts the monitored value.
+        ValueError: If the schedule has a gap, ``direction`` contradicts the monitored value, or
+            the recipe has an ``lr_schedule``.
         MihaError: If training of a row failed.
     """
     if not isinstance(schedule, Schedule):
@@ -113,6 +114,12 @@ def replay(
             f"{schedule.seed}."
         )
     initial = build_initial(model_fn, seed).recipe
+    if initial.lr_schedule is not None:
+        raise ValueError(
+            "A replay needs a recipe without `lr_schedule`, a function of the fraction of a run's "
+            "budget, because a schedule does not hold the fractions of its rows: use "
+            "`Recipe(scheduler=...)`."
+        )
     context = Context.of(
         initial,
         model_fn,

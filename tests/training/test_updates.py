@@ -267,6 +267,12 @@ def test_wrong_options_are_refused(
         built(**options)
 
 
+def test_replay_of_a_schedule_of_the_run_is_refused() -> None:
+    row = {"from_epoch": 0, "to_epoch": 1, "lr": 0.1}
+    with pytest.raises(ValueError, match="without `lr_schedule`"):
+        miha.replay([row], lambda trial: built(lr_schedule=lambda fraction: 1.0))
+
+
 def test_scheduler_instead_of_a_function_is_refused() -> None:
     scheduler = schedulers.StepLR(optimizer_of(plain_network()), 3)
     with pytest.raises(TypeError, match="function that creates"):
