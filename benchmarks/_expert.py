@@ -81,18 +81,35 @@ def one_after_another(
     return trainings
 
 
-def narrow_tpe(model_fn: ModelFn, n_epochs: int, seed: int) -> list[Training]:
+def narrow_tpe(
+    model_fn: ModelFn, n_epochs: int, seed: int, *, search_fraction: float
+) -> list[Training]:
     """TPE over rate, weight decay, dropout and activation of AdamW, each trial annealed.
 
-    Ten trials for 200 epochs and five for 60, the first with a rate of 3e-3: the length and the
-    number of trials grow in proportion.
+    The number and the length of the trials grow in proportion: five trials of 12 epochs for 60
+    epochs of search, ten of 20 for 200.
+
+    Args:
+        model_fn: The task.
+        n_epochs: The budget.
+        seed: Seed of the weights and of TPE.
+        search_fraction: Fraction of the budget for the search. The rest trains its best
+            configuration from scratch.
     """
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=4, multivariate=True)
     )
     study.enqueue_trial({"lr": 3e-3, "weight_decay": 0.01, "dropout": 0.1, "activation": "gelu"})
+    n_search = round(search_fraction * n_epochs)
     trainings = []
-    for share in _shares(n_epochs, max(2, round(math.sqrt(n_epochs / 2)))):
+
+    def train(config: Config, share: int) -> Training:
+        training = Training(model_fn, config, seed)
+        training.train(share, "recipe")
+        trainings.append(training)
+        return training
+
+    for share in _shares(n_search, max(2, round(math.sqrt(n_search / 2)))):
         trial = study.ask()
         config = Config(
             lr=trial.suggest_float("lr", 1e-3, 3e-2, log=True),
@@ -100,10 +117,11 @@ def narrow_tpe(model_fn: ModelFn, n_epochs: int, seed: int) -> list[Training]:
             dropout=trial.suggest_float("dropout", 0.0, 0.4),
             activation=trial.suggest_categorical("activation", ["relu", "gelu"]),
         )
-        training = Training(model_fn, config, seed)
-        training.train(share, "recipe")
-        study.tell(trial, training.value if math.isfinite(training.value) else 1e9)
-        trainings.append(training)
+        value = train(config, share).value
+        study.tell(trial, value if math.isfinite(value) else 1e9)
+    if n_search < n_epochs:
+        best = min(trainings, key=lambda training: training.value)
+        train(best.config, n_epochs - n_search)
     return trainings
 
 
@@ -157,7 +175,14 @@ SEARCHES: dict[str, tuple[str, Search]] = {
         "three configurations of the portfolio, a third of the budget each, one cycle",
         partial(one_after_another, configs=[STARTUP[1], STARTUP[2], STARTUP[5]], shape="recipe"),
     ),
-    "tpe-narrow": ("TPE in a narrow space, each trial annealed", narrow_tpe),
+    "tpe-narrow": (
+        "TPE in a narrow space, each trial annealed",
+        partial(narrow_tpe, search_fraction=1.0),
+    ),
+    "tpe-narrow-retrain": (
+        "the same for half of the budget, then training of its best configuration",
+        partial(narrow_tpe, search_fraction=0.5),
+    ),
     "asha-resumed": (
         "successive halving of the start-up race's configurations, survivors continue",
         resumed_halving,

@@ -14,6 +14,9 @@ from _rows import Row
 from methods import METHODS
 from real_tasks import REAL_TASKS
 
+_TOLERANCE = 1.05
+"""Ratio to any other method on one task up to which ours does not count as behind."""
+
 NOTES = (
     "Test loss of {ours} divided by that of the method: geometric mean over tasks, paired over "
     "seeds, ± the standard error over tasks; in parentheses the standard error over seeds with "
@@ -55,6 +58,7 @@ def report(rows: Sequence[Row], ours: str, half: str) -> list[str]:
         lines += [*_ratios(Costs(rows), results, ours, methods, tasks), ""]
         lines += [*_by_task(results, ours, methods, tasks), ""]
         lines += [*_losses(results, [ours, *methods], tasks), ""]
+        lines += [_behind(results, ours, methods, tasks), ""]
     return lines
 
 
@@ -174,6 +178,20 @@ def _losses(results: Results, methods: Sequence[str], tasks: Sequence[str]) -> l
         texts = ["" if c is None else f"{c.mean:.4g} ({len(c.values)})" for c in cells]
         lines.append(_row([method, *texts]))
     return lines
+
+
+def _behind(results: Results, ours: str, methods: Sequence[str], tasks: Sequence[str]) -> str:
+    """The tasks on which a method is better than ours by 5 % and more than its noise."""
+    found = []
+    for task in tasks:
+        for method in methods:
+            ratio = results.ratio(ours, method, [task])
+            if ratio is not None and ratio.se is not None:
+                surplus = ratio.log - math.log(_TOLERANCE)
+                if surplus > 2 * ratio.se:
+                    found.append(f"{task}, {method}: {ratio.text()}")
+    head = f"More than {100 * (_TOLERANCE - 1):.0f} % above a method, by two standard errors: "
+    return head + ("; ".join(found) or "none") + "."
 
 
 def _text(ratio: Ratio | None, n_tasks: int) -> str:
