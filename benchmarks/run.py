@@ -161,11 +161,11 @@ def run_one(task: str, method: str, n_epochs: int, seed: int) -> dict[str, Any]:
     measured = {name: run[name] for name in _MEASURED if name in run}
     # Unlike `seconds`, they are meaningful when others share the machine.
     measured["cpu_seconds"] = time.process_time() - before
-    return measured | {"unit_seconds": (unit + _unit_seconds()) / 2}
+    return measured | {"unit_seconds": min(unit, _unit_seconds())}
 
 
 def _unit_seconds() -> float:
-    """CPU seconds of a fixed training, before and after a run.
+    """CPU seconds of a fixed training, the lower ones of before and after a run count.
 
     A core that shares its cache and its clock with others takes more of its own seconds for the
     same work. Costs are compared in multiples of this unit.
