@@ -27,6 +27,13 @@ Search: TypeAlias = Callable[[ModelFn, int, int], Sequence[Training]]
 RATES = (1e-3, 3e-3, 1e-2)
 RECIPE = Config(lr=1e-2, weight_decay=0.3, activation="gelu", average=3.0)
 
+BOUND = (
+    *(replace(RECIPE, lr=lr) for lr in (3e-3, 1e-2, 3e-2)),
+    *(replace(RECIPE, lr=lr, weight_decay=0.01) for lr in (3e-3, 1e-2, 3e-2)),
+    *(replace(RECIPE, dropout=dropout) for dropout in (0.0, 0.3)),
+)
+"""Configurations around the recipe, for the bound of a search among them."""
+
 STARTUP = (
     Config(optimizer="adam", lr=1e-3, weight_decay=0.0),
     Config(optimizer="sgd", lr=0.09, weight_decay=1e-3, activation="gelu"),
@@ -67,6 +74,32 @@ def run_expert(model_fn: ModelFn, *, n_epochs: int, seed: int, method: str, sear
         curve=(),
         trial_epochs=None,
     )
+
+
+def run_bound(model_fn: ModelFn, *, n_epochs: int, seed: int, method: str) -> Run:
+    """Train each of :data:`BOUND` for the *whole* budget: what a search that costs nothing finds.
+
+    The test metrics are those of the network with the lowest validation value. ``oracle`` is the
+    lowest test loss among the best epochs of all trainings, as if the validation data had no
+    noise.
+
+    Args:
+        model_fn: The task.
+        n_epochs: The budget of each training.
+        seed: As in :func:`run_expert`.
+        method: Name of the method.
+    """
+    trainings: list[Training] = []
+
+    def search(model_fn: ModelFn, n_epochs: int, seed: int) -> Sequence[Training]:
+        for config in BOUND:
+            trainings.append(Training(model_fn, config, seed))
+            trainings[-1].train(n_epochs, "recipe")
+        return trainings
+
+    run = run_expert(model_fn, n_epochs=n_epochs, seed=seed, method=method, search=search)
+    found = [examined(model_fn, t.best, seed)["loss"] for t in trainings if t.best is not None]
+    return replace(run, test={**run.test, "oracle": min(found)} if run.test else None)
 
 
 def one_after_another(

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import optuna
-from _expert import SEARCHES, run_expert
+from _expert import SEARCHES, run_bound, run_expert
 from _pbt import run_pbt
 from _selection import examined
 from _soup import soup_of
@@ -181,6 +181,12 @@ def _expert(setting: Setting, *, method: str) -> Run:
     )
 
 
+def _bound(setting: Setting) -> Run:
+    return run_bound(
+        setting.model_fn, n_epochs=setting.n_epochs, seed=setting.seed, method="bound"
+    )
+
+
 def _of_compare(name: str, description: str, role: Role = "other") -> Method:
     run = partial(_compare, method=name)
     return Method(name=name, role=role, description=description, run=run)
@@ -239,6 +245,12 @@ _METHODS = [
     _of_pbt("pbt", "Syne Tune: population based training, 4 members"),
     _of_pbt("pbt-numbers", "the same, numerical parameters only", numbers_only=True),
     *(_of_expert(name) for name in SEARCHES),
+    Method(
+        name="bound",
+        role="expert",
+        description="eight configurations around the recipe, the whole budget for each",
+        run=_bound,
+    ),
     _variant("miha-no-cycles", "race, run-up and final phase only", {"n_cycles": 0}),
     _variant("miha-no-race", "no start-up race", {"startup": 1}),
     _variant("miha-no-ema", "no averaging of weights", {"ema_decay": 0.0}),
