@@ -27,6 +27,8 @@ _MAX_CONTAINER = 1_000
 _SAMPLERS = ("sampler", "batch_sampler", "batch_sampler.sampler")
 """Where samplers are that need not be of torch's class."""
 
+_STATE_DICT = "state_dict of "
+
 _Scalar = (bool, int, float, complex, str, bytes, type(None), np.generic)
 
 
@@ -73,6 +75,11 @@ class DataState:
         """
         for set_epoch in self._epoch_setters:
             set_epoch(epoch)
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether a loader, sampler or dataset has a ``state_dict`` by which it continues."""
+        return any(source.kind.startswith(_STATE_DICT) for source in self._sources.values())
 
     def capture(self) -> dict[str, Any]:
         """Return the present state, as tensors, numbers and strings."""
@@ -203,7 +210,7 @@ def _sources_of(path: str, part: Any) -> Iterator[_Source]:
         yield _numpy_source(path, part)
     elif _yields_samples(path, part):
         if callable(getattr(part, "state_dict", None)) and hasattr(part, "load_state_dict"):
-            kind = f"state_dict of {type(part).__qualname__}"
+            kind = f"{_STATE_DICT}{type(part).__qualname__}"
             yield _Source(
                 path, kind, lambda: copy_tensors(part.state_dict()), part.load_state_dict
             )

@@ -183,6 +183,10 @@ class Recipe:
         warmup_steps:
             Steps of the optimizer, counted from the initial weights, over which the learning rate
             rises linearly. It multiplies the other factors.
+        steps_per_epoch:
+            Steps of the optimizer that count as one epoch, for a long or endless loader. The next
+            epoch, also that of a branch or of a resumed run, goes on where the loader stopped.
+            :obj:`None`: an epoch is a pass over the training data.
         valid_batch_size:
             Samples per batch of the validation data, unless they are a ``DataLoader``.
             :obj:`None`: 512.
@@ -213,6 +217,7 @@ class Recipe:
     scheduler_interval: Literal["step", "epoch"] = "epoch"
     lr_schedule: LrSchedule | None = None
     warmup_steps: int = 0
+    steps_per_epoch: int | None = None
     valid_batch_size: int | None = None
     valid_step: TrainStep | None = field(default=None, init=False, repr=False)
     """The ``train_step`` of the initial configuration, set before validation."""

@@ -13,7 +13,7 @@ from optuna_miha._history.scalars import as_int
 if TYPE_CHECKING:
     from optuna_miha._model.recipe import Recipe
 
-_COUNTS = {"accumulate": 1, "warmup_steps": 0, "valid_batch_size": 1}
+_COUNTS = {"accumulate": 1, "warmup_steps": 0, "steps_per_epoch": 1, "valid_batch_size": 1}
 """The least value of each option that is an integer."""
 
 _DEFAULTS: dict[str, Any] = {
@@ -22,6 +22,7 @@ _DEFAULTS: dict[str, Any] = {
     "scheduler": None,
     "lr_schedule": None,
     "warmup_steps": 0,
+    "steps_per_epoch": None,
     "valid_batch_size": None,
 }
 

@@ -10,8 +10,9 @@ import optuna
 from optuna_miha._history import attributes
 from optuna_miha._run.session import Session
 from optuna_miha._study.sibling import Sibling
-from optuna_miha._training.job import Job, Outcome
+from optuna_miha._training.job import Job
 from optuna_miha._training.out_of_memory import is_out_of_memory
+from optuna_miha._training.outcome import Outcome
 from optuna_miha._training.state import averaged_state
 
 _logger = optuna.logging.get_logger("optuna.miha")

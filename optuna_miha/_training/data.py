@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from optuna_miha._model.recipe import Data, takes_batch_size
 from optuna_miha._model.tensors import map_tensors
+from optuna_miha._training.batch_stream import Batches
 
 EVALUATION_BATCH_SIZE = 512
 """The default, the same for all branches, so that values do not depend on their batch size."""
@@ -19,7 +21,7 @@ EVALUATION_BATCH_SIZE = 512
 
 def training_batches(
     data: Data, batch_size: int, device: torch.device, *, skip_single: bool = False
-) -> Iterable[Any]:
+) -> Batches:
     """Create an iterable over training batches; each iteration is one shuffled epoch.
 
     Tensors are kept in memory on ``device``, and are gathered once per epoch, in the order of
@@ -124,6 +126,10 @@ class _ShuffledTensors:
         batches = list(zip(*(torch.split(t, self._batch_size) for t in gathered), strict=True))
         return iter(batches[:-1] if self._drop_last else batches)
 
+    def rest(self, n_batches: int) -> Iterator[tuple[Tensor, ...]]:
+        """Begin a pass, and leave out the first batches."""
+        return itertools.islice(iter(self), n_batches, None)
+
 
 class _OrderedTensors:
     """Validation batches of tensors, in order.
@@ -153,11 +159,47 @@ class _OnDevice:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self._loader:
+        return self._moved(iter(self._loader))
+
+    def rest(self, n_batches: int) -> Iterator[Any]:
+        """Begin a pass, and leave out the first batches, without loading them if possible."""
+        loader = self._loader
+        is_stream = isinstance(loader.dataset, IterableDataset)
+        if is_stream or loader.batch_sampler is None or not _has_own_iterator(loader):
+            batches = iter(loader)
+            next(itertools.islice(batches, n_batches - 1, None), None)
+            return self._moved(batches)
+        # The same draws as at the beginning of a pass: a base seed, then those of the sampler.
+        torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+        indices = iter(loader.batch_sampler)
+        next(itertools.islice(indices, n_batches - 1, None), None)
+        settings = _settings(loader)
+        for name in ("batch_size", "drop_last"):
+            del settings[name]
+        return self._moved(
+            iter(DataLoader(loader.dataset, batch_sampler=_Once(indices), **settings))
+        )
+
+    def _moved(self, batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
             yield map_tensors(batch, self._move, is_leaf=_can_be_moved)
 
     def _move(self, part: Any) -> Any:
         return part.to(self._device)
+
+
+def _has_own_iterator(loader: DataLoader[Any]) -> bool:
+    return type(loader).__iter__ is DataLoader.__iter__
+
+
+class _Once:
+    """The rest of an iterator as a batch sampler of one pass."""
+
+    def __init__(self, rest: Iterator[list[Any]]) -> None:
+        self._rest = rest
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return self._rest
 
 
 def _can_be_moved(part: Any) -> bool:
@@ -186,9 +228,17 @@ def _with_batch_size(
             "the work to the dataset or the `collate_fn`, keep its batch size, or give the "
             "loader a `batch_sampler`: it is then used as it is."
         )
-    settings: dict[str, Any] = {
-        "batch_size": batch_size,
-        "drop_last": drop_last,
+    settings = _settings(loader) | {"batch_size": batch_size, "drop_last": drop_last}
+    if not isinstance(loader.dataset, IterableDataset):
+        settings["sampler"] = loader.sampler
+    return DataLoader(loader.dataset, **settings)
+
+
+def _settings(loader: DataLoader[Any]) -> dict[str, Any]:
+    """The settings of a loader that do not depend on its sampler."""
+    return {
+        "batch_size": loader.batch_size,
+        "drop_last": loader.drop_last,
         "generator": loader.generator,
         "num_workers": loader.num_workers,
         "collate_fn": loader.collate_fn,
@@ -200,9 +250,6 @@ def _with_batch_size(
         "prefetch_factor": loader.prefetch_factor,
         "in_order": loader.in_order,
     }
-    if not isinstance(loader.dataset, IterableDataset):
-        settings["sampler"] = loader.sampler
-    return DataLoader(loader.dataset, **settings)
 
 
 def _leaves_single_sample(n_samples: int, batch_size: int) -> bool:

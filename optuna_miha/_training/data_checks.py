@@ -43,7 +43,8 @@ def check_data(recipe: Recipe, context: Context) -> None:
         data["test_data"] = recipe.test_data
     for name, part in data.items():
         with preserved_rng(), DataState().watch(part):
-            _check_stream(part, name)
+            if name != "train_data" or recipe.steps_per_epoch is None:
+                _check_stream(part, name)
             if name != "train_data" and isinstance(part, DataLoader):
                 _check_complete(part, name)
     if isinstance(recipe.valid_data, DataLoader):
@@ -76,10 +77,11 @@ def _check_stream(data: Data, name: str) -> None:
         return
     n_samples = sum(1 for _ in itertools.islice(order, _MAX_STREAM + 1))
     if n_samples > _MAX_STREAM:
+        repair = "set `Recipe(steps_per_epoch=...)`, or " if name == "train_data" else ""
         raise ValueError(
             f"A stream in `{name}` of more than {_MAX_STREAM} samples must have a length, because "
-            f"it might never end, got a {type(order).__qualname__} without one: end each epoch in "
-            "`__iter__`, for example by `itertools.islice`, and write `__len__`."
+            f"it might never end, got a {type(order).__qualname__} without one: {repair}end each "
+            "epoch in `__iter__`, for example by `itertools.islice`, and write `__len__`."
         )
     if n_samples > 0 and next(iter(order), None) is None:
         raise ValueError(

@@ -29,6 +29,7 @@ from optuna_miha._training.extra_state import ExtraState
 from optuna_miha._training.in_force import BatchSizeCheck, check_in_force, check_settings
 from optuna_miha._training.optimizer_steps import OptimizerSteps
 from optuna_miha._training.out_of_memory import is_out_of_memory, release_memory
+from optuna_miha._training.outcome import Outcome
 from optuna_miha._training.running_statistics import (
     FirstBatches,
     has_running_statistics,
@@ -61,6 +62,8 @@ class Context:
             can evaluate the network.
         engine: The compute settings.
         settings: Global settings of torch, for workers.
+        halves_jobs: Whether two halves of a job equal the whole bit for bit, also with a loader
+            that has worker processes.
     """
 
     model_fn: ModelFn
@@ -73,6 +76,7 @@ class Context:
     engine: Engine = DEFAULT_ENGINE
     settings: Settings = field(default_factory=current_settings)
     valid_step: TrainStep | None = None
+    halves_jobs: bool = True
 
     @classmethod
     def of(
@@ -114,6 +118,7 @@ class Context:
             devices=devices,
             ema_decay=ema_decay,
             engine=engine,
+            halves_jobs=recipe.steps_per_epoch is None,
         )
 
     def on_device(self, recipe: Recipe, index: int = 0) -> Recipe:
@@ -164,30 +169,6 @@ class Job:
     branch: int = 0
     number: int | None = None
     share: tuple[float, float] = (0.0, 1.0)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The outcome of a job.
-
-    Args:
-        results: The results of the finished epochs.
-        begun: Number of epochs that were started.
-        state: The state after the last epoch, including ``best``. :obj:`None` on failure.
-        error: The error message. :obj:`None` on success.
-        exception: The exception that caused the failure, if any.
-    """
-
-    results: tuple[EpochResult, ...]
-    begun: int
-    state: State | None
-    error: str | None = None
-    exception: BaseException | None = None
-
-    def joined(self, second: Outcome) -> Outcome:
-        """Combine the outcomes of the two halves of a job; this is the first one."""
-        results, begun = self.results + second.results, self.begun + second.begun
-        return replace(second, results=results, begun=begun)
 
 
 def run_job(

@@ -25,7 +25,8 @@ import optuna
 
 from optuna_miha._history.error_text import describe_error
 from optuna_miha._model.rng import lent
-from optuna_miha._training.job import Context, Job, Outcome, run_job
+from optuna_miha._training.job import Context, Job, run_job
+from optuna_miha._training.outcome import Outcome
 from optuna_miha._training.pickling import pack
 from optuna_miha._training.worker import (
     OnEpoch,
@@ -105,7 +106,7 @@ class WorkerProcesses(Workers):
         self._in_process = InProcess(context)
         self._number = number
         # Starting a user-defined trainer a second time may be expensive.
-        self._can_halve_jobs = context.trainer is None
+        self._can_halve_jobs = context.trainer is None and context.halves_jobs
         self._folder = Path(tempfile.mkdtemp(prefix="optuna-miha-"))
         try:
             self._packed_context = pack_context(context, self._folder / "data")

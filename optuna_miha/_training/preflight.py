@@ -123,11 +123,12 @@ def check_accumulate(recipe: Recipe, distributions: Mapping[str, BaseDistributio
     distribution = distributions.get("accumulate")
     if isinstance(distribution, IntDistribution) and distribution.high > most:
         most, what = distribution.high, "The upper bound of the suggested `accumulate`"
-    if most == 1:
+    if most == 1 or recipe.steps_per_epoch is not None:
         return
     n_batches = n_batches_of(batches_of(recipe))
     if n_batches is not None and most > n_batches:
         raise ValueError(
             f"{what} must be at most the number of batches of an epoch, which is {n_batches}, got "
-            f"{most}: lower it or the batch size ({recipe.batch_size})."
+            f"{most}: lower it or the batch size ({recipe.batch_size}), or make an epoch longer "
+            "by `steps_per_epoch`."
         )

@@ -19,6 +19,7 @@ from optuna_miha._model.recipe import LossFn, Recipe, device_of
 from optuna_miha._model.rng import preserved_rng
 from optuna_miha._model.step_output import StepOutput, loss_of, step_output
 from optuna_miha._training.batch_length import batch_length
+from optuna_miha._training.batch_stream import Batches, batch_stream, next_batches
 from optuna_miha._training.compute import DEFAULT_ENGINE, Engine
 from optuna_miha._training.data import (
     evaluation_batches,
@@ -92,6 +93,7 @@ def train(
     if tensors is not None:
         weights.without_ignored(tensors[-1])
     updates = Updates(recipe, engine, weights, extra)
+    stream = batch_stream(recipe, batches, extra)
     course = make_course(recipe, n_epochs, steps_of_epoch(recipe, batches), extra, share)
     frozen = frozen_modules(recipe.model)
     for _ in range(n_epochs):
@@ -101,7 +103,7 @@ def train(
         set_optimizer_mode(recipe.optimizer, training=True)
         total, is_first = torch.zeros((), device=device), True
         divisor: float | Tensor = 0.0
-        for batch in batches:
+        for batch in batches if stream is None else next_batches(recipe, stream):
             if on_batch is not None:
                 on_batch(batch)
             with engine.autocast(device):
@@ -254,7 +256,7 @@ def move(recipe: Recipe, device: torch.device, engine: Engine = DEFAULT_ENGINE) 
     return recipe
 
 
-def batches_of(recipe: Recipe) -> Iterable[Any]:
+def batches_of(recipe: Recipe) -> Batches:
     """Create the training batches of a recipe, on the device of its network."""
     assert recipe.batch_size is not None
     normalizes = any(isinstance(m, _BatchNorm) for m in recipe.model.modules())
@@ -268,6 +270,8 @@ def batches_of(recipe: Recipe) -> Iterable[Any]:
 
 def steps_of_epoch(recipe: Recipe, batches: Iterable[Any]) -> int | None:
     """Return the number of steps of the optimizer in an epoch; :obj:`None` if it is unknown."""
+    if recipe.steps_per_epoch is not None:
+        return recipe.steps_per_epoch
     n_batches = n_batches_of(batches)
     return None if n_batches is None else math.ceil(n_batches / recipe.accumulate)
 

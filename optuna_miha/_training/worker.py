@@ -22,7 +22,8 @@ from optuna_miha._history.curve import EpochResult
 from optuna_miha._history.error_text import describe_error
 from optuna_miha._model.rng import exclusive, lent
 from optuna_miha._model.tensors import map_tensors
-from optuna_miha._training.job import Context, Outcome, run_job
+from optuna_miha._training.job import Context, run_job
+from optuna_miha._training.outcome import Outcome
 from optuna_miha._training.pickling import pack, unpack
 from optuna_miha._training.torch_settings import settings_in_force
 from optuna_miha.exceptions import WorkerError

@@ -12,7 +12,7 @@ import optuna_miha as miha
 from helpers.networks import network, recipe, samples
 from optuna_miha import EpochResult, Recipe
 from optuna_miha._model.optimizers import make_optimizer
-from optuna_miha._training.job import Outcome
+from optuna_miha._training.outcome import Outcome
 
 PARAMS = {
     "activation.2": "relu",
