@@ -29,9 +29,8 @@ from optuna_miha._search.sampler import MihaSampler
 from optuna_miha._study.storage import create_storage
 from optuna_miha._training.trainer import Trainer
 from optuna_miha._training.trainer_context import ContextTrainer, TrainerContext
+from optuna_miha._version import __version__ as __version__
 from optuna_miha.fitness import Fitness
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AverageWeights",

@@ -6,8 +6,11 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
+
+from optuna_miha._history.error_text import describe_error
 
 
 def load_function(reference: str) -> Any:
@@ -33,6 +36,12 @@ def load_function(reference: str) -> Any:
             f"There is no module {module_name!r} in {folder} or among the installed packages: "
             "pass the name of the file without .py, and run the command in its folder."
         ) from error
+    except Exception as error:
+        *_, last = traceback.extract_tb(error.__traceback__)
+        place = "" if isinstance(error, SyntaxError) else f", {last.filename}, line {last.lineno}"
+        raise ValueError(
+            f"The module {module_name!r} cannot be imported: {describe_error(error)}{place}."
+        ) from error
     function = getattr(module, name, None)
     if not callable(function):
         found = "no such name" if function is None else f"{type(function).__qualname__}"
@@ -49,6 +58,17 @@ def check_outputs(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"The folder of {path} must exist: create {path.parent}.")
+
+
+def positive(text: str) -> int:
+    """Parse a positive integer.
+
+    Raises:
+        ArgumentTypeError: If ``text`` is anything else.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
+    return int(text)
 
 
 def add_study(command: argparse.ArgumentParser, *, model: bool) -> None:

@@ -50,7 +50,12 @@ def demo(
         ImportError: If scikit-learn is not installed.
     """
     digits = _load_digits(seed)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"The folder {folder} cannot be created ({error.strerror}): pass another --folder."
+        ) from error
     storage = f"sqlite:///{folder}/digits.db"
     model_fn = _make_model_fn(digits)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import NoReturn
 
 import optuna
@@ -12,6 +14,7 @@ import optuna
 from optuna_miha._cli import study_commands, training_commands
 from optuna_miha._history.error_text import without_credentials
 from optuna_miha._study.retry import convert_storage_errors
+from optuna_miha._version import __version__
 from optuna_miha.exceptions import MihaError, StorageError
 
 
@@ -25,7 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 on success, 1 if a package is missing or a file or database fails, 2 for
         an invalid argument, 130 after an interruption.
     """
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return 2
+    args = parser.parse_args(arguments)
     verbosity = optuna.logging.get_verbosity()
     if args.quiet or args.verbose:
         level = optuna.logging.WARNING if args.quiet else optuna.logging.DEBUG
@@ -39,18 +47,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ImportError, OSError, StorageError) as error:
         print(f"optuna-miha: {without_credentials(str(error))}", file=sys.stderr)
         return 1
-    except (ValueError, MihaError) as error:
+    except (ValueError, TypeError, MihaError) as error:
+        if isinstance(error, TypeError) and not _is_explained(error):
+            raise
         print(f"optuna-miha: {without_credentials(str(error))}", file=sys.stderr)
         return 2
     finally:
         optuna.logging.set_verbosity(verbosity)
 
 
+def _is_explained(error: Exception) -> bool:
+    """Whether this package raised an error; those of the user's code need their traceback."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__")).startswith("optuna_miha.")
+
+
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors repeat no credentials of a URL in the wrong place."""
+    """A parser with errors of one line, without credentials of a URL in the wrong place."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(without_credentials(message))
+        text = f"{self.prog}: {message}; see {self.prog} --help"
+        self.exit(2, f"{without_credentials(text)}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
             "Exit codes: 0 on success, 1 if a package is missing or a file or database cannot be "
             "read or written, 2 for an invalid argument, 130 after Ctrl-C."
         ),
+    )
+    versions = ", ".join(f"{name} {version(name)}" for name in ("optuna", "torch"))
+    parser.add_argument(
+        "--version", action="version", version=f"optuna-miha {__version__} ({versions})"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     training_commands.add_commands(commands)

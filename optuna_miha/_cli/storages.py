@@ -80,7 +80,8 @@ def _clear_errors(url: str) -> Iterator[None]:
     except DBAPIError as error:
         reason = describe_error(error.orig).strip() if error.orig else type(error).__name__
         raise StorageError(
-            f"The storage cannot be opened. The database reports: {reason}."
+            f"The storage cannot be opened: check that its folder or its server exists. The "
+            f"database reports: {reason}."
         ) from error
 
 

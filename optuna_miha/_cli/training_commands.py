@@ -12,12 +12,13 @@ from optuna_miha._cli.arguments import (
     add_study,
     check_outputs,
     load_function,
+    positive,
 )
 from optuna_miha._cli.demo import demo
 from optuna_miha._cli.storages import find_storage, load_study, open_storage
 from optuna_miha._compare.compare import METHODS, compare
 from optuna_miha._run.optimize import optimize
-from optuna_miha._study.schema import check_run
+from optuna_miha._study.schema import check_run, read_lineage
 from optuna_miha._study.setup import stored_settings
 from optuna_miha.visualization import plot_comparison
 from optuna_miha.visualization._style import import_plotly
@@ -68,6 +69,12 @@ def _compare(args: argparse.Namespace) -> int:
 def _resume(args: argparse.Namespace) -> int:
     study = load_study(args.study, find_storage(args.storage))
     check_run(study)
+    spent = read_lineage(study).spent
+    if args.n_epochs is not None and args.n_epochs < spent:
+        raise ValueError(
+            f"--n-epochs is the total budget, and must be at least the {spent} epochs that the "
+            f"run has trained, got {args.n_epochs}: omit it to complete the run."
+        )
     keep, engine = stored_settings(study)
     result = optimize(
         study,
@@ -100,12 +107,12 @@ def _add_demo(commands: Any) -> None:
     )
     command.add_argument(
         "--n-epochs",
-        type=int,
+        type=positive,
         default=200,
         help="the total budget, in epochs (default: %(default)s)",
     )
     command.add_argument(
-        "--n-jobs", type=int, default=1, help="worker processes (default: %(default)s)"
+        "--n-jobs", type=positive, default=1, help="worker processes (default: %(default)s)"
     )
     command.add_argument(
         "--seed",
@@ -138,7 +145,7 @@ def _add_compare(commands: Any) -> None:
     )
     add_model(command)
     command.add_argument(
-        "--n-epochs", type=int, default=200, help="the budget of every run (default: 200)"
+        "--n-epochs", type=positive, default=200, help="the budget of every run (default: 200)"
     )
     command.add_argument(
         "--methods",
@@ -148,7 +155,7 @@ def _add_compare(commands: Any) -> None:
         help=f"one or more of {', '.join(METHODS)} (default: all)",
     )
     command.add_argument(
-        "--seeds", type=int, default=5, help="number of seeds, starting at 0 (default: 5)"
+        "--seeds", type=positive, default=5, help="number of seeds, starting at 0 (default: 5)"
     )
     command.add_argument(
         "--storage",
@@ -186,11 +193,11 @@ def _add_resume(commands: Any) -> None:
     add_study(command, model=True)
     command.add_argument(
         "--n-epochs",
-        type=int,
+        type=positive,
         help="the total budget, including epochs trained before (default: as before)",
     )
     command.add_argument(
-        "--n-jobs", type=int, default=1, help="worker processes (default: %(default)s)"
+        "--n-jobs", type=positive, default=1, help="worker processes (default: %(default)s)"
     )
     command.add_argument("--device", help="where to train, for example cpu or cuda:0")
     add_checkpoint_dir(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import secrets
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ from optuna_miha._study.schema import (
     read_stretches,
 )
 from optuna_miha._training.compute import Engine
+from optuna_miha._version import __version__
 from optuna_miha.exceptions import PlanMismatchError, SearchSpaceChangedError
 
 _logger = optuna.logging.get_logger("optuna.miha")
@@ -243,13 +245,19 @@ def record_run(
                     f"{stored[name]!r}. Its result may differ in the last digits."
                 )
         return
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions = {
+        "optuna_miha": __version__,
+        "optuna": optuna.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
     attrs = {
         attributes.FORMAT: FORMAT,
         attributes.RUN_SEED: seed,
         attributes.INITIAL: initial.params,
         attributes.SPACE: _space_of(initial),
-        attributes.VERSIONS: {**versions, "optuna": optuna.__version__, **engine_attrs},
+        attributes.VERSIONS: versions | engine_attrs,
         **({} if monitor is None else {attributes.MONITOR: dict(monitor)}),
         attributes.PLAN: plan.asdict(),  # Last: it marks the others as complete.
     }

@@ -65,7 +65,7 @@ DEFAULT_ENGINE = Engine()
 def resolve_device(device: torch.device | str | None) -> torch.device:
     """Return the device; for :obj:`None`, the accelerator if there is one, else the CPU."""
     if device is not None:
-        return torch.device(device)
+        return _available(device)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return torch.device("cpu") if accelerator is None else accelerator
 
@@ -79,7 +79,21 @@ def resolve_devices(
     devices = [device] if isinstance(device, (torch.device, str)) else list(device)
     if not devices:
         raise ValueError("`device` must name at least one device, got an empty sequence.")
-    return tuple(torch.device(name) for name in devices)
+    return tuple(_available(name) for name in devices)
+
+
+def _available(name: torch.device | str) -> torch.device:
+    """The device of a name, if tensors can be made on it."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # Torch raises either.
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f'`device` must be available to torch, such as "cpu" or "cuda:0", got {str(name)!r}: '
+            f"{reason}"
+        ) from error
+    return device
 
 
 @contextmanager

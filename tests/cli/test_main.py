@@ -66,7 +66,13 @@ def test_too_small_budget_prints_an_error_without_traceback(
 
 COMMANDS = ("demo", "compare", "resume", "report", "dashboard", "export", "clean")
 
-NET = "from helpers.problems import classifier\n"
+NET = """\
+from helpers.problems import classifier
+
+
+def nothing(trial):
+    pass
+"""
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +89,8 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a copy of that run, and the network ``net:classifier``."""
     shutil.copy(trained / "run.db", tmp_path)
     (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "broken.py").write_text("x = 1 / 0\n")
+    (tmp_path / "invalid.py").write_text("def f(:\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "net", raising=False)
     return tmp_path
@@ -151,6 +159,15 @@ STORAGE = ["--storage", "sqlite:///run.db"]
         (["export", "tiny", "net:classifier", *STORAGE, "--example", "4:floating"], "1,28,28"),
         (["export", "tiny", "net:classifier", *STORAGE, "--example", "-4"], "1,28,28"),
         (["export", "tiny", "net:classifier", *STORAGE, "--example", "5"], "an input of the"),
+        (["resume", "tiny", "broken:f", *STORAGE], "ZeroDivisionError: division by zero, "),
+        (["resume", "tiny", "invalid:f", *STORAGE], "SyntaxError"),
+        (["resume", "tiny", "net:nothing", *STORAGE], "must return an optuna_miha.Recipe"),
+        (["resume", "tiny", "net:classifier", *STORAGE, "--n-epochs", "0"], "positive integer"),
+        (["resume", "tiny", "net:classifier", *STORAGE, "--n-epochs", "2"], "at least the 3"),
+        (["resume", "tiny", "net:classifier", *STORAGE, "--device", "gpu"], "available to torch"),
+        (["demo", "--folder", "net.py"], "--folder"),
+        (["demo", "--seed", "x"], "see optuna-miha demo --help"),
+        ([], "COMMAND"),
         (["dashboard", "none.db"], "a URL, a file or a folder"),
         (["dashboard", "run.db", "--port", "70000"], "--port"),
     ],
@@ -163,10 +180,11 @@ def test_invalid_arguments_are_explained_on_stderr_and_exit_with_2(
         code = main(arguments)
     except SystemExit as error:  # Raised by argparse.
         code = int(str(error.code))
-        message = "--example"
+        message = "--example" if "--example" in arguments else message
     captured = capsys.readouterr()
     assert code == 2
     assert message in captured.err
+    assert not arguments or len(captured.err.splitlines()) == 1
     assert "secret" not in captured.err
     assert captured.out == ""
     assert not (run / "none.db").exists()
@@ -235,3 +253,9 @@ def test_progress_bar_writes_separate_lines_if_stderr_is_not_a_terminal(
     assert 1 <= len(lines) < 12
     assert "24/24" in first_demo.stderr
     assert "\r" not in first_demo.stderr
+
+
+def test_version_names_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith(f"optuna-miha {miha.__version__} (optuna ")

@@ -164,7 +164,7 @@ def test_different_number_of_threads_on_resume_logs_a_warning(
         ({"n_threads": 1.5}, TypeError, "`n_threads` must be an integer, got 1.5"),
         ({"n_threads": True}, TypeError, "`n_threads` must be an integer, got True"),
         ({"device": []}, ValueError, "`device` must name at least one device"),
-        ({"device": "nowhere"}, RuntimeError, "nowhere"),
+        ({"device": "nowhere"}, ValueError, 'such as "cpu" or "cuda:0", got \'nowhere\''),
     ],
 )
 def test_invalid_settings_are_refused_before_anything_is_written(

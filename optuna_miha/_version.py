@@ -1,0 +1,3 @@
+"""The version of the package, which setuptools reads without importing anything."""
+
+__version__ = "0.1.0"
