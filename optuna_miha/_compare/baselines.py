@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -25,6 +26,7 @@ from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.tensors import copy_tensors
 from optuna_miha._model.verbosity import warnings_only
 from optuna_miha._search.learning_rate import half_cosine
+from optuna_miha._search.space import fit, lr_distribution
 from optuna_miha._study.checkpoint_store import CheckpointStore
 from optuna_miha._training.compute import intra_op_threads
 from optuna_miha._training.job import Context
@@ -56,12 +58,15 @@ class Baseline:
         search_fraction: Fraction of the budget for the search. The rest trains the best
             configuration of the search, or else the initial one, from scratch.
         anneal: Whether the learning rate of that final training is annealed to zero.
+        rates: If not empty, the initial configuration is trained from scratch at each of these
+            multiples of its learning rate instead, for an equal share of the budget.
         sampler: Creates the sampler, given a seed.
         pruner: Creates the pruner, given the number of epochs of a full trial.
     """
 
     search_fraction: float
     anneal: bool = False
+    rates: tuple[float, ...] = ()
     sampler: Callable[[int], BaseSampler] = RandomSampler
     pruner: Callable[[int], BasePruner] = _no_pruner
 
@@ -78,6 +83,7 @@ BASELINES: Mapping[str, Baseline] = {
     "tpe-retrain": Baseline(search_fraction=0.5, anneal=True, sampler=_tpe, pruner=_median),
     "no-search": Baseline(search_fraction=0),
     "no-search-cosine": Baseline(search_fraction=0, anneal=True),
+    "rates-cosine": Baseline(search_fraction=0, anneal=True, rates=(1 / 3, 1, 3)),
 }
 
 
@@ -115,6 +121,7 @@ class BaselineRun:
         baseline: The baseline.
         context: Seed, validation loss, direction and device, as for a run of ``optimize``.
         initial_params: The first configuration of a search, or the only one without a search.
+        distributions: The distributions of its parameters.
         n_epochs: The budget, in epochs.
         store: The store of the best weights.
     """
@@ -126,6 +133,7 @@ class BaselineRun:
         *,
         context: Context,
         initial_params: dict[str, Any],
+        distributions: Mapping[str, BaseDistribution],
         n_epochs: int,
         store: CheckpointStore,
     ) -> None:
@@ -133,6 +141,7 @@ class BaselineRun:
         self._baseline = baseline
         self._context = context
         self._initial_params = initial_params
+        self._lr = lr_distribution(distributions)
         self._n_epochs = n_epochs
         self._trial_epochs = trial_epochs_of(n_epochs)
         self._store = store
@@ -194,6 +203,11 @@ class BaselineRun:
         rest = self._n_epochs - spent
         if rest <= 0:
             return None
+        if self._baseline.rates and self._lr is not None:
+            remaining = self._baseline.rates[len(self._trials) :]
+            lr = fit(self._lr, remaining[0] * self._initial_params["lr"])
+            params, n_epochs = {**self._initial_params, "lr": lr}, math.ceil(rest / len(remaining))
+            return _Step(n_epochs=n_epochs, params=params, search=False, anneal=True)
         best = self.best()
         params = self._initial_params if best is None else best.params
         return _Step(n_epochs=rest, params=params, search=False, anneal=self._baseline.anneal)

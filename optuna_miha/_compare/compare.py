@@ -34,6 +34,7 @@ METHODS = (
     "tpe-retrain",
     "no-search",
     "no-search-cosine",
+    "rates-cosine",
 )
 
 _CLASSIC_ENDS = 0.25
@@ -74,6 +75,9 @@ def compare(
       better of the two is the result.
     - ``"no-search"``: the initial configuration with the whole budget.
     - ``"no-search-cosine"``: the same, annealing the learning rate to zero along half a cosine.
+    - ``"rates-cosine"``: the same at a third of the initial learning rate, at the initial one and
+      at three times it, each with a third of the budget; the best of the three is the result.
+      Without a learning rate in the search space it is ``no-search-cosine``.
 
     A full trial of a search has ``round(sqrt(2 * n_epochs))`` epochs: 10 for a budget of 50, 20
     for 200, 35 for 600. The first trial is the initial configuration, and the last is shortened

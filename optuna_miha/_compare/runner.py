@@ -255,6 +255,7 @@ class Runner:
             BASELINES[method],
             context=context,
             initial_params=study.user_attrs[attributes.INITIAL],
+            distributions=initial.distributions,
             n_epochs=self.n_epochs,
             store=open_store(study, None, None),
         )

@@ -37,6 +37,7 @@ _COLOURS = {
     "tpe-retrain": PURPLE,
     "no-search": BLACK,
     "no-search-cosine": GREY,
+    "rates-cosine": GREY,
 }
 _DASHED = {"miha-classic", "hyperband", "tpe-retrain", "no-search-cosine"}
 """One of each pair of similar colours, so that both are distinguishable in greyscale."""

@@ -279,6 +279,18 @@ def test_methods_without_search_train_one_network() -> None:
     assert cosine.rates[::STEPS] == pytest.approx(expected)
 
 
+def test_rates_are_annealed_one_after_another() -> None:
+    storage, net = InMemoryStorage(), Net()
+    run(net, "rates-cosine", storage=storage)
+    trials = study_of(storage, "rates-cosine").trials
+    lengths = [len(trial.intermediate_values) for trial in trials]
+    assert lengths == [9, 9, 8]
+    assert [trial.params["lr"] for trial in trials] == pytest.approx([0.01 / 3, 0.01, 0.03])
+    for trial, start in zip(trials, (0, 9, 18), strict=True):
+        assert net.rates[STEPS * start] == trial.params["lr"]
+        assert net.rates[STEPS * start + STEPS * 7] < 0.2 * trial.params["lr"]
+
+
 def test_tpe_retrain_retrains_the_best_configuration_with_half_of_the_budget() -> None:
     storage, net = InMemoryStorage(), Net()
     run(net, "tpe-retrain", storage=storage)
