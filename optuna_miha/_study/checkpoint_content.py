@@ -65,7 +65,8 @@ def _is_optimizer(part: Any) -> bool:
         and isinstance(part.get("class"), str)
         and is_count(part.get("n_params"))
         and isinstance(part.get("state"), Mapping)
-        and all(isinstance(entry, Mapping) for entry in part["state"].values())
+        # Entries of parameters have integers as keys; others, as of SPAM, may be anything.
+        and all(isinstance(v, Mapping) for k, v in part["state"].items() if isinstance(k, int))
     )
 
 

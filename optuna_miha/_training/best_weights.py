@@ -12,6 +12,7 @@ from optuna_miha._model.recipe import Recipe
 from optuna_miha._model.tensors import copy_tensors
 from optuna_miha._training.compute import Engine
 from optuna_miha._training.running_statistics import FirstBatches, estimate_running_statistics
+from optuna_miha._training.state import update_ema
 from optuna_miha._training.trainer import evaluate
 
 
@@ -22,7 +23,7 @@ def update_average(
     engine: Engine,
 ) -> float:
     """Update the average of the weights after an epoch, and return its validation value."""
-    ema.update_parameters(recipe.model)
+    update_ema(ema, recipe.model)
     if sample is not None:
         # The buffers are copies of the network's, whose activations differ.
         estimate_running_statistics(recipe, ema.module, sample.take(), engine)

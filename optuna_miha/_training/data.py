@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sized
+from functools import cache
 from typing import Any
 
+import optuna
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -14,6 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from optuna_miha._model.recipe import Data, takes_batch_size
 from optuna_miha._model.tensors import map_tensors
 from optuna_miha._training.batch_stream import Batches
+
+_logger = optuna.logging.get_logger("optuna.miha")
 
 EVALUATION_BATCH_SIZE = 512
 """The default, the same for all branches, so that values do not depend on their batch size."""
@@ -159,7 +163,7 @@ class _OnDevice:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._moved(iter(self._loader))
+        return self._moved(iter(self._loader), _max_batches(self._loader))
 
     def rest(self, n_batches: int) -> Iterator[Any]:
         """Begin a pass, and leave out the first batches, without loading them if possible."""
@@ -168,7 +172,8 @@ class _OnDevice:
         if is_stream or loader.batch_sampler is None or not _has_own_iterator(loader):
             batches = iter(loader)
             next(itertools.islice(batches, n_batches - 1, None), None)
-            return self._moved(batches)
+            limit = _max_batches(loader)
+            return self._moved(batches, None if limit is None else limit - n_batches)
         # The same draws as at the beginning of a pass: a base seed, then those of the sampler.
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
         indices = iter(loader.batch_sampler)
@@ -176,16 +181,39 @@ class _OnDevice:
         settings = _settings(loader)
         for name in ("batch_size", "drop_last"):
             del settings[name]
-        return self._moved(
-            iter(DataLoader(loader.dataset, batch_sampler=_Once(indices), **settings))
-        )
+        rest = DataLoader(loader.dataset, batch_sampler=_Once(indices), **settings)
+        return self._moved(iter(rest), None)
 
-    def _moved(self, batches: Iterable[Any]) -> Iterator[Any]:
-        for batch in batches:
+    def _moved(self, batches: Iterable[Any], limit: int | None) -> Iterator[Any]:
+        for index, batch in enumerate(batches):
+            if index == limit:
+                _warn_of_length(type(self._loader.dataset).__qualname__)
+                return
             yield map_tensors(batch, self._move, is_leaf=_can_be_moved)
 
     def _move(self, part: Any) -> Any:
         return part.to(self._device)
+
+
+def _max_batches(loader: DataLoader[Any]) -> int | None:
+    """Return the most batches of a stream with a length; :obj:`None` for other data.
+
+    Torch does not end a stream at its length. Each worker may end with an incomplete batch.
+    """
+    if not isinstance(loader.dataset, IterableDataset) or not _has_own_iterator(loader):
+        return None
+    try:
+        return len(loader) + loader.num_workers
+    except (TypeError, NotImplementedError):
+        return None
+
+
+@cache
+def _warn_of_length(name: str) -> None:
+    _logger.warning(
+        f"The stream {name} yields more samples than its length, at which an epoch ends: end the "
+        "iteration there, or return the right number in `__len__`."
+    )
 
 
 def _has_own_iterator(loader: DataLoader[Any]) -> bool:

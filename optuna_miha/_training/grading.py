@@ -12,9 +12,9 @@ from torch import Tensor
 from optuna_miha._model.batches import split_batch
 from optuna_miha._model.data_state import DataState
 from optuna_miha._model.model_fn import Initial, build_recipe, offline_trial
-from optuna_miha._model.recipe import Recipe, device_of
+from optuna_miha._model.recipe import Recipe, accuracy, device_of
 from optuna_miha._model.rng import preserved_rng, seed_all
-from optuna_miha._model.step_output import loss_of
+from optuna_miha._model.step_output import loss_of, step_output
 from optuna_miha._model.tensors import is_equal, map_tensors
 from optuna_miha._training.data import evaluation_batches
 from optuna_miha._training.job import Context
@@ -43,7 +43,8 @@ def check_grading(context: Context, initial: Initial, changes: Mapping[str, Any]
     Raises:
         ValueError: If the monitored metric, or the ``train_step``, depends on a value.
     """
-    if context.trainer is not None:
+    metric = initial.recipe.metrics.get(initial.recipe.monitor, accuracy)
+    if context.trainer is not None or (context.valid_step is None and metric is accuracy):
         return
     if context.valid_step is not None:
         known = initial.recipe.suggestions.names
@@ -118,24 +119,28 @@ class _Measure:
                     recipe.model, self._batch, self._context.valid_loss_fn
                 )
             hook.remove()
-            return outputs, [torch.as_tensor(loss_of(result))]
-        metric = recipe.metrics.get(recipe.monitor)
-        if metric is None:
-            return [], []
+            values = [loss_of(result)]
+            found = step_output(result)
+            if found is not None and recipe.monitor in recipe.metrics:
+                values = [_metric_of(recipe, found.outputs, found.targets)]
+            return outputs, [torch.as_tensor(value) for value in values]
         # Those of the initial network, because metrics are functions of outputs alone.
         parts = split_batch(self._batch)
         output = outputs_of(self._recipe.model, parts, device, engine)
-
-        def value_of(outputs: Any) -> float:
-            metrics = Metrics({recipe.monitor: metric}, device)
-            metrics.add(outputs, parts.target)
-            return metrics.compute()[recipe.monitor]
-
-        values = [value_of(output)]
+        values = [_metric_of(recipe, output, parts.target)]
         with suppress(Exception):  # It may expect probabilities.
             # An untrained network may be indifferent.
-            values.append(value_of(output + 3 * torch.randn_like(output)))
+            noisy = output + 3 * torch.randn_like(output)
+            values.append(_metric_of(recipe, noisy, parts.target))
         return [output], [torch.as_tensor(value) for value in values]
+
+
+def _metric_of(recipe: Recipe, outputs: Any, targets: Any) -> float:
+    """Compute the monitored metric of one batch."""
+    metric = {recipe.monitor: recipe.metrics[recipe.monitor]}
+    metrics = Metrics(metric, device_of(recipe.model))
+    metrics.add(outputs, targets)
+    return metrics.compute()[recipe.monitor]
 
 
 def _add(output: Any, outputs: list[Tensor]) -> None:

@@ -42,6 +42,20 @@ def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
         ) from error
 
 
+def update_ema(ema: AveragedModel, model: nn.Module) -> None:
+    """Update the moving average of the weights of ``model``.
+
+    Buffers of the average are copies of the network's. A network may create buffers that are not
+    part of its state in ``forward``, or replace them, to cache tables and masks.
+    """
+    own = dict(ema.module.named_buffers())
+    for name, buffer in model.named_buffers():
+        if name not in own or own[name].shape != buffer.shape:
+            path, _, key = name.rpartition(".")
+            ema.module.get_submodule(path).register_buffer(key, buffer.clone(), persistent=False)
+    ema.update_parameters(model)
+
+
 def capture(
     recipe: Recipe, ema: AveragedModel | None, epoch: int, settings: Settings | None = None
 ) -> State:
@@ -117,7 +131,10 @@ def _check_same_network(model: nn.Module, inherited: Mapping[str, Any]) -> None:
     )
     for name in [*inherited, *own]:
         if name not in own or name not in inherited:
-            where = "the parent has it, the branch lacks it"
+            where = (
+                "the parent has it, the branch lacks it. If the network creates it in `forward`, "
+                "create it in `__init__`, or register it with `persistent=False`"
+            )
             if name not in inherited:
                 where = "the branch has it, the parent lacks it"
             raise InheritanceError(f"Parameter {name!r} cannot be inherited: {where}. {repair}")

@@ -37,7 +37,7 @@ from optuna_miha._training.metrics import is_object
 from optuna_miha._training.modes import frozen_modules, set_training
 from optuna_miha._training.optimizer_checks import check_optimizer, check_step
 from optuna_miha._training.out_of_memory import is_out_of_memory
-from optuna_miha._training.state import State, capture, inherit, make_ema
+from optuna_miha._training.state import State, capture, inherit, make_ema, update_ema
 from optuna_miha._training.trainer import (
     batch_loss,
     batches_of,
@@ -100,7 +100,7 @@ def check_training(
             value = _check_losses(recipe, context, params)
             reached.check()
             if ema is not None:
-                ema.update_parameters(recipe.model)
+                update_ema(ema, recipe.model)
         # After forward passes, which may add to the state.
         with _extra_of(recipe) as extra:
             parts = {"data": data.capture()} | extra.capture()

@@ -44,6 +44,14 @@ def test_a_complete_state_is_loaded(state: dict[str, Any], store: CheckpointStor
     assert same(store.load_state(store.save(state, "trunk")), state)
 
 
+def test_an_optimizer_may_have_values_of_its_own_beside_those_of_parameters(
+    state: dict[str, Any], store: CheckpointStore
+) -> None:
+    entries = state["optimizer"]["state"] | {"total_step": 3}
+    stepped = state | {"optimizer": state["optimizer"] | {"state": entries}}
+    assert same(store.load_state(store.save(stepped, "trunk")), stepped)
+
+
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("value", ["absent", "text", {3: 4}, [1], -1])
 def test_an_incomplete_state_is_refused_by_its_part(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import UserDict, namedtuple
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
+    IterableDataset,
     TensorDataset,
 )
 
@@ -181,3 +184,22 @@ def test_validation_does_not_depend_on_the_batch_size(of: Any) -> None:
         for size in (1, 3, 64)
     }
     assert len(values) == 1
+
+
+class Cycle(IterableDataset[Any]):
+    """Never ends, although it has a length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.cycle(zip(*samples(7), strict=True))
+
+    def __len__(self) -> int:
+        return 10
+
+
+@pytest.mark.parametrize("batches", [training_batches, evaluation_batches])
+@pytest.mark.parametrize("n_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_epoch_of_a_stream_with_a_length_ends(batches: Any, n_workers: int) -> None:
+    loader = DataLoader(Cycle(), batch_size=4, num_workers=n_workers)
+    arguments = (loader, CPU) if batches is evaluation_batches else (loader, 4, CPU)
+    lengths = [len(targets) for _, targets in batches(*arguments)]
+    assert lengths == [4] * (3 + n_workers)

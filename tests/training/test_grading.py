@@ -100,3 +100,17 @@ def test_metric_that_draws_numbers_is_accepted() -> None:
         return replace(classifier(trial), metrics=metric, monitor="noise")
 
     run(new_study(), model_fn, plan=SHORT)
+
+
+def test_metric_of_a_train_step_that_depends_on_a_suggested_value_is_refused() -> None:
+    def train_step(model: Any, batch: Any, loss_fn: Any) -> Any:
+        outputs = model(batch[0])
+        return loss_fn(outputs, batch[1]), outputs, batch[1]
+
+    def model_fn(trial: Any) -> miha.Recipe:
+        return replace(thresholded(None)(trial), train_step=train_step)
+
+    study = new_study(direction="maximize")
+    with pytest.raises(ValueError, match="when 'threshold' changes"):
+        run(study, model_fn, plan=SHORT)
+    assert study.user_attrs == {}

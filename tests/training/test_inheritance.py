@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import optuna
 import pytest
 import torch
-from helpers.problems import blobs, classifier, explicit, new_study, run
+from helpers.problems import SHORT, blobs, classifier, explicit, new_study, run
 from torch import nn
 
 import optuna_miha as miha
 from optuna_miha._training.compute import intra_op_threads
 from optuna_miha._training.trainer import train
+from optuna_miha.exceptions import InheritanceError
 
 
 def test_lineage_of_controls_equals_plain_training_bit_for_bit() -> None:
@@ -132,3 +134,34 @@ def test_start_up_candidates_have_the_same_initial_weights() -> None:
     run(study, explicit, trainer=trainer)
     assert len(initial_weights) == 4
     assert all(torch.equal(weight, initial_weights[0]) for weight in initial_weights)
+
+
+class Caching(nn.Module):
+    """A network that creates a buffer in ``forward``, in the shape of the batch or not."""
+
+    def __init__(self, persistent: bool, is_whole: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.persistent, self.is_whole = persistent, is_whole
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ones = torch.ones_like(x if self.is_whole else x[0])
+        if not hasattr(self, "ones") or self.ones.shape != ones.shape:
+            self.register_buffer("ones", ones, persistent=self.persistent)
+        output: torch.Tensor = self.linear(x * self.ones)
+        return output
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_cache_of_a_network_follows_it_into_the_average(is_whole: bool) -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        return replace(classifier(trial), model=Caching(False, is_whole))
+
+    run(new_study(), model_fn, plan=SHORT)
+
+
+def test_persistent_buffer_that_forward_creates_is_refused() -> None:
+    study = new_study()
+    with pytest.raises(InheritanceError, match=r"'ones' .* creates it in `forward`"):
+        run(study, lambda trial: replace(classifier(trial), model=Caching(True, False)))
+    assert study.user_attrs == {}
