@@ -16,6 +16,7 @@ from optuna_miha._model.suggest import (
 )
 from optuna_miha._model.suggest_activations import suggest_activations
 from optuna_miha._model.suggest_optimizer import suggest_optimizer
+from optuna_miha._model.suggest_value import suggest_categorical, suggest_float, suggest_int
 from optuna_miha._results.comparison import Comparison
 from optuna_miha._results.ensemble import Ensemble
 from optuna_miha._results.replay import Replay, replay
@@ -63,7 +64,10 @@ __all__ = [
     "replay",
     "suggest_activations",
     "suggest_batch_size",
+    "suggest_categorical",
     "suggest_dropout",
+    "suggest_float",
+    "suggest_int",
     "suggest_label_smoothing",
     "suggest_loss",
     "suggest_optimizer",

@@ -25,7 +25,8 @@ from optuna_miha._results.overview import overview, result_html
 from optuna_miha._results.pytorch_code import code_of
 from optuna_miha._results.summary import describe_run
 from optuna_miha._results.trained_model import Trained
-from optuna_miha._search.space import lr_distribution
+from optuna_miha._results.untried import untried_kinds, untried_line
+from optuna_miha._search.space import lr_distributions
 from optuna_miha._study.checkpoint_store import CheckpointStore
 from optuna_miha.exceptions import MihaError
 
@@ -68,6 +69,7 @@ class Result(Trained):
         n_epochs_trained: Epochs trained in the whole run, including pruned and failed segments.
         library: The networks from which :meth:`ensemble` selects.
         draw: Draws the lineage as SVG, for notebooks.
+        untried: The kinds of parameters that could mutate and were never changed.
     """
 
     trial: FrozenTrial
@@ -76,6 +78,7 @@ class Result(Trained):
     n_epochs_trained: int
     library: Library = field(repr=False)
     draw: Callable[[], bytes] = field(repr=False)
+    untried: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """The value, the parameters and the schedule in a few lines."""
@@ -133,10 +136,17 @@ class Result(Trained):
         return self.library.ensemble(size, combine, device_of(self.model))
 
     def describe(self) -> str:
-        """Describe the run: the race, the best change of every cycle, and the final phase."""
+        """Describe the run: the race, the best change of every cycle, and the final phase.
+
+        If there are parameters that no segment has changed, the last line names them, with a
+        budget that would suffice to try them.
+        """
         is_maximized = self.library.sign < 0
         direction = StudyDirection.MAXIMIZE if is_maximized else StudyDirection.MINIMIZE
-        return describe_run(Lineage(direction, self.segments), self.lineage[-1])
+        lineage = Lineage(direction, self.segments)
+        untried = untried_line(lineage, self.untried)
+        lines = [describe_run(lineage, self.lineage[-1]), *([] if untried is None else [untried])]
+        return "\n".join(lines)
 
     def code(self) -> str:
         """Generate PyTorch code for the configuration of the model, ready to paste.
@@ -155,7 +165,7 @@ class Result(Trained):
             recipe,
             self.params,
             n_annealed=last.trained if is_annealed else None,
-            is_raised=lr_distribution(last.distributions) is not None,
+            is_raised=bool(lr_distributions(last.distributions)),
         )
 
     def to_dataframe(self) -> pandas.DataFrame:
@@ -248,6 +258,11 @@ def make_result(
             sign=lineage.sign,
         ),
         draw=draw,
+        untried=untried_kinds(
+            lineage,
+            study.user_attrs[attributes.INITIAL],
+            study.user_attrs[attributes.PLAN].get("mutations"),
+        ),
     )
 
 

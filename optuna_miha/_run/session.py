@@ -23,8 +23,10 @@ from optuna_miha._results.result import Result, make_result
 from optuna_miha._run.arguments import Arguments
 from optuna_miha._run.sigterm import exit_on_sigterm
 from optuna_miha._search.crossover import check_crossover
+from optuna_miha._search.mutation import describe_rules
 from optuna_miha._search.phases import Stretch
 from optuna_miha._search.plan import Plan
+from optuna_miha._search.sampler import read_search_context
 from optuna_miha._study.checkpoint_store import CheckpointStore
 from optuna_miha._study.lease import Lease, hold_lease
 from optuna_miha._study.monitor import check_monitor, describe_monitor
@@ -57,6 +59,8 @@ from optuna_miha._training.preflight import (
 from optuna_miha._training.scheduler_checks import check_scheduler
 from optuna_miha._training.trial_steps import check_copyable, check_mutations, check_training
 from optuna_miha.exceptions import StudyLockedError
+
+_logger = optuna.logging.get_logger("optuna.miha")
 
 _BUSY_TIMEOUT = 60.0
 """Seconds to wait for a lock on the SQLite file."""
@@ -292,6 +296,11 @@ def _record(
     lease.verify()
     session.store = _open_store(arguments, read_only=False)
     record_run(study, lease, session.plan, session.seed, initial, arguments.engine, monitor)
+    if session.stretches is not None and session.plan.n_cycles != 0:
+        context = read_search_context(study)
+        allowed = context.allowed_kinds(context.distributions)
+        rules = describe_rules(context.distributions, allowed)
+        _logger.info(f"Mutations: {rules or 'none'}.")
     record_late(study, lease)
     session.lineage = read_lineage(study)
     if session.stretches is not None:

@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Role, Segment
 from optuna_miha._search.plan import Plan
-from optuna_miha._search.space import DEFAULT_LR, fit, lr_distribution
+from optuna_miha._search.space import DEFAULT_LR, fit, lr_distribution, lr_distributions
 
 _WARMUP_SHARE = 0.1
 """Share of the epochs over which the learning rate rises. Some networks stop learning, without
@@ -100,18 +100,21 @@ def peak_factor(plan: Plan, lineage: Lineage, role: Role, before: float = math.i
 def scale_lr(
     params: dict[str, Any], distributions: Mapping[str, BaseDistribution], factor: float
 ) -> dict[str, Any]:
-    """``params`` with a multiple of the learning rate, rounded to four significant digits.
+    """``params`` with a multiple of the learning rates, rounded to four significant digits.
 
     Args:
         params: The hyperparameters.
-        distributions: Their distributions. The learning rate is clipped to its range. If it is
-            not a float parameter, it does not change.
+        distributions: Their distributions. A learning rate is clipped to its range. One that is
+            not a float parameter does not change.
         factor: The factor.
     """
-    distribution = lr_distribution(distributions)
-    if factor == 1 or distribution is None:
+    if factor == 1:
         return params
-    return params | {"lr": fit(distribution, float(f"{params['lr'] * factor:.4g}"))}
+    return params | {
+        name: fit(distribution, float(f"{params[name] * factor:.4g}"))
+        for name, distribution in lr_distributions(distributions).items()
+        if name in params
+    }
 
 
 def rescaled_lr(

@@ -131,6 +131,8 @@ def _draw(
                     f"{mutated[name]!r}."
                 )
         return mutated
+    if kind == "lr" and upward_lr and len(names) > 1:
+        return mutated | _raised_together(params, distributions, names, rng)
     if len(chosen) > 1:
         return mutated | _same_activation(params, distributions, chosen, rng)
     name, distribution = chosen[0], distributions[chosen[0]]
@@ -184,6 +186,18 @@ def _lr(value: Any, distribution: BaseDistribution, rng: np.random.Generator) ->
     """Scale in either direction, for studies without a final phase."""
     sign = rng.choice([-1, 1])
     return _scaled_reflected(value, distribution, math.exp(sign * abs(rng.normal(0.9, 0.4))))
+
+
+def _raised_together(
+    params: Params, distributions: Distributions, names: list[str], rng: np.random.Generator
+) -> Params:
+    """Raise all learning rates by one factor, so that the ratios between groups stay."""
+    factor = math.exp(abs(rng.normal(0.9, 0.4)))
+    return {
+        name: _scaled(params[name], distributions[name], factor)
+        for name in names
+        if _is_numeric(distributions[name])
+    }
 
 
 def _batch_size(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
@@ -257,6 +271,16 @@ def _numeric(value: Any, distribution: BaseDistribution, new: float) -> Any:
     return fitted
 
 
+_RULE_TEXTS = {
+    "batch_size": "times 0.5 to 2",
+    "dropout": "minus 0.1 to plus 0.2",
+    "label_smoothing": "minus 0.05 to plus 0.1",
+    "lr": "raised",
+    "momentum": "1 - momentum times 0.5 or 2",
+    "weight_decay": "times 0.2, 3 or 5",
+}
+"""Descriptions of ``_RULES``, for a run."""
+
 _RULES: dict[str, ValueMutation] = {
     "batch_size": _batch_size,
     "dropout": _dropout,
@@ -289,6 +313,29 @@ def describe(old: Params, new: Params) -> str:
     layers = _groups_by_layer(name for name in new if kind_of(name) == "activation")
     parts = [_join(_merged(names, layers), change) for change, names in changes.items()]
     return ", ".join(parts) or NO_CHANGE
+
+
+def describe_rules(distributions: Distributions, allowed: Iterable[str]) -> str:
+    """List all parameters with the rule that mutates them.
+
+    Args:
+        distributions: Their distributions, by name.
+        allowed: The kinds that may mutate.
+    """
+    parts = []
+    mutable = {k: names for k, names in kinds(distributions).items() if k in set(allowed)}
+    for kind, names in mutable.items():
+        numeric = [name for name in names if _is_numeric(distributions[name])]
+        rule = _RULE_TEXTS.get(kind, "scaled or shifted")
+        if numeric:
+            together = " together" if kind == "lr" and len(names) > 1 else ""
+            parts.append(_join(numeric, f"({rule}{together})"))
+        if len(numeric) < len(names):
+            others = [name for name in names if name not in numeric]
+            parts.append(_join(others, "(another choice)"))
+    fixed = [n for n in distributions if not any(n in names for names in mutable.values())]
+    parts += [_join(fixed, "(fixed)")] if fixed else []
+    return ", ".join(parts)
 
 
 def _merged(names: list[str], layers: dict[str, list[str]]) -> list[str]:

@@ -18,6 +18,7 @@ from optuna_miha._history import attributes
 from optuna_miha._search.mutation import Distributions, Params, ValueMutation, has_effect, mutate
 from optuna_miha._search.portfolio import startup_candidates
 from optuna_miha._search.space import kind_of, kinds, value_or_initial
+from optuna_miha._search.visits import order_of_kinds
 
 _STARTUP_STREAM, _BRANCH_STREAM, _TRIAL_STREAM = range(3)
 
@@ -173,12 +174,12 @@ class MihaSampler(BaseSampler):
             return params
         seed = [context.seed, _BRANCH_STREAM, cycle]
         # The kinds are shuffled in the same way for all siblings, which take one each in turn.
-        order = np.random.default_rng(seed).permutation(allowed)
-        for turn in range(branch, branch + len(allowed)):
+        visit = context.visit(cycle, branch)
+        for kind in order_of_kinds(allowed, visit, branch, np.random.default_rng(seed)):
             mutated = mutate(
                 params,
                 distributions,
-                str(order[turn % len(allowed)]),
+                kind,
                 np.random.default_rng([*seed, branch]),
                 value_mutation=self._mutation,
             )
@@ -248,12 +249,20 @@ class SearchContext:
         initial_params: The initial configuration.
         distributions: Its distributions, by name.
         mutations: Kinds that may mutate; :obj:`None`: all.
+        first_branch: The index of the first branch of a population that mutates.
+        n_mutated: Branches of a population that mutate.
     """
 
     seed: int
     initial_params: Params
     distributions: Distributions
     mutations: Sequence[str] | None
+    first_branch: int = 0
+    n_mutated: int = 1
+
+    def visit(self, cycle: int, branch: int) -> int:
+        """The number of mutations in the run before that of a branch, as planned."""
+        return (cycle - 1) * self.n_mutated + branch - self.first_branch
 
     def allowed_kinds(self, distributions: Distributions) -> list[str]:
         """The kinds in ``distributions`` that may mutate."""
@@ -264,9 +273,13 @@ class SearchContext:
 def read_search_context(study: Study) -> SearchContext:
     """Read the context of the run that a study contains."""
     attrs = study.user_attrs
+    plan = attrs[attributes.PLAN]
+    first_branch = int(plan.get("control", True))
     return SearchContext(
         seed=int(attrs[attributes.RUN_SEED]),
         initial_params=attrs[attributes.INITIAL],
         distributions={k: json_to_distribution(v) for k, v in attrs[attributes.SPACE].items()},
-        mutations=attrs[attributes.PLAN]["mutations"],
+        mutations=plan["mutations"],
+        first_branch=first_branch,
+        n_mutated=max(1, plan["population_size"] - first_branch),
     )

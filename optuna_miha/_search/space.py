@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 from optuna.distributions import (
@@ -55,6 +57,21 @@ OFFERED_ACTIVATIONS = (
 )
 """Default choices of an activation: MIHA's nine, and four that have become common since. None of
 them has parameters."""
+
+_NAME = re.compile(
+    r"(\w*_)?(batch_size|dropout|label_smoothing|learning_rate|lr|momentum|wd|weight_decay)"
+    r"(_\w+|\d+)?",
+    re.IGNORECASE,
+)
+
+_ALIASES = {"learning_rate": "lr", "wd": "weight_decay"}
+
+_OTHER_WORDS = frozenset(
+    {"decay", "end", "eta", "eval", "factor", "final", "gamma", "init", "initial", "min", "mult"}
+    | {"multiplier", "patience", "period", "power", "ratio", "scale", "schedule", "scheduler"}
+    | {"start", "step", "steps", "test", "type", "valid", "warmup"}
+)
+"""Words in the name of a parameter that belongs to another one, such as its schedule."""
 
 _declared: ContextVar[tuple[str, Any] | None] = ContextVar("declared_initial", default=None)
 
@@ -117,15 +134,42 @@ def fit(distribution: FloatDistribution | IntDistribution, value: float) -> floa
     return int(value) if isinstance(distribution, IntDistribution) else float(value)
 
 
+def lr_distributions(
+    distributions: Mapping[str, BaseDistribution],
+) -> dict[str, FloatDistribution]:
+    """The distributions of all learning rates that are float parameters, by name."""
+    return {
+        name: distribution
+        for name, distribution in distributions.items()
+        if kind_of(name) == "lr" and isinstance(distribution, FloatDistribution)
+    }
+
+
 def lr_distribution(distributions: Mapping[str, BaseDistribution]) -> FloatDistribution | None:
     """The distribution of the learning rate if it is a float parameter, which can be scaled."""
     distribution = distributions.get("lr")
     return distribution if isinstance(distribution, FloatDistribution) else None
 
 
+@lru_cache(maxsize=4096)
 def kind_of(name: str) -> str:
-    """The kind of a parameter: ``activation.fc1`` -> ``activation``."""
-    return name.split(".", 1)[0]
+    """The kind of a parameter, which is the part of its name before the first dot.
+
+    Common names of a few kinds are recognised without a dot: ``learning_rate``, ``head_lr`` and
+    ``lr_head`` are of the kind ``lr``, ``dropout_1`` is of the kind ``dropout``. Names such as
+    ``lr_decay`` and ``min_lr`` are of a kind of their own.
+
+    Args:
+        name: The name, for example ``activation.fc1``, of the kind ``activation``.
+    """
+    first = name.split(".", 1)[0]
+    found = _NAME.fullmatch(first)
+    if found is None:
+        return first
+    prefix, kind, suffix = found.groups(default="")
+    if not _OTHER_WORDS.isdisjoint((prefix + suffix).lower().split("_")):
+        return first
+    return _ALIASES.get(kind.lower(), kind.lower())
 
 
 def kinds(distributions: Mapping[str, BaseDistribution]) -> dict[str, list[str]]:

@@ -22,7 +22,7 @@ from optuna_miha._model.optimizer_state import optimizer_settings
 from optuna_miha._model.recipe import LossFn, Recipe, TrainStep
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._search.learning_rate import half_cosine, warmup_cosine
-from optuna_miha._search.space import lr_distribution
+from optuna_miha._search.space import lr_distributions
 from optuna_miha._training.best_weights import update_average, updated_best, validated
 from optuna_miha._training.compute import DEFAULT_ENGINE, Engine, intra_op_threads
 from optuna_miha._training.extra_state import ExtraState
@@ -247,7 +247,7 @@ def _train(
         return capture(recipe, ema, epoch, settings) | _kept(data, extra) | {"best": best}
     steps = _watched_steps(context, recipe, job)
     # `warmup_cosine` starts at a third of the rate. This suits only a rate that was raised before.
-    rate_factor = half_cosine if lr_distribution(trial.distributions) is None else warmup_cosine
+    rate_factor = warmup_cosine if lr_distributions(trial.distributions) else half_cosine
     has_statistics = ema is not None and has_running_statistics(ema.module)
     sample = FirstBatches() if has_statistics else None
     described = describe_job(job, extra, rate_factor)

@@ -1,0 +1,44 @@
+"""The order in which the kinds of parameters mutate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+_USUAL = frozenset(
+    {
+        "activation",
+        "batch_size",
+        "dropout",
+        "label_smoothing",
+        "loss",
+        "lr",
+        "momentum",
+        "optimizer",
+        "weight_decay",
+    }
+)
+"""The kinds that most runs search. Whoever suggests others wants to know their effect."""
+
+
+def order_of_kinds(
+    allowed: Sequence[str], visit: int, turn: int, rng: np.random.Generator
+) -> list[str]:
+    """Return the kinds in the order in which a branch tries them, until one has an effect.
+
+    Kinds beyond the usual, such as the weight of a term of the loss, come first: each gets one of
+    the first mutations of a run. After that, all kinds are shuffled.
+
+    Args:
+        allowed: The kinds that may mutate, sorted.
+        visit: The number of mutations before this one, over all populations of the run.
+        turn: The branch index, from which the shuffled order is read.
+        rng: The random generator, the same for all siblings.
+    """
+    order = [str(kind) for kind in rng.permutation(allowed)]
+    shuffled = [order[(turn + step) % len(order)] for step in range(len(order))]
+    unusual = [kind for kind in allowed if kind not in _USUAL]
+    if not 0 <= visit < len(unusual):
+        return shuffled
+    return [unusual[visit], *(kind for kind in shuffled if kind != unusual[visit])]
