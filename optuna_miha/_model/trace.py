@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from optuna_miha._model.batches import split_batch
 from optuna_miha._model.data_state import DataState
 from optuna_miha._model.recipe import Data, Recipe, device_of
-from optuna_miha._model.rng import preserved_rng
+from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.tensors import map_tensors
 
 _N_SAMPLES = 2
@@ -93,6 +93,7 @@ def _traced(recipe: Recipe, paths: set[str], rated: set[str]) -> _Trace | None:
     trace = _Trace()
     try:
         with preserved_rng(), DataState().watch(recipe.train_data), torch.no_grad():
+            seed_all(0)  # A network that leaves out layers at random must give one space.
             device = device_of(recipe.model)
             batch = map_tensors(_samples(recipe.train_data), lambda t: t.to(device))
             model = copy.deepcopy(recipe.model)

@@ -163,3 +163,24 @@ def test_default_space_leaves_all_activations_after_the_last_layer_alone() -> No
 def test_default_space_has_no_batch_size_if_the_data_form_batches(kind: str) -> None:
     params = build_initial(lambda trial: recipe(train_data=LOADERS[kind]), 0).params
     assert "batch_size" not in params
+
+
+def test_default_space_of_a_network_that_leaves_out_layers_at_random_is_always_the_same() -> None:
+    class Dropped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            blocks = (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout(0.1)) for _ in range(8))
+            self.blocks, self.last = nn.ModuleList(blocks), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            for block in self.blocks:
+                if not self.training or torch.rand(()) < 0.5:
+                    x = block(x)
+            return self.last(x)
+
+    spaces = set()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        initial = build_initial(lambda trial: recipe(model=Dropped()), 0)
+        spaces.add(tuple(initial.params))
+    assert len(spaces) == 1

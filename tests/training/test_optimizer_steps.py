@@ -53,6 +53,49 @@ def test_each_step_is_scaled_and_counted_once(wrapper: Any) -> None:
     assert optimizer.param_groups[0]["lr"] == 1.0
 
 
+class Copying(Optimizer):
+    """A wrapper with groups of its own, whose rates the wrapped optimizer does not have."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        super().__init__([dict(group) for group in inner.param_groups], {})
+        self.inner = [inner]
+
+    def step(self, closure: Any = None) -> None:
+        self.inner[0].step()
+
+
+@pytest.mark.parametrize("wrap", [Copying, lambda o: Lookahead(Copying(o))])
+def test_rates_of_all_wrapped_optimizers_are_scaled_and_restored(wrap: Any) -> None:
+    parameter = weight()
+    inner = SGD([parameter], lr=1.0)
+    optimizer = wrap(inner)
+    steps = OptimizerSteps(optimizer)
+    steps.scale(0.5)
+    optimizer.step()
+    assert parameter.item() == -0.5
+    assert steps.count == 1
+    assert [o.param_groups[0]["lr"] for o in (optimizer, inner)] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("is_base_patched", [False, True])
+def test_step_that_calls_that_of_its_base_class_counts_once(is_base_patched: bool) -> None:
+    class Base(SGD):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    class Derived(Base):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    if is_base_patched:  # Torch patches `step` of a class when it is first used.
+        Base([weight()])
+    optimizer = Derived([weight()], lr=1.0)
+    steps = OptimizerSteps(optimizer)
+    optimizer.step()
+    optimizer.step()
+    assert steps.count == 2
+
+
 def test_steps_of_the_wrapped_optimizer_alone_are_scaled() -> None:
     """As with SAM, whose second half is called on its own."""
     parameter = weight()
