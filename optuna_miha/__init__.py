@@ -6,6 +6,7 @@ from optuna_miha._compare.plain_objective import plain_objective
 from optuna_miha._history.curve import Curve, EpochResult
 from optuna_miha._history.schedule import Schedule
 from optuna_miha._history.segment import Segment
+from optuna_miha._model.fixed import fixed
 from optuna_miha._model.recipe import Recipe
 from optuna_miha._model.step_output import StepOutput
 from optuna_miha._model.suggest import (
@@ -21,8 +22,11 @@ from optuna_miha._results.comparison import Comparison
 from optuna_miha._results.ensemble import Ensemble
 from optuna_miha._results.replay import Replay, replay
 from optuna_miha._results.result import Result
+from optuna_miha._run.early_stopping import EarlyStopping
+from optuna_miha._run.epoch_report import EpochReport
 from optuna_miha._run.load import load_result
 from optuna_miha._run.optimize import optimize
+from optuna_miha._run.tensorboard import TensorBoardCallback
 from optuna_miha._search.crossover import AverageWeights, Crossover, UniformCrossover
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.pruner import SlopePruner
@@ -39,7 +43,9 @@ __all__ = [
     "ContextTrainer",
     "Crossover",
     "Curve",
+    "EarlyStopping",
     "Ensemble",
+    "EpochReport",
     "EpochResult",
     "Fitness",
     "MihaSampler",
@@ -51,6 +57,7 @@ __all__ = [
     "Segment",
     "SlopePruner",
     "StepOutput",
+    "TensorBoardCallback",
     "Trainer",
     "TrainerContext",
     "UniformCrossover",
@@ -58,6 +65,7 @@ __all__ = [
     "create_storage",
     "exceptions",
     "fitness",
+    "fixed",
     "load_result",
     "optimize",
     "plain_objective",

@@ -104,6 +104,7 @@ def _completed(recipe: Any, trial: optuna.trial.BaseTrial, suggestions: Suggesti
             weight_decay=0.0,
             momentum=0.0,
         )
+    suggestions.keep(trial.params)  # The user may have fixed the others.
     recipe.suggestions = suggestions
     return recipe
 

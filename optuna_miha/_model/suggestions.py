@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -26,6 +26,11 @@ class Suggestions:
     names: set[str] = field(default_factory=set)
     modules: dict[str, nn.Module] = field(default_factory=dict)
     losses: dict[str, Any] = field(default_factory=dict)
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Forget all parameters but these."""
+        self.names &= set(names)
+        self.modules = {n: module for n, module in self.modules.items() if n in self.names}
 
 
 _current: ContextVar[Suggestions | None] = ContextVar("suggestions", default=None)

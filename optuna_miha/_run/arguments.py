@@ -14,6 +14,7 @@ import torch
 
 from optuna_miha._history.scalars import as_int
 from optuna_miha._model.model_fn import ModelFn
+from optuna_miha._run.epoch_report import EpochCallback
 from optuna_miha._search.crossover import AverageWeights, Crossover
 from optuna_miha._search.plan import Plan
 from optuna_miha._study.retention import Keep
@@ -50,6 +51,7 @@ class Arguments:
     devices: tuple[torch.device, ...]
     engine: Engine
     callbacks: tuple[Callback, ...]
+    epoch_callbacks: tuple[EpochCallback, ...]
     timeout: float
     catch: tuple[type[Exception], ...]
     show_progress_bar: bool
@@ -92,6 +94,7 @@ def check_arguments(study: optuna.Study, model_fn: ModelFn, **arguments: Any) ->
         devices=resolve_devices(arguments.pop("device")),
         engine=engine,
         callbacks=tuple(arguments.pop("callbacks") or ()),
+        epoch_callbacks=tuple(arguments.pop("epoch_callbacks") or ()),
         timeout=math.inf if timeout is None else timeout,
         catch=tuple(catch) if isinstance(catch, Iterable) else (catch,),
         **arguments,

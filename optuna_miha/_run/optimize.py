@@ -14,6 +14,7 @@ from optuna_miha._model.model_fn import ModelFn
 from optuna_miha._results.result import Result
 from optuna_miha._run.arguments import check_arguments
 from optuna_miha._run.attempts import tidy, train_stretch
+from optuna_miha._run.epoch_report import EpochCallback
 from optuna_miha._run.session import open_session
 from optuna_miha._search.crossover import AverageWeights, Crossover
 from optuna_miha._search.plan import Plan
@@ -46,6 +47,7 @@ def optimize(
     channels_last: bool = False,
     n_threads: int = 1,
     callbacks: Iterable[Callback] | None = None,
+    epoch_callbacks: Iterable[EpochCallback] | None = None,
     timeout: float | None = None,
     catch: Iterable[type[Exception]] | type[Exception] = (),
     show_progress_bar: bool = True,
@@ -120,7 +122,11 @@ def optimize(
             Intra-op threads of torch during training. The default 1 makes the result independent
             of the number of cores, and leaves the other cores to the other ``n_jobs``.
         callbacks:
-            Called with the study and the trial after each trial. They may call ``study.stop()``.
+            Called with the study and the trial after each trial. They may call ``study.stop()``;
+            :class:`EarlyStopping` is one.
+        epoch_callbacks:
+            Called with an :class:`EpochReport` after each epoch of every trial, in this process;
+            :class:`TensorBoardCallback` is one.
         timeout:
             Seconds after which no further phase begins.
         catch:
@@ -164,6 +170,7 @@ def optimize(
         channels_last=channels_last,
         n_threads=n_threads,
         callbacks=callbacks,
+        epoch_callbacks=epoch_callbacks,
         timeout=timeout,
         catch=catch,
         show_progress_bar=show_progress_bar,

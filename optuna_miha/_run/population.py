@@ -15,6 +15,7 @@ from optuna_miha._history import attributes
 from optuna_miha._history.curve import EpochResult
 from optuna_miha._history.error_text import describe_error
 from optuna_miha._model.model_fn import build_recipe, offline_trial
+from optuna_miha._run.epoch_report import EpochReport
 from optuna_miha._run.progress import Progress
 from optuna_miha._run.session import Session
 from optuna_miha._search.mutation import describe
@@ -68,6 +69,7 @@ class Population:
         self._retention = retention
         self._proposer = proposer
         self._progress = progress
+        self._epoch_callbacks = session.arguments.epoch_callbacks
         self._epoch_seconds: float | None = None
 
     def create_siblings(self, phase: Phase, stretch: Stretch) -> list[Sibling]:
@@ -143,9 +145,13 @@ class Population:
         """Whether a phase is too short to be watched, at the speed of the last rung.
 
         Samplers that process each trial, such as those with constraints, need it in the study,
-        and a trainer may log under the trial's number.
+        and a trainer or a callback may log under the trial's number.
         """
-        if self._epoch_seconds is None or _processes_trials(self._study.sampler):
+        if (
+            self._epoch_seconds is None
+            or self._epoch_callbacks
+            or _processes_trials(self._study.sampler)
+        ):
             return False
         trainer = self._context.trainer
         if trainer is not None and takes_context(trainer):
@@ -185,6 +191,8 @@ class Population:
         def on_epoch(index: int, result: EpochResult) -> None:
             self._progress.count_epoch(result)
             _report(*pending[index], result)
+            if self._epoch_callbacks:
+                self._call_back(phase, *pending[index], result)
 
         outcomes = self._workers.run(jobs, on_epoch)
         n_trained = sum(len(outcome.results) for outcome in outcomes)
@@ -200,6 +208,24 @@ class Population:
             if outcome.error is not None:
                 sibling.is_pruned = isinstance(error, optuna.TrialPruned)
                 self._fail(sibling, unfinished=outcome.begun - len(outcome.results))
+
+    def _call_back(
+        self, phase: Phase, sibling: Sibling, trial: BufferedTrial, result: EpochResult
+    ) -> None:
+        """Call the user's epoch callbacks."""
+        report = EpochReport(
+            number=trial.publish().number,
+            role=phase.role,
+            cycle=phase.cycle,
+            branch=sibling.branch,
+            epoch=sibling.birth + len(sibling.scores),
+            params=dict(trial.params),
+            value=result.score,
+            train_loss=result.train_loss,
+            metrics=dict(result.metrics),
+        )
+        for callback in self._epoch_callbacks:
+            callback(report)
 
     def _fails_only_trial(
         self, error: BaseException, phase: Phase, user_attrs: Mapping[str, Any] = _NO_ATTRS

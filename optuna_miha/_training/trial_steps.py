@@ -160,7 +160,11 @@ def check_mutations(
                 continue
             change = f"{name!r} changes from {initial.params[name]!r} to {changes[name]!r}"
             if isinstance(error, InheritanceError):
-                raise InheritanceError(f"{error} This happens when {change}.") from error
+                raise InheritanceError(
+                    f"{error} This happens when {change}. To search the architecture, choose "
+                    f"{name!r} in an outer study, and train each candidate by `optimize` with "
+                    f"`model_fn(miha.fixed(trial, {{{name!r}: value}}))`."
+                ) from error
             raise ValueError(
                 f"Training must work for all values of a parameter, but when {change}, it raises "
                 f"{type(error).__name__}: {error}. Do not suggest such values, or pass "
