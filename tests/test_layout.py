@@ -30,6 +30,7 @@ OPTUNA_PRIVATE = {
 }
 
 OTHER_PRIVATE = {
+    "_study/dashboard_notes.py": {"_storage", "_study_id", "_trial_id"},  # Optuna's ids.
     "_training/optimizer_steps.py": {"_optimizer_step_post_hooks"},
     "_model/activations.py": {"_modules"},  # Torch's.
     "_model/suggest_optimizer.py": {"_wrapped_by_lr_sched"},  # Torch's.

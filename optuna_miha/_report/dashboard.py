@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,22 +17,23 @@ from typing import Any
 import optuna
 from optuna.artifacts import get_all_artifact_meta, upload_artifact
 
+from optuna_miha._history import attributes
 from optuna_miha._history.error_text import describe_error
-from optuna_miha._history.lineage import Lineage
+from optuna_miha._report.notes import HEADING, study_note, trial_note
 from optuna_miha._results.result import Result
-from optuna_miha._results.summary import cycles_of, sentences
+from optuna_miha._study.dashboard_notes import add_trial_notes, trial_address
 from optuna_miha._study.optuna_internals import is_in_memory
 from optuna_miha._study.schema import read_lineage
-from optuna_miha.visualization import plot_lineage, plot_schedule
-from optuna_miha.visualization._style import number
+from optuna_miha.visualization import plot_lineage, plot_mutation_gains, plot_schedule
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
-HEADING = "## Run of optuna_miha"
-"""The part of the study's note below this heading is generated; text above it is kept."""
-
-_FIGURES = {"miha-lineage": plot_lineage, "miha-schedule": plot_schedule}
-"""Plot functions by the id of their figure in the dashboard."""
+_FIGURES = {
+    "miha-gains": plot_mutation_gains,
+    "miha-lineage": plot_lineage,
+    "miha-schedule": plot_schedule,
+}
+"""Plot functions by the id of their figure. ``optuna-miha dashboard`` shows them in this order."""
 
 _FIGURE_HEIGHT = 440
 
@@ -45,8 +45,6 @@ _INTERVAL_FACTOR = 20
 
 _FIRST_DURATION = 2.0
 """Estimated seconds of the first refresh, which imports optuna-dashboard and scikit-learn."""
-
-_MARKDOWN_CHARACTERS = re.compile(r"([\\`*_{}\[\]<>()#+.!|~$&-])")
 
 
 class Dashboard:
@@ -65,6 +63,7 @@ class Dashboard:
         self._last_refresh = time.monotonic()
         self._duration = _FIRST_DURATION
         self._has_warned = False
+        self._noted: set[int] = set()
 
     def refresh(self) -> None:
         """Update the figures and the note, unless the last refresh was too recent."""
@@ -91,11 +90,29 @@ class Dashboard:
 
     def _refresh(self) -> None:
         start = time.monotonic()
+        has_branches = any(s.role == "branch" for s in read_lineage(self._study))
         for name, plot in _FIGURES.items():
+            if plot is plot_mutation_gains and not has_branches:
+                continue
             self._attempt(f"The figure {name}", partial(_save_figure, self._study, name, plot))
         self._attempt("The note", partial(_save_note, self._study))
+        self._attempt("The notes of trials", self._save_trial_notes)
         self._last_refresh = time.monotonic()
         self._duration = self._last_refresh - start
+
+    def _save_trial_notes(self) -> None:
+        """Describe each finished trial that has no note yet."""
+        lineage, address = read_lineage(self._study), trial_address(self._study)
+        trials = self._study.get_trials(deepcopy=False)
+        notes = {
+            s.number: trial_note(
+                lineage, s, address, trials[s.number].user_attrs.get(attributes.ERROR)
+            )
+            for s in lineage
+            if s.number not in self._noted
+        }
+        add_trial_notes(self._study, notes)
+        self._noted |= notes.keys()
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
         """Call ``action``; if it fails, warn the first time instead of raising."""
@@ -130,36 +147,7 @@ def _save_figure(study: optuna.Study, name: str, plot: Callable[[optuna.Study], 
 def _save_note(study: optuna.Study) -> None:
     module = importlib.import_module("optuna_dashboard")
     user_text, _, _ = module.get_note(study).partition(HEADING)
-    module.save_note(study, user_text + note(read_lineage(study)))
-
-
-def note(lineage: Lineage) -> str:
-    """Describe a run in Markdown.
-
-    Args:
-        lineage: The history of the run; at least one segment must be complete.
-    """
-    best = lineage.best()
-    assert best is not None
-    lines = [HEADING, ""]
-    for line in sentences(lineage, best):
-        lines += [_escape(line), ""]
-    cycles = cycles_of(lineage)
-    if cycles:
-        lines += ["| cycle | best change | value | trial |", "|---|---|---|---|"]
-    for cycle in cycles:
-        trial = "" if cycle.winner is None else str(cycle.winner.number)
-        cells = (str(cycle.number), _escape(cycle.change), _escape(cycle.course), trial)
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| parameter of the best network | value |", "|---|---|"]
-    lines += [f"| {_escape(name)} | {_escape(number(v))} |" for name, v in best.params.items()]
-    lines += ["", "*This part is generated and will be overwritten; write above its heading.*"]
-    return "\n".join(lines)
-
-
-def _escape(text: str) -> str:
-    """Escape text for Markdown, and join its lines."""
-    return _MARKDOWN_CHARACTERS.sub(r"\\\1", " ".join(text.replace("->", "→").split()))
+    module.save_note(study, user_text + study_note(read_lineage(study), trial_address(study)))
 
 
 def _register(study: optuna.Study, result: Result, artifact_store: Any, model: bool) -> None:

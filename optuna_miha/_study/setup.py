@@ -12,11 +12,13 @@ from typing import Any
 import optuna
 import torch
 from optuna.distributions import distribution_to_json
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import HyperbandPruner
 
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._model.model_fn import Initial
+from optuna_miha._model.verbosity import ignored
 from optuna_miha._search.phases import Phase, Stretch, next_phase
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.pruner import SlopePruner
@@ -261,6 +263,10 @@ def record_run(
         **({} if monitor is None else {attributes.MONITOR: dict(monitor)}),
         attributes.PLAN: plan.asdict(),  # Last: it marks the others as complete.
     }
+    lease.verify()
+    if monitor is not None and study.metric_names is None:
+        with ignored(ExperimentalWarning):
+            study.set_metric_names([monitor["name"]])
     for key, value in attrs.items():
         lease.verify()
         study.set_user_attr(key, value)

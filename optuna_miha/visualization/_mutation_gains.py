@@ -39,6 +39,9 @@ _NO_EFFECT = "no effect"
 _ROW_HEIGHT = 58
 """Height of a kind, in pixels."""
 
+_MIN_GAINS = 4
+"""Number of gains from which quartiles and an error are shown."""
+
 _JITTER = 0.24
 """Maximum vertical offset of points of the same kind, as a fraction of the row."""
 
@@ -80,7 +83,8 @@ def plot_mutation_gains(study: optuna.Study, *, target_name: str | None = None) 
     during training.
 
     Each point is a branch; the bar of a kind spans the middle half of its gains, and its mark is
-    the median. Points beyond the axis are drawn at its end; the hover text shows their values.
+    the median, which its label repeats with its standard error. Points beyond the axis are drawn
+    at its end; the hover text shows their values.
     ``n won of m`` counts the branches that became the trunk; for the control, these are the
     cycles in which no mutation won. A branch that equals its control bit for bit had no effect: it
     is counted separately, and is not a gain of zero.
@@ -135,7 +139,7 @@ def plot_mutation_gains(study: optuna.Study, *, target_name: str | None = None) 
         zerolinecolor=LINE,
         zerolinewidth=1.5,
     )
-    labels = [_label(kind, branches) for kind in kinds]
+    labels = [_label(kind, branches, "\u202f%" if is_relative else "") for kind in kinds]
     figure.update_yaxes(
         range=[-0.6, len(kinds) - 0.4],
         tickvals=list(range(len(kinds))),
@@ -211,19 +215,29 @@ def _limits(branches: Sequence[_Branch]) -> tuple[float, float]:
     return (low, high) if low < high else (-1.0, 1.0)
 
 
-def _label(kind: str, branches: Sequence[_Branch]) -> str:
+def _label(kind: str, branches: Sequence[_Branch], unit: str) -> str:
     of_kind = [b for b in branches if b.kind == kind]
     won = sum(b.outcome == "won" for b in of_kind)
     n_idle = sum(b.outcome == _NO_EFFECT for b in of_kind)
     idle = f", {n_idle} without effect" if n_idle else ""
-    return f"{escape(shorten(kind, 28))}<br>{won} won of {len(of_kind)}{idle}"
+    gains = [b.gain for b in of_kind if b.gain is not None]
+    error = f", {_median_text(gains)}{unit}" if len(gains) >= _MIN_GAINS else ""
+    return f"{escape(shorten(kind, 28))}<br>{won} won of {len(of_kind)}{idle}{error}"
+
+
+def _median_text(gains: Sequence[float]) -> str:
+    """The median of some gains and its standard error, which few outliers do not change."""
+    first, median, third = np.quantile(gains, [0.25, 0.5, 0.75])
+    # For normal gains: sqrt(pi / 2) times the standard deviation, which is the range / 1.349.
+    error = 0.929 * (third - first) / math.sqrt(len(gains))
+    return f"{median:+.2g} ± {error:.1g}"
 
 
 def _add_quartiles(
     figure: Any, row: int, gains_or_none: Sequence[float | None], low: float, high: float
 ) -> None:
     gains = [gain for gain in gains_or_none if gain is not None]
-    if len(gains) < 4:  # Quartiles add nothing to so few points.
+    if len(gains) < _MIN_GAINS:  # Quartiles add nothing to so few points.
         return
     first, median, third = np.clip(np.quantile(gains, [0.25, 0.5, 0.75]), low, high)
     common: dict[str, Any] = {"mode": "lines", "hoverinfo": "skip", "showlegend": False}

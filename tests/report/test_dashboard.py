@@ -29,9 +29,11 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 
 import optuna_miha as miha
 from optuna_miha._cli.storages import find_storage
+from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._report import dashboard
 from optuna_miha._report.dashboard import HEADING, Dashboard
+from optuna_miha._report.notes import study_note
 from optuna_miha._report.run_artifacts import RunArtifacts
 
 pytestmark = pytest.mark.slow
@@ -132,10 +134,21 @@ def test_study_page_has_figures_note_and_files_and_is_deleted_with_them(run: Pat
         assert b"<title>Optuna Dashboard</title>" in request(f"{address}/dashboard/")
         page = get_page(address)
         figures = {f["id"]: json.loads(f["graph_object"]) for f in page["plotly_graph_objects"]}
-        assert figures.keys() == {"miha-lineage", "miha-schedule"}
+        assert figures.keys() == {"miha-gains", "miha-lineage", "miha-schedule"}
         assert all(figure["data"] for figure in figures.values())
         assert HEADING in page["note"]["body"]
-        assert f"trial {load(run).best_trial.number} " in page["note"]["body"]
+        best = load(run).best_trial
+        assert f"trial {best.number} " in page["note"]["body"]
+        assert page["objective_names"] == ["loss"]
+        notes = {trial["number"]: trial["note"]["body"] for trial in page["trials"]}
+        parent = best.user_attrs[attributes.PARENT]
+        assert (
+            f"continues [trial {parent}](/dashboard/studies/{page['id']}/trials"
+            in notes[best.number]
+        )
+        assert all("**Outcome:**" in note for note in notes.values())
+        assert list(figures) == sorted(figures)
+        assert b"overflow-wrap:anywhere" in request(f"{address}/dashboard/studies/1")
 
         files = {meta["filename"]: meta["artifact_id"] for meta in page["artifacts"]}
         contents = {n: request(f"{address}/artifacts/{page['id']}/{i}") for n, i in files.items()}
@@ -162,7 +175,7 @@ def test_study_without_its_files_can_be_deleted(run: Path) -> None:
 def test_plain_optuna_dashboard_shows_the_same_page_and_deletes_the_study(run: Path) -> None:
     with plain_server(run) as address:
         page = get_page(address)
-        assert len(page["plotly_graph_objects"]) == 2
+        assert len(page["plotly_graph_objects"]) == 3
         assert HEADING in page["note"]["body"]
         assert len(page["artifacts"]) == 2
         request(f"{address}/api/studies/{page['id']}", "DELETE", {})
@@ -237,7 +250,7 @@ def test_note_escapes_markdown_from_the_study() -> None:
     best = lineage.best()
     assert best is not None
     best.params["<b>|*a*"] = "[x](http://example.org)\n\n# big"
-    text = dashboard.note(lineage)
+    text = study_note(lineage, "/trials?numbers=")
     assert r"| \<b\>\|\*a\* | \[x\]\(http://example\.org\) \# big |" in text
 
 
