@@ -16,6 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from optuna_miha._model.plain_values import (
+    Scalar,
+    as_stored,
+    assign,
+    copied,
+    is_plain,
+    is_same,
+    like,
+)
 from optuna_miha._model.tensors import copy_tensors
 
 _MAX_PARTS = 10_000
@@ -28,8 +37,6 @@ _SAMPLERS = ("sampler", "batch_sampler", "batch_sampler.sampler")
 """Where samplers are that need not be of torch's class."""
 
 _STATE_DICT = "state_dict of "
-
-_Scalar = (bool, int, float, complex, str, bytes, type(None), np.generic)
 
 
 class DataState:
@@ -173,13 +180,13 @@ class _Attributes(_Source):
         super().__init__(key, f"attributes of {type(owner).__qualname__}", self._plain, self._put)
 
     def capture(self) -> dict[str, Any]:
-        changed = {name: _as_stored(value) for name, value in self._changed().items()}
+        changed = {name: as_stored(value) for name, value in self._changed().items()}
         return {"kind": self.kind, "state": changed}
 
     def reset(self) -> None:
         for name in self._changed():
             if name in self._first:
-                _assign(vars(self._owner), name, self._first[name])
+                assign(vars(self._owner), name, self._first[name])
             else:
                 del vars(self._owner)[name]
 
@@ -187,16 +194,16 @@ class _Attributes(_Source):
         return {
             name: value
             for name, value in self._plain().items()
-            if name not in self._first or not _is_same(value, self._first[name])
+            if name not in self._first or not is_same(value, self._first[name])
         }
 
     def _plain(self) -> dict[str, Any]:
         attributes = _attributes(self._owner)
-        return {name: _copied(value) for name, value in attributes.items() if _is_plain(value)}
+        return {name: copied(value) for name, value in attributes.items() if is_plain(value)}
 
     def _put(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
-            _assign(vars(self._owner), name, value)
+            assign(vars(self._owner), name, value)
 
 
 def _sources_of(path: str, part: Any) -> Iterator[_Source]:
@@ -225,13 +232,13 @@ def _numpy_source(path: str, part: np.random.Generator | np.random.RandomState) 
         return part.get_state(legacy=False)
 
     def write(state: Any) -> None:
-        state = _like(state, read())
+        state = like(state, read())
         if isinstance(part, np.random.Generator):
             part.bit_generator.state = state
         else:
             part.set_state(state)
 
-    return _Source(path, f"numpy.{read()['bit_generator']}", lambda: _as_stored(read()), write)
+    return _Source(path, f"numpy.{read()['bit_generator']}", lambda: as_stored(read()), write)
 
 
 def _parts_of(data: Any) -> Iterator[tuple[str, Any]]:
@@ -274,7 +281,7 @@ def _content_of(cell: Any) -> Any:
 
 def _is_leaf(part: Any) -> bool:
     """Whether an object holds nothing that the order of the data may depend on."""
-    if isinstance(part, (*_Scalar, Tensor, np.ndarray, nn.Module, type, ModuleType)):
+    if isinstance(part, (*Scalar, Tensor, np.ndarray, nn.Module, type, ModuleType)):
         return True
     # A function of the user may refer to its trial, and so to all of the study.
     return type(part).__module__.partition(".")[0] in ("optuna", "optuna_miha")
@@ -297,60 +304,3 @@ def _is_iterator(value: Any) -> bool:
         return True
     module = type(value).__module__
     return module in ("builtins", itertools.__name__) and isinstance(value, Iterator)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value is a number, a string or an array, or a list or tuple of numbers."""
-    if type(value) in (list, tuple):
-        return all(isinstance(part, _Scalar) for part in value)
-    return isinstance(value, (*_Scalar, Tensor, np.ndarray))
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    return value.copy() if isinstance(value, list | np.ndarray) else value
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    return bool(np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other)
-
-
-def _as_stored(value: Any) -> Any:
-    """Convert NumPy's numbers and arrays, also in containers, to what a checkpoint can hold."""
-    if isinstance(value, Mapping):
-        return {key: _as_stored(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_as_stored, value))
-    if isinstance(value, np.ndarray):
-        # Torch has few operations on unsigned integers; 64 bits keep all of theirs.
-        return torch.from_numpy(value.astype(np.int64 if value.dtype.kind == "u" else value.dtype))
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _like(stored: Any, present: Any) -> Any:
-    """Convert what :func:`_as_stored` returned back, to the types of ``present``."""
-    if isinstance(present, Mapping):
-        return {key: _like(stored[key], part) for key, part in present.items()}
-    return stored.numpy().astype(present.dtype) if isinstance(present, np.ndarray) else stored
-
-
-def _assign(attributes: dict[str, Any], name: str, value: Any) -> None:
-    """Set an attribute; in place if it is a list or array, which other objects may share."""
-    present: Any = attributes.get(name)
-    if isinstance(value, Tensor):
-        value = _like(value, present)
-    if type(present) is list and type(value) is list:
-        present[:] = value
-    elif (
-        isinstance(present, Tensor | np.ndarray)
-        and type(present) is type(value)
-        and present.shape == value.shape
-    ):
-        present[...] = value  # type: ignore[assignment]
-    else:
-        attributes[name] = _copied(value)

@@ -132,6 +132,31 @@ def replay(
         ema_decay=ema_decay,
         engine=Engine(precision=precision, channels_last=channels_last, n_threads=n_threads),
     )
+    state, results = _train(context, schedule)
+    params, best = params_of(schedule[-1]), state["best"]
+    recipe = build_recipe(model_fn, FixedTrial(params), seed)
+    recipe.model.load_state_dict(best["weights"])
+    recipe.model.to(context.devices[0])
+    recipe.model.eval()
+    return Replay(
+        model=recipe.model,
+        params=params,
+        value=best["value"],
+        schedule=schedule,
+        best_epoch=best["epoch"],
+        results=results,
+    )
+
+
+def _train(context: Context, schedule: Schedule) -> tuple[State, tuple[EpochResult, ...]]:
+    """Train the rows of a schedule, one after the other.
+
+    Returns:
+        The state at the end and the results of all epochs.
+
+    Raises:
+        MihaError: If training of a row failed.
+    """
     state: State | None = None
     results: list[EpochResult] = []
     for number, row in enumerate(schedule):
@@ -155,16 +180,4 @@ def replay(
         state = outcome.state
         results += outcome.results
     assert state is not None
-    params, best = params_of(schedule[-1]), state["best"]
-    recipe = build_recipe(model_fn, FixedTrial(params), seed)
-    recipe.model.load_state_dict(best["weights"])
-    recipe.model.to(context.devices[0])
-    recipe.model.eval()
-    return Replay(
-        model=recipe.model,
-        params=params,
-        value=best["value"],
-        schedule=schedule,
-        best_epoch=best["epoch"],
-        results=tuple(results),
-    )
+    return state, tuple(results)

@@ -110,7 +110,7 @@ def test_annealing_scales_every_group() -> None:
     assert rates[2] == pytest.approx([0.05 * i for i in range(1, 7)])
 
 
-@pytest.mark.parametrize("name", [None, "lr", "learning_rate"])
+@pytest.mark.parametrize("name", [None, "lr", "step_size"])
 def test_learning_rate_that_was_not_raised_is_annealed_without_a_rise(
     name: str | None,
 ) -> None:
