@@ -55,7 +55,9 @@ def report(rows: Sequence[Row], ours: str, half: str) -> list[str]:
         methods = [method for method in results.methods(METHODS) if method != ours]
         seeds = Counter(row["seed"] for row in results.rows)
         lines += [f"## {n_epochs} epochs, seeds {min(seeds)} to {max(seeds)}", ""]
-        lines += [*_ratios(Costs(rows), results, ours, methods, tasks), ""]
+        is_smallest = n_epochs == min(row["n_epochs"] for row in rows)
+        ratios = _ratios(Costs(rows), results, ours, methods, tasks, is_comparable=not is_smallest)
+        lines += [*ratios, ""]
         lines += [*_by_task(results, ours, methods, tasks), ""]
         lines += [*_losses(results, [ours, *methods], tasks), ""]
         lines += [_behind(results, ours, methods, tasks), ""]
@@ -140,8 +142,15 @@ class Costs:
 
 
 def _ratios(
-    costs: Costs, results: Results, ours: str, methods: Sequence[str], tasks: Sequence[str]
+    costs: Costs,
+    results: Results,
+    ours: str,
+    methods: Sequence[str],
+    tasks: Sequence[str],
+    *,
+    is_comparable: bool,
 ) -> list[str]:
+    """Ours / each method over all tasks; without equal seconds at the smallest budget."""
     heads = ["method", "per epoch", "at equal CPU seconds", "CPU ours / theirs"]
     lines = _header([*heads, "lower on", "worst task", "description"])
     for method in methods:
@@ -152,7 +161,8 @@ def _ratios(
         logs = {task: found.log for task, found in by_task.items() if found is not None}
         worst = max(logs, key=lambda task: logs[task])
         cells = [method, _text(ratio, len(tasks))]
-        cells.append(_text(costs.ratio(ours, method, tasks, results.n_epochs), len(tasks)))
+        at_equal = costs.ratio(ours, method, tasks, results.n_epochs) if is_comparable else None
+        cells.append(_text(at_equal, len(tasks)))
         cells.append(f"{costs.relative(ours, method, tasks, results.n_epochs):.2f}")
         cells.append(f"{sum(log < 0 for log in logs.values())} of {len(logs)}")
         cells.append(f"{math.exp(logs[worst]):.2f} ({worst})")
