@@ -1,6 +1,6 @@
 """One network, trained once, with the hyperparameters found on the way."""
 
-from optuna_miha import exceptions, fitness, visualization
+from optuna_miha import exceptions, fitness, integrations, visualization
 from optuna_miha._compare.compare import compare
 from optuna_miha._compare.plain_objective import plain_objective
 from optuna_miha._history.curve import Curve, EpochResult
@@ -66,6 +66,7 @@ __all__ = [
     "exceptions",
     "fitness",
     "fixed",
+    "integrations",
     "load_result",
     "optimize",
     "plain_objective",

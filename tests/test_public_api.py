@@ -42,6 +42,7 @@ PUBLIC = [
     "exceptions",
     "fitness",
     "fixed",
+    "integrations",
     "load_result",
     "optimize",
     "plain_objective",

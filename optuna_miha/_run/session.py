@@ -57,6 +57,7 @@ from optuna_miha._training.preflight import (
     check_fresh,
 )
 from optuna_miha._training.scheduler_checks import check_scheduler
+from optuna_miha._training.trainer_context import check_recipe
 from optuna_miha._training.trial_steps import check_copyable, check_mutations, check_training
 from optuna_miha.exceptions import StudyLockedError
 
@@ -237,9 +238,10 @@ def _preflight(
     """Check whatever would fail during training; returns what is monitored, if it is known."""
     if session.context.trainer is None:  # The values of a trainer may have any direction.
         check_direction(session.study, recipe)
-    check_distributions(session.study, initial.distributions)
-    if session.context.trainer is not None:
+    else:
         check_no_options(recipe)
+        check_recipe(session.context.trainer, recipe)
+    check_distributions(session.study, initial.distributions)
     check_scheduler(session.arguments.model_fn, initial, params, session.seed)
     check_accumulate(recipe, initial.distributions)
     check_fresh(initial.recipe, recipe)

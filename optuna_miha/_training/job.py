@@ -19,7 +19,7 @@ from optuna_miha._history.segment import Role
 from optuna_miha._model.data_state import DataState
 from optuna_miha._model.model_fn import ModelFn, build_recipe
 from optuna_miha._model.optimizer_state import optimizer_settings
-from optuna_miha._model.recipe import LossFn, Recipe, TrainStep
+from optuna_miha._model.recipe import LossFn, Recipe, TrainStep, device_of
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._search.learning_rate import half_cosine, warmup_cosine
 from optuna_miha._search.space import lr_distributions
@@ -250,7 +250,7 @@ def _train(
     rate_factor = warmup_cosine if lr_distributions(trial.distributions) else half_cosine
     has_statistics = ema is not None and has_running_statistics(ema.module)
     sample = FirstBatches() if has_statistics else None
-    described = describe_job(job, extra, rate_factor)
+    described = describe_job(job, device_of(recipe.model), extra, rate_factor)
     epochs = _started(context, recipe, job, sample, extra, described)
     least_cost, n_without_improvement = job.birth_cost, 0
     while len(log.results) < job.n_epochs and n_without_improvement != job.patience:

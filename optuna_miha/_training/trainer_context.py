@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+import torch
+
 from optuna_miha._history.curve import EpochResult
 from optuna_miha._history.segment import Role
 from optuna_miha._model.recipe import Recipe
@@ -17,6 +19,7 @@ from optuna_miha._training.trainer import Trainer
 if TYPE_CHECKING:
     from optuna_miha._training.job import Job
 
+_CPU = torch.device("cpu")
 _S = TypeVar("_S", bound=Stateful)
 
 
@@ -34,6 +37,7 @@ class TrainerContext:
         epoch:
             Epochs that the network was trained for before this call, including those of its
             ancestors. A branch is trained in several calls.
+        device: The device of the network.
         number: Number of the trial; :obj:`None` outside of a run, as in :func:`replay`.
         extra: Where :meth:`register` keeps the objects of the segment.
         factor: The function behind :meth:`annealing`; :obj:`None`: no annealing.
@@ -44,6 +48,7 @@ class TrainerContext:
     cycle: int = 0
     branch: int = 0
     epoch: int = 0
+    device: torch.device = _CPU
     number: int | None = None
     extra: ExtraState = field(default_factory=ExtraState, repr=False)
     factor: Callable[[float], float] | None = field(default=None, repr=False)
@@ -99,7 +104,11 @@ class TrainerContext:
 
 @runtime_checkable
 class ContextTrainer(Protocol):
-    """A :class:`Trainer` that takes a :class:`TrainerContext` as a third argument, ``context``."""
+    """A :class:`Trainer` that takes a :class:`TrainerContext` as a third argument, ``context``.
+
+    If it has a method ``check(recipe)``, it is called before anything is written to the study, and
+    may raise an error.
+    """
 
     def __call__(
         self, recipe: Recipe, n_epochs: int, context: TrainerContext
@@ -137,6 +146,13 @@ def check_trainer(trainer: Any) -> None:
         ) from error
 
 
+def check_recipe(trainer: AnyTrainer, recipe: Recipe) -> None:
+    """Let a trainer with a method ``check`` refuse a recipe, before a run begins."""
+    check = getattr(trainer, "check", None)
+    if check is not None:
+        check(recipe)
+
+
 def call_trainer(
     trainer: AnyTrainer, recipe: Recipe, n_epochs: int, context: TrainerContext
 ) -> Iterator[EpochResult]:
@@ -156,11 +172,14 @@ def next_result(epochs: Iterator[object]) -> EpochResult | None:
     return result
 
 
-def describe_job(job: Job, extra: ExtraState, rate_factor: Callable[..., float]) -> TrainerContext:
+def describe_job(
+    job: Job, device: torch.device, extra: ExtraState, rate_factor: Callable[..., float]
+) -> TrainerContext:
     """Describe a job to a user-defined trainer.
 
     Args:
         job: The job.
+        device: The device of its network.
         extra: The extra state of its segment.
         rate_factor: The factor of the learning rate, if the job is annealed.
     """
@@ -170,6 +189,7 @@ def describe_job(job: Job, extra: ExtraState, rate_factor: Callable[..., float])
         cycle=job.cycle,
         branch=job.branch,
         epoch=0 if job.state is None else job.state["epoch"],
+        device=device,
         number=job.number,
         extra=extra,
         factor=partial(rate_factor, n_epochs=job.n_epochs) if job.anneal else None,
