@@ -1,18 +1,14 @@
-"""A vision transformer of Hugging Face, built from a config, on handwritten digits.
-
-Its batches are dictionaries, so the recipe defines how to compute the loss. The training loop is
-the built-in one. Activations mutate because `hidden_act="relu"` is a torch module, unlike "gelu".
-"""
+"""A vision transformer of Hugging Face on handwritten digits, trained by transformers.Trainer."""
 
 import argparse
 
 import optuna
 import torch
 from sklearn.datasets import load_digits
-from torch import nn
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
 import optuna_miha as miha
+from optuna_miha.integrations.transformers import TransformersTrainer
 
 images, labels = load_digits(return_X_y=True)
 x, y = torch.tensor(images / 16, dtype=torch.float32).reshape(-1, 1, 8, 8), torch.tensor(labels)
@@ -20,7 +16,7 @@ order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
 train, valid, test = order.split([1077, 360, 360])
 sizes = {"hidden_size": 32, "intermediate_size": 64}
 sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_channels": 1, "num_labels": 10}
-config = ViTConfig(image_size=8, patch_size=2, hidden_act="relu", **sizes)
+config = ViTConfig(image_size=8, patch_size=2, **sizes)
 
 
 class Digits(torch.utils.data.Dataset):
@@ -34,16 +30,27 @@ class Digits(torch.utils.data.Dataset):
         return {"pixel_values": x[self.rows[index]], "labels": y[self.rows[index]]}
 
 
+trainer = TransformersTrainer(monitor="eval_loss")
+
+
 def model_fn(trial):
-    return miha.Recipe(
-        model=ViTForImageClassification(config),
-        loss_fn=nn.CrossEntropyLoss(),
-        train_step=lambda model, batch, loss_fn: loss_fn(
-            model(batch["pixel_values"]).logits, batch["labels"]
-        ),
-        train_data=Digits(train),
-        valid_data=Digits(valid),
+    arguments = TrainingArguments(
+        output_dir="own_loop_hugging_face",
+        learning_rate=trial.suggest_float("lr", 1e-4, 1e-2, log=True),
+        weight_decay=trial.suggest_float("weight_decay", 0.0, 0.1),
+        warmup_steps=trial.suggest_int("warmup_steps", 0, 100),
+        lr_scheduler_type="constant_with_warmup",
+        per_device_train_batch_size=32,
+        eval_strategy="epoch",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
     )
+    model = ViTForImageClassification(config)
+    data = {"train_dataset": Digits(train), "eval_dataset": Digits(valid)}
+    return trainer.recipe(Trainer(model, arguments, **data))
 
 
 if __name__ == "__main__":
@@ -53,6 +60,7 @@ if __name__ == "__main__":
     study = optuna.create_study(
         storage=storage, study_name="digits", load_if_exists=True, sampler=sampler
     )
-    result = miha.optimize(study, model_fn, n_epochs=parser.parse_args().n_epochs, device="cpu")
+    n_epochs = parser.parse_args().n_epochs
+    result = miha.optimize(study, model_fn, n_epochs=n_epochs, trainer=trainer, device="cpu")
     predicted = result.model(x[test]).logits.argmax(dim=1)
     print(f"test accuracy: {(predicted == y[test]).double().mean():.4f}")

@@ -1,4 +1,4 @@
-"""A LightningModule, trained with Lightning Fabric on handwritten digits."""
+"""A LightningModule with its own optimizer and schedule, trained by lightning.Trainer."""
 
 import argparse
 
@@ -10,41 +10,51 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import optuna_miha as miha
+from optuna_miha.integrations.lightning import LightningTrainer
 
 images, labels = load_digits(return_X_y=True)
 x, y = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
 order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
 train, valid, test = (TensorDataset(x[i], y[i]) for i in order.split([1077, 360, 360]))
-fabric = lightning.Fabric(accelerator="cpu", devices=1)
 
 
 class Digits(lightning.LightningModule):
-    def __init__(self):
+    def __init__(self, lr, weight_decay):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+        self.lr, self.weight_decay = lr, weight_decay
 
-    def training_step(self, batch, loss_fn):
-        return loss_fn(self.net(batch[0]), batch[1])
+    def training_step(self, batch, index):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, index):
+        self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        adamw = torch.optim.AdamW(self.parameters(), self.lr, weight_decay=self.weight_decay)
+        warm_up = torch.optim.lr_scheduler.LinearLR(adamw, total_iters=50)
+        return {
+            "optimizer": adamw,
+            "lr_scheduler": {"scheduler": warm_up, "interval": "step"},
+        }
+
+
+trainer = LightningTrainer(
+    lambda context: lightning.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ),
+    monitor="val_loss",
+)
 
 
 def model_fn(trial):
-    data = {"train_data": train, "valid_data": valid}
-    return miha.Recipe(model=Digits(), loss_fn=nn.CrossEntropyLoss(), **data)
-
-
-def trainer(recipe, n_epochs):
-    model, optimizer = fabric.setup(recipe.model, recipe.optimizer)
-    for _ in range(n_epochs):
-        model.train()
-        for batch in fabric.setup_dataloaders(DataLoader(train, recipe.batch_size, shuffle=True)):
-            optimizer.zero_grad()
-            fabric.backward(model.training_step(batch, recipe.loss_fn))
-            fabric.clip_gradients(model, optimizer, max_norm=1.0)
-            optimizer.step()
-        model.eval()
-        with torch.no_grad():
-            loss = model.training_step(valid.tensors, recipe.valid_loss_fn)
-        yield miha.EpochResult(value=loss.item())
+    lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+    module = Digits(lr, trial.suggest_float("weight_decay", 0.0, 0.1))
+    return trainer.recipe(module, DataLoader(train, 32, shuffle=True), DataLoader(valid, 360))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,12 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from skorch import NeuralNetClassifier
+from skorch.dataset import Dataset
+from skorch.helper import predefined_split
 from torch import nn
 
 import optuna_miha as miha
+from optuna_miha.integrations.skorch import SkorchTrainer
 
 digits = load_digits()
 x, y = (digits.data / 16).astype("float32"), digits.target
@@ -17,32 +20,22 @@ x, x_test, y, y_test = train_test_split(x, y, test_size=360, random_state=0)
 x, x_valid, y, y_valid = train_test_split(x, y, test_size=360, random_state=0)
 
 
-def as_net(model, **settings):
-    net = NeuralNetClassifier(model, train_split=None, verbose=0, **settings)
-    return net.initialize()
+trainer = SkorchTrainer(monitor="valid_loss")
 
 
 def model_fn(trial):
-    return miha.Recipe(
-        model=nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)),
-        loss_fn=nn.CrossEntropyLoss(),
-        train_data=(torch.tensor(x), torch.tensor(y)),
-        valid_data=(torch.tensor(x_valid), torch.tensor(y_valid)),
-    )
-
-
-def trainer(recipe, n_epochs):
-    net = as_net(
-        recipe.model,
-        criterion=recipe.loss_fn,
-        batch_size=recipe.batch_size,
+    net = NeuralNetClassifier(
+        nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)),
+        criterion=nn.CrossEntropyLoss,
+        optimizer=torch.optim.AdamW,
+        optimizer__weight_decay=trial.suggest_float("weight_decay", 0.0, 0.1),
+        lr=trial.suggest_float("lr", 1e-4, 1e-1, log=True),
+        batch_size=32,
         iterator_train__shuffle=True,
+        train_split=predefined_split(Dataset(x_valid, y_valid)),
+        verbose=0,
     )
-    net.optimizer_ = recipe.optimizer  # An optimizer created by skorch would have no state.
-    for _ in range(n_epochs):
-        net.fit_loop(x, y, epochs=1)
-        value = recipe.valid_loss_fn(net.forward(x_valid), torch.tensor(y_valid))
-        yield miha.EpochResult(value=value.item(), train_loss=net.history[-1, "train_loss"])
+    return trainer.recipe(net, x, y)
 
 
 if __name__ == "__main__":
@@ -54,5 +47,6 @@ if __name__ == "__main__":
     )
     n_epochs = parser.parse_args().n_epochs
     result = miha.optimize(study, model_fn, n_epochs=n_epochs, trainer=trainer, device="cpu")
-    estimator = as_net(result.model, classes=range(10))
+    estimator = NeuralNetClassifier(result.model, criterion=nn.CrossEntropyLoss, classes=range(10))
+    estimator.initialize()
     print(f"test accuracy: {estimator.score(x_test, y_test):.4f}")

@@ -50,10 +50,10 @@ def training_batches(
     if isinstance(data, DataLoader):
         if data.batch_size is None:  # It has a batch sampler, or loads whole batches.
             return _OnDevice(data, device)
-        return _OnDevice(_with_batch_size(data, batch_size, skip_single), device)
+        return _OnDevice(with_batch_size(data, batch_size, skip_single), device)
     shuffle = not isinstance(data, IterableDataset)
     loader = DataLoader(data, batch_size=batch_size, shuffle=shuffle)  # type: ignore[arg-type]
-    return _OnDevice(_with_batch_size(loader, batch_size, skip_single), device)
+    return _OnDevice(with_batch_size(loader, batch_size, skip_single), device)
 
 
 def evaluation_batches(
@@ -235,8 +235,8 @@ def _can_be_moved(part: Any) -> bool:
     return hasattr(part, "to")
 
 
-def _with_batch_size(
-    loader: DataLoader[Any], batch_size: int, skip_single: bool
+def with_batch_size(
+    loader: DataLoader[Any], batch_size: int, skip_single: bool = False
 ) -> DataLoader[Any]:
     """Return a loader with this batch size: the user's own, or one with the same settings."""
     drop_last = loader.drop_last

@@ -10,9 +10,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from optuna_miha._history.curve import EpochResult
-from optuna_miha._model.recipe import Recipe, device_of
+from optuna_miha._model.recipe import Recipe, device_of, takes_batch_size
 from optuna_miha._model.recipe_checks import NO_DATA
 from optuna_miha._results.optional_imports import try_import
+from optuna_miha._training.data import with_batch_size
 from optuna_miha._training.trainer import move
 from optuna_miha._training.trainer_context import TrainerContext
 from optuna_miha.integrations.handover import Report, epochs_of
@@ -132,13 +133,12 @@ class LightningTrainer:
         module: Any = recipe.model
 
         def run(report: Report) -> None:
-            trainer.callbacks.append(_reporter(self._monitor, session, report))
+            trainer.callbacks.append(_reporter(self._monitor, report))
             module.configure_optimizers = lambda: session.configured
             try:
-                trainer.fit(module, **session.arguments)
+                trainer.fit(module, **_arguments(recipe, session))
             finally:
                 del module.configure_optimizers
-                session.n_steps = trainer.global_step
                 move(recipe, device)  # At the end, Lightning moves it to the CPU.
             report(result_of(trainer.callback_metrics, self._monitor, "LightningTrainer"))
 
@@ -189,6 +189,15 @@ def _parts(configured: Any) -> tuple[list[Any], list[Any]]:
     return optimizers, [s for s in found if isinstance(s, LRScheduler)]
 
 
+def _arguments(recipe: Recipe, session: _Session) -> dict[str, Any]:
+    """The data arguments of ``Trainer.fit``, with the batch size of the recipe."""
+    arguments, data = dict(session.arguments), recipe.train_data
+    if isinstance(data, DataLoader) and takes_batch_size(data):
+        assert recipe.batch_size is not None
+        arguments["train_dataloaders"] = with_batch_size(data, recipe.batch_size)
+    return arguments
+
+
 def _restore_progress(trainer: Any, session: _Session, epoch: int, n_epochs: int) -> None:
     """Set epoch and step of a new trainer to those of the lineage."""
     loop = trainer.fit_loop
@@ -210,7 +219,7 @@ def _register_callbacks(trainer: Any, context: TrainerContext) -> None:
             context.register(f"callback {callback.state_key}", callback)
 
 
-def _reporter(monitor: str, session: _Session, report: Report) -> Any:
+def _reporter(monitor: str, report: Report) -> Any:
     """Create the callback that hands over the result of an epoch when the next one begins."""
     import lightning
 
@@ -219,7 +228,6 @@ def _reporter(monitor: str, session: _Session, report: Report) -> Any:
 
         def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
             if not self.is_first:
-                session.n_steps = trainer.global_step
                 report(result_of(trainer.callback_metrics, monitor, "LightningTrainer"))
             self.is_first = False
 

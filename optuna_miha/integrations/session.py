@@ -13,6 +13,9 @@ from optuna_miha._model.recipe import Recipe
 
 _S = TypeVar("_S", bound="Session")
 
+_NO_METRICS = ("_runtime", "_per_second", "dur", "epoch")
+"""Ends of names of what loops put beside their metrics; times differ from run to run."""
+
 
 class Session:
     """What the recipe of an adapter needs besides network and optimizer; part of extra state.
@@ -24,6 +27,11 @@ class Session:
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         self.n_steps = 0
+        # With a hook, the default search space adjusts the optimizer and does not replace it.
+        optimizer.register_step_post_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.n_steps += 1
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps of the lineage."""
@@ -54,9 +62,8 @@ def session_of(recipe: Recipe, cls: type[_S], adapter: str) -> _S:
     if recipe.optimizer is not found[0].optimizer:
         raise ValueError(
             f"A {adapter} must control the optimizer, got a recipe with another one than that of "
-            "the loop: suggest hyperparameters in `model_fn` by `trial.suggest_float` and the "
-            "like, where nothing is suggested, the default search space builds an optimizer of "
-            "its own."
+            "the loop: leave `recipe.optimizer` as it is, and give the suggested values to the "
+            "optimizer where the loop creates it."
         )
     return found[0]
 
@@ -79,6 +86,8 @@ def result_of(metrics: Mapping[str, Any], monitor: str, adapter: str) -> EpochRe
         )
     numbers: dict[str, float] = {}
     for name, value in metrics.items():
+        if isinstance(value, bool) or (name.endswith(_NO_METRICS) and name != monitor):
+            continue
         try:
             numbers[name] = float(value)
         except (TypeError, ValueError, RuntimeError):

@@ -8,13 +8,21 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from helpers.adapters import INPUTS, TARGETS, check_continuation, check_rates, check_run
+from helpers.adapters import (
+    INPUTS,
+    TARGETS,
+    Watched,
+    check_continuation,
+    check_rates,
+    check_run,
+)
 from helpers.networks import network, run_context, succeed
 from torch import nn
 from torch.optim.lr_scheduler import LinearLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 import optuna_miha as miha
+from optuna_miha._model.model_fn import build_initial
 from optuna_miha.integrations.lightning import LightningTrainer
 
 lightning = pytest.importorskip("lightning")
@@ -151,13 +159,27 @@ def test_manual_optimization_is_refused() -> None:
         TRAINER.recipe(module)
 
 
-def test_an_optimizer_of_the_default_space_is_refused_before_the_run() -> None:
+def test_the_default_space_adjusts_optimizer_and_loader() -> None:
     def nothing_suggested(trial: Any) -> Any:
         return TRAINER.recipe(Module(form="bare"), DataLoader(DATA, 8), DataLoader(DATA, 32))
 
+    watched = Watched(TRAINER)
+    params = build_initial(nothing_suggested, 0).params
+    assert params["batch_size"] == 8 and params["lr"] == 0.1
+    context = run_context(nothing_suggested, trainer=watched)
+    succeed(context, params=params | {"batch_size": 16, "lr": 0.3}, n_epochs=1)
+    assert [step["lr"] for step in watched.steps] == [0.3, 0.3]
+
+
+def test_another_optimizer_is_refused_before_the_run() -> None:
+    def replaced(trial: Any) -> Any:
+        changed = recipe(trial, "bare")
+        changed.optimizer = torch.optim.SGD(changed.model.parameters(), lr=trial.params["lr"])
+        return changed
+
     study = optuna.create_study()
     with pytest.raises(ValueError, match="must control the optimizer"):
-        miha.optimize(study, nothing_suggested, n_epochs=24, trainer=TRAINER, device="cpu")
+        miha.optimize(study, replaced, n_epochs=24, trainer=TRAINER, device="cpu")
     assert not study.trials and not study.user_attrs
 
 

@@ -21,6 +21,7 @@ OPTIONS = {
     "mnist": ["--n-samples", "300", "--baseline"],
 }
 NEEDS = {
+    "own_loop_accelerate": "accelerate",
     "own_loop_hugging_face": "transformers",
     "own_loop_lightning": "lightning",
     "own_loop_skorch": "skorch",

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[2] / "examples"
 NEEDS = {
+    "accelerate": "accelerate",
     "gan": "torch",
     "hugging_face": "transformers",
     "lightning": "lightning",
