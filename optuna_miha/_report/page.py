@@ -6,6 +6,7 @@ import base64
 import html
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,26 @@ from optuna_miha.visualization._run_view import read_run_view
 from optuna_miha.visualization._style import number
 
 _FIGURES = {
-    "Lineage": (plot_lineage, "All segments of training; each starts where its parent ended."),
-    "History": (plot_training_history, "The trunk, with the change that each cycle made."),
-    "Schedule": (plot_schedule, "The hyperparameters of the best network during its training."),
-    "Gains": (plot_mutation_gains, "Each branch compared with the control of its population."),
+    "Lineage": plot_lineage,
+    "History": plot_training_history,
+    "Schedule": plot_schedule,
+    "Gains": plot_mutation_gains,
 }
+
+_CAPTIONS = {
+    "Lineage": "All segments of training; each starts where its parent ended.",
+    "History": "The trunk, with the change that each cycle made.",
+    "Schedule": "The hyperparameters of the best network during its training.",
+    "Gains": "Each branch compared with the control of its population at the same age, by kind of "
+    "change: how many won, the median gain and its standard error.",
+}
+
+_RESTART_CAPTION = (
+    "The restart that the result comes from, with its change against the best network before it."
+)
+
+_NARROW, _LEGEND_ROW = 560, 20
+"""Width of a figure for phones, and height of a row of its legend, in pixels."""
 
 
 def write_report(
@@ -69,8 +85,26 @@ def write_report(
         with try_import("plotly", needed_by="An interactive report"):
             plotly = importlib.import_module("plotly.offline")
         script = f"<script>{plotly.get_plotlyjs()}</script>"
-    page = PAGE.format(title=title, script=script, body="\n".join(p for p in parts if p))
+    about = html.escape(_about(study, lineage))
+    body = "\n".join(p for p in parts if p)
+    page = PAGE.format(title=title, about=about, script=script, body=body)
     Path(path).write_text(page, encoding="utf-8")
+
+
+def _about(study: optuna.Study, lineage: Lineage) -> str:
+    """Date, duration, machine and versions of a run."""
+    trials = study.get_trials(deepcopy=False)
+    starts = [t.datetime_start for s in lineage if (t := trials[s.number]).datetime_start]
+    ends = [t.datetime_complete for s in lineage if (t := trials[s.number]).datetime_complete]
+    parts = []
+    if starts and ends:
+        seconds = round((max(ends) - min(starts)).total_seconds())
+        parts += [f"{min(starts):%Y-%m-%d %H:%M}", f"took {timedelta(seconds=seconds)} h"]
+    versions = study.user_attrs.get(attributes.VERSIONS, {})
+    parts += [str(versions[key]) for key in ("machine",) if key in versions]
+    names = [n for n in ("optuna_miha", "optuna", "torch", "python") if n in versions]
+    parts.append(", ".join(f"{name} {versions[name]}" for name in names))
+    return " · ".join(part for part in parts if part)
 
 
 def _summary(study: optuna.Study, lineage: Lineage) -> str:
@@ -86,9 +120,13 @@ def _summary(study: optuna.Study, lineage: Lineage) -> str:
 
 def _figures(study: optuna.Study, lineage: Lineage, render: Any) -> str:
     sections = []
-    for title, (plot, caption) in _FIGURES.items():
+    best = lineage.best()
+    for title, plot in _FIGURES.items():
         if title == "Gains" and not cycles_of(lineage):
             continue  # The run has no branches.
+        caption = _CAPTIONS[title]
+        if title == "History" and best is not None and best.role == "restart":
+            caption = _RESTART_CAPTION
         sections.append(_section(title, render(plot(study), caption)))
     return "\n".join(sections)
 
@@ -181,12 +219,33 @@ def _untitled(figure: Any) -> Any:
 
 
 def _render_picture(figure: Any, caption: str) -> str:
-    """Render a figure as SVG in a data URL, which isolates it from the page."""
-    content = base64.b64encode(svg_of(_untitled(figure))).decode("ascii")
+    """Render a figure as SVG in a data URL, which isolates it from the page; one for phones."""
+    wide = _data_url(_untitled(figure))
+    narrow = _data_url(_narrowed(figure))
     alt = html.escape(caption)
     return (
-        f'<figure><div class="wide"><img src="data:image/svg+xml;base64,{content}" '
-        f'alt="{alt}"></div><figcaption>{alt}</figcaption></figure>'
+        f'<figure><picture><source media="(max-width: 40rem)" srcset="{narrow}">'
+        f'<img src="{wide}" alt="{alt}"></picture><figcaption>{alt}</figcaption></figure>'
+    )
+
+
+def _data_url(figure: Any) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg_of(figure)).decode('ascii')}"
+
+
+def _narrowed(figure: Any) -> Any:
+    """Lay a figure out for a phone: less wide, with its legend below."""
+    layout = figure.layout
+    n_names = sum(bool(t.name) and t.showlegend is not False for t in figure.data)
+    figure.update_layout(width=_NARROW)
+    if n_names == 0 or layout.showlegend is False:
+        return figure
+    plot_height = layout.height - layout.margin.t - layout.margin.b
+    room = _LEGEND_ROW * (-(-n_names // 2) + 1)
+    return figure.update_layout(
+        height=layout.height + room,
+        margin={"r": 20, "b": layout.margin.b + room},
+        legend={"orientation": "h", "x": 0, "y": -(layout.margin.b + 6) / plot_height},
     )
 
 

@@ -19,18 +19,27 @@ h3 {{ font-size: 1rem; }}
 p {{ margin: .5rem 0; }}
 figure {{ margin: 0; }}
 figcaption {{ color: #555; font-size: .875rem; }}
-img {{ display: block; width: 100%; min-width: 680px; height: auto; }}
+.about {{ color: #555; font-size: .875rem; }}
+img {{ display: block; width: 100%; height: auto; }}
 .plot {{ min-width: 680px; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: .9375rem; margin: .75rem 0; }}
 th, td {{ border-bottom: 1px solid #ddd; padding: .25rem .75rem .25rem 0; text-align: left;
   vertical-align: top; overflow-wrap: normal; font-variant-numeric: tabular-nums; }}
 pre {{ overflow-x: auto; font-size: .8125rem; }}
+@media (max-width: 40rem) {{
+  body {{ padding: .75rem; }}
+  .plot {{ min-width: 0; }}
+  table {{ font-size: .8125rem; }}
+  th, td {{ padding-right: .5rem; }}
+  td {{ overflow-wrap: anywhere; }}
+  pre {{ white-space: pre-wrap; }}
+}}
 @media (min-width: 48rem) {{ pre {{ white-space: pre-wrap; }} }}
 @media print {{
   @page {{ margin: 15mm; }}
   body {{ font-size: 10.5pt; max-width: none; padding: 0; }}
-  img, .plot {{ min-width: 0; }}
+  .plot {{ min-width: 0; }}
   .wide {{ overflow: visible; }}
   pre {{ white-space: pre-wrap; }}
   h2 {{ break-after: avoid; }}
@@ -41,6 +50,7 @@ pre {{ overflow-x: auto; font-size: .8125rem; }}
 {script}</head>
 <body>
 <h1>{title}</h1>
+<p class="about">{about}</p>
 {body}
 </body>
 </html>

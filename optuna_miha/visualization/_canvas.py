@@ -23,6 +23,9 @@ from optuna_miha.visualization._traces import (
     marker_style,
 )
 
+_LEGEND_COLUMNS = 2
+"""Columns of a legend below the plot area."""
+
 
 class Canvas:
     """Draws a plotly figure with matplotlib.
@@ -148,13 +151,16 @@ class Canvas:
             if trace.name and trace.showlegend is not False
         ]
         title = self._figure.layout.legend.title.text
+        legend = self._figure.layout.legend
+        is_below = legend.orientation == "h"
         if handles:
             self.picture.legend(
+                ncols=_LEGEND_COLUMNS if is_below else 1,
                 handles=handles,
                 title=unescape(title) if title else None,
                 alignment="left",
                 loc="upper left",
-                bbox_to_anchor=self._to_picture(1.01, 1),
+                bbox_to_anchor=self._to_picture(*((0, legend.y) if is_below else (1.01, 1))),
                 borderaxespad=0,
                 frameon=False,
                 fontsize=SMALL * POINT,

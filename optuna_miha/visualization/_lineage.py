@@ -40,8 +40,16 @@ _WINNER_COLOURS = {
     "restart, won": SKY,
     "final phase": GREEN,
 }
+_MANY_RESTARTS = 5
+"""Number of lost restarts above which they are faded, so that they hide no other segment."""
+
+_FADED = 0.35
+"""Opacity of faded lines."""
+
 _END_SYMBOLS = {"pruned": "x", "failed": "triangle-down"}
 """Markers at the last epoch of segments that did not train to their end."""
+
+_FADING = ("restart, lost", "start-up race, lost")
 
 _MANY_SEGMENTS = 150
 """Number of segments above which winners and markers are drawn smaller, to hide less."""
@@ -116,6 +124,7 @@ def plot_lineage(study: optuna.Study, *, target_name: str | None = None) -> Any:
             mode="lines",
             line=styles[name],
             name=f"{name} ({group.count})",
+            opacity=_FADED if name in _FADING and group.count > _MANY_RESTARTS else 1,
             legendgroup=name,
             showlegend=name not in _END_SYMBOLS,
             hovertemplate=_HOVER_TEMPLATE,

@@ -230,7 +230,8 @@ def _median_text(gains: Sequence[float]) -> str:
     first, median, third = np.quantile(gains, [0.25, 0.5, 0.75])
     # For normal gains: sqrt(pi / 2) times the standard deviation, which is the range / 1.349.
     error = 0.929 * (third - first) / math.sqrt(len(gains))
-    return f"{median:+.2g} ± {error:.1g}"
+    n_digits = max(0, -math.floor(math.log10(error))) if error > 0 else 1
+    return f"{median:+.{n_digits}f} ± {error:.{n_digits}f}"
 
 
 def _add_quartiles(

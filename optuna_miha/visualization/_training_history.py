@@ -32,6 +32,9 @@ _RIGHT_MARGIN = 150
 _MAX_LABEL_LENGTH = 34
 """Characters of the label of a change; the hover text shows the whole change."""
 
+_CHARACTER_WIDTH, _FLAT_HEIGHT = 6, 20
+"""Width of a character of a label, and height of labels that are not slanted, in pixels."""
+
 _MIN_LABEL_DISTANCE = 19
 """Pixels between the labels of two changes."""
 
@@ -81,8 +84,10 @@ def plot_training_history(
     end = view.trunk[-1].end
     width = WIDTH - LEFT - _RIGHT_MARGIN
     labels = _labels(view, spacing=_MIN_LABEL_DISTANCE * end / width)
+    is_flat = _fit_side_by_side(labels, end, width)
     longest = max((length(text) for _, text in labels), default=0)
-    room = STRIP_HEIGHT + (16 + round(longest * 0.72 * 6) if labels else 0)
+    slanted = 16 + round(longest * 0.72 * _CHARACTER_WIDTH)
+    room = STRIP_HEIGHT + ((_FLAT_HEIGHT if is_flat else slanted) if labels else 0)
     figure = blank_figure(
         "Training history", height=HEIGHT + room, top=46 + room, right=_RIGHT_MARGIN
     )
@@ -96,8 +101,17 @@ def plot_training_history(
     if _best_value(view) is not None:
         add_best(figure, view)
     add_phases(figure, view, width)
-    _add_labels(figure, labels)
+    _add_labels(figure, labels, angle=0 if is_flat else -45)
     return figure
+
+
+def _fit_side_by_side(labels: list[tuple[int, str]], end: int, width: int) -> bool:
+    """Whether the labels do not overlap if they are not slanted."""
+    starts = [epoch for epoch, _ in labels[1:]] + [end]
+    return all(
+        (start - epoch) * width / end >= length(text) * _CHARACTER_WIDTH + _MIN_LABEL_DISTANCE
+        for (epoch, text), start in zip(labels, starts, strict=False)
+    )
 
 
 def _labels(view: RunView, spacing: float) -> list[tuple[int, str]]:
@@ -232,8 +246,8 @@ def _add_births(figure: Any, view: RunView) -> None:
         )
 
 
-def _add_labels(figure: Any, labels: list[tuple[int, str]]) -> None:
-    """Add the slanted labels of the changes, above the phases."""
+def _add_labels(figure: Any, labels: list[tuple[int, str]], *, angle: int) -> None:
+    """Add the labels of the changes, above the phases."""
     slanted = [
         {
             "text": text,
@@ -244,7 +258,7 @@ def _add_labels(figure: Any, labels: list[tuple[int, str]]) -> None:
             "yref": "paper",
             "yanchor": "bottom",
             "yshift": STRIP_HEIGHT,
-            "textangle": -45,
+            "textangle": angle,
             "showarrow": False,
             "font": {"size": SMALL - 1},
         }

@@ -104,7 +104,11 @@ def test_page_on_resuming_trains_as_many_epochs_as_it_says(
 
 
 def test_reference_lists_every_public_name() -> None:
-    reference = (DOCS / "api.rst").read_text(encoding="utf-8")
+    pages = [DOCS / "api.rst", *sorted(DOCS.glob("reference/*.rst"))]
+    reference = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     directive = r"^\.\. (?:auto|py:)\w+:: (?:optuna_miha\.)?(\w+)(?:\(\))?$"
     listed = set(re.findall(directive, reference, re.M))
     assert set(optuna_miha.__all__) <= listed
+    summary = pages[0].read_text(encoding="utf-8")
+    objects = set(optuna_miha.__all__) - {"exceptions", "fitness", "visualization"}
+    assert {name for name in objects if f"   {name}\n" not in summary} == set()

@@ -11,7 +11,7 @@ from typing import Any
 
 import optuna
 import pytest
-from helpers.problems import classifier
+from helpers.problems import TINY, classifier, new_study
 from helpers.simulated import simulated
 
 import optuna_miha as miha
@@ -168,3 +168,15 @@ def test_find_comparison_accepts_any_run_of_the_comparison() -> None:
     again = find_comparison(study, storage)
     assert again is not None
     assert again.describe() == found.describe()
+
+
+def test_report_has_pictures_for_phones_and_says_when_and_where(tmp_path: Path) -> None:
+    study = new_study()
+    miha.optimize(study, classifier, plan=TINY, show_progress_bar=False)
+    write_report(study, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<picture><source media=") == 4
+    assert "min-width: 680px" not in page.replace(".plot { min-width: 680px; }", "")
+    [about] = re.findall('<p class="about">(.*)</p>', page)
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d · took 0:0\d:\d\d h · \w+", about)
+    assert f"optuna_miha {miha.__version__}" in about
