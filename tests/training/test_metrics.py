@@ -19,11 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 import optuna_miha as miha
 from optuna_miha import Recipe, StepOutput
 from optuna_miha._history.lineage import Lineage
+from optuna_miha._history.segment import segment_of
 from optuna_miha._model.recipe import accuracy
 from optuna_miha._study.schema import read_lineage
 from optuna_miha._training.compute import Engine
 from optuna_miha._training.metrics import concatenated
 from optuna_miha._training.trainer import evaluate, train
+from optuna_miha.exceptions import RecordError
 
 
 class Samples(Dataset[Any]):
@@ -273,6 +275,17 @@ def test_batch_size_of_a_validation_loader_is_its_own() -> None:
     loader = DataLoader(Samples(lambda x, y: (x, y)))
     with pytest.raises(ValueError, match="`valid_batch_size` must not be set for a DataLoader"):
         recipe(valid_data=loader, valid_batch_size=4)
+
+
+@pytest.mark.parametrize("curves", [3, {"f1": 3}, {"f1": ["x"]}, {"f1": [True]}])
+def test_metrics_that_no_run_has_written_are_named(curves: Any) -> None:
+    study = optuna.create_study(sampler=miha.MihaSampler(seed=0))
+    run(study, lambda trial: recipe(metrics={"f1": accuracy}), plan=miha.Plan.no_search(1))
+    trial = study.trials[0]
+    assert segment_of(trial).metrics.keys() == {"f1"}  # type: ignore[union-attr]
+    trial.user_attrs["miha:metric_curves"] = curves
+    with pytest.raises(RecordError, match="'miha:metric_curves'"):
+        segment_of(trial)
 
 
 def test_every_metric_of_every_epoch_is_stored_and_drawn() -> None:
