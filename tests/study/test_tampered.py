@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial
 
 import optuna_miha as miha
 from optuna_miha._history import attributes
-from optuna_miha._report.dashboard import note
+from optuna_miha._report.notes import study_note, trial_note
 from optuna_miha._study.checkpoint_store import CheckpointStore
 from optuna_miha._study.cleaning import clean
 from optuna_miha._study.schema import read_lineage
@@ -123,7 +123,9 @@ def clean_dry_run(study: optuna.Study, folder: Path) -> None:
 def annotate(study: optuna.Study) -> None:
     lineage = read_lineage(study)
     if lineage.best() is not None:
-        note(lineage)
+        study_note(lineage, "/")
+    for segment in lineage:
+        trial_note(lineage, segment, "/", None)
 
 
 @pytest.fixture(scope="module")
