@@ -1,29 +1,26 @@
-"""Mutations: functions that map the parameters of the trunk to those of a branch.
-
-The constants were selected in experiments at equal budgets; see the page on the algorithm in the
-documentation.
-"""
+"""Mutations: functions that map the parameters of the trunk to those of a branch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 
 from optuna_miha._search.learning_rate import rescaled_lr
-from optuna_miha._search.space import contains, fit, kind_of, kinds, other_choices
-
-Params: TypeAlias = dict[str, Any]
-Distributions: TypeAlias = Mapping[str, BaseDistribution]
-ValueMutation: TypeAlias = Callable[[Any, BaseDistribution, np.random.Generator], Any]
+from optuna_miha._search.mutation_rules import (
+    RULE_TEXTS,
+    RULES,
+    Distributions,
+    Params,
+    ValueMutation,
+    any_value,
+    is_numeric,
+    raised_lr,
+    raised_together,
+)
+from optuna_miha._search.space import contains, kind_of, kinds
 
 NO_CHANGE = "no change"
 """Description of the control, which has the parameters of the trunk."""
@@ -132,13 +129,13 @@ def _draw(
                 )
         return mutated
     if kind == "lr" and upward_lr and len(names) > 1:
-        return mutated | _raised_together(params, distributions, names, rng)
+        return mutated | raised_together(params, distributions, names, rng)
     if len(chosen) > 1:
         return mutated | _same_activation(params, distributions, chosen, rng)
     name, distribution = chosen[0], distributions[chosen[0]]
-    rule: ValueMutation = _any_value
-    if _is_numeric(distribution):
-        rule = _raised_lr if kind == "lr" and upward_lr else _RULES.get(kind, _any_value)
+    rule: ValueMutation = any_value
+    if is_numeric(distribution):
+        rule = raised_lr if kind == "lr" and upward_lr else RULES.get(kind, any_value)
     mutated[name] = rule(params[name], distribution, rng)
     if name == "optimizer":
         mutated |= rescaled_lr(params, mutated[name], distributions)
@@ -168,127 +165,8 @@ def _same_activation(
 ) -> Params:
     """Draw an activation that changes at least one of ``names``, for all that offer it."""
     name = names[rng.integers(len(names))]
-    new = _any_value(params[name], distributions[name], rng)
+    new = any_value(params[name], distributions[name], rng)
     return {name: new for name in names if contains(distributions[name], new)}
-
-
-def _is_numeric(distribution: BaseDistribution) -> bool:
-    if not isinstance(distribution, CategoricalDistribution):
-        return True
-    return all(isinstance(c, (int, float)) for c in distribution.choices)
-
-
-def _raised_lr(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    return _scaled(value, distribution, math.exp(abs(rng.normal(0.9, 0.4))))
-
-
-def _lr(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    """Scale in either direction, for studies without a final phase."""
-    sign = rng.choice([-1, 1])
-    return _scaled_reflected(value, distribution, math.exp(sign * abs(rng.normal(0.9, 0.4))))
-
-
-def _raised_together(
-    params: Params, distributions: Distributions, names: list[str], rng: np.random.Generator
-) -> Params:
-    """Raise all learning rates by one factor, so that the ratios between groups stay."""
-    factor = math.exp(abs(rng.normal(0.9, 0.4)))
-    return {
-        name: _scaled(params[name], distributions[name], factor)
-        for name in names
-        if _is_numeric(distributions[name])
-    }
-
-
-def _batch_size(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    return _scaled_reflected(value, distribution, rng.choice([0.5, 0.7, 1.4, 2.0]))
-
-
-def _weight_decay(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    if value > 0:
-        return _scaled(value, distribution, rng.choice([0.2, 3.0, 5.0]))
-    return _numeric(value, distribution, rng.choice([1e-4, 1e-3, 1e-2]))
-
-
-def _momentum(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    return _numeric(value, distribution, 1 - (1 - value) * rng.choice([0.5, 2.0]))
-
-
-def _dropout(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    return _shifted_reflected(value, distribution, rng.choice([-0.1, 0.1, 0.2]))
-
-
-def _label_smoothing(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    return _shifted_reflected(value, distribution, rng.choice([-0.05, 0.05, 0.1]))
-
-
-def _any_value(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    """Mutate a parameter whose kind has no rule of its own, by its distribution."""
-    if isinstance(distribution, CategoricalDistribution):
-        others = other_choices(distribution, value)
-        return others[int(rng.integers(len(others)))]
-    assert isinstance(distribution, (FloatDistribution, IntDistribution))
-    if distribution.log:
-        return _scaled_reflected(value, distribution, math.exp(rng.normal(0.0, 0.7)))
-    spread = 0.2 * (distribution.high - distribution.low)
-    return _shifted_reflected(value, distribution, rng.normal(0.0, spread))
-
-
-def _shifted_reflected(value: Any, distribution: BaseDistribution, delta: float) -> Any:
-    """Shift a value; at a bound in the opposite direction, so that the value changes."""
-    shifted = _numeric(value, distribution, value + delta)
-    return _numeric(value, distribution, value - delta) if shifted == value else shifted
-
-
-def _scaled_reflected(value: Any, distribution: BaseDistribution, factor: float) -> Any:
-    """Scale a value; at a bound by the inverse factor, so that the value changes."""
-    scaled = _scaled(value, distribution, factor)
-    return _scaled(value, distribution, 1 / factor) if scaled == value else scaled
-
-
-def _scaled(value: Any, distribution: BaseDistribution, factor: float) -> Any:
-    return _numeric(value, distribution, value * factor)
-
-
-def _numeric(value: Any, distribution: BaseDistribution, new: float) -> Any:
-    """The valid value nearest to ``new``, with four significant digits where possible.
-
-    Values on a grid change by at least one step, unless they are at a bound.
-    """
-    if isinstance(distribution, CategoricalDistribution):
-        numbers = sorted(other_choices(distribution, value))
-        choices: list[Any] = list(distribution.choices)
-        # Distances are logarithmic. Zero counts as a tenth of the smallest positive choice.
-        floor = min((c for c in choices if c > 0), default=1.0) / 10
-        return min(numbers, key=lambda c: abs(math.log(max(c, floor) / max(new, floor))))
-    assert isinstance(distribution, (FloatDistribution, IntDistribution))
-    if distribution.step is None:
-        rounded = fit(distribution, float(f"{new:.4g}"))
-        return fit(distribution, new) if rounded == value else rounded
-    fitted = fit(distribution, new)
-    if fitted == value:
-        fitted = fit(distribution, value + math.copysign(distribution.step, new - value))
-    return fitted
-
-
-_RULE_TEXTS = {
-    "batch_size": "times 0.5 to 2",
-    "dropout": "minus 0.1 to plus 0.2",
-    "label_smoothing": "minus 0.05 to plus 0.1",
-    "lr": "raised",
-    "momentum": "1 - momentum times 0.5 or 2",
-    "weight_decay": "times 0.2, 3 or 5",
-}
-"""Descriptions of ``_RULES``, for a run."""
-
-_RULES: dict[str, ValueMutation] = {
-    "batch_size": _batch_size,
-    "dropout": _dropout,
-    "label_smoothing": _label_smoothing,
-    "lr": _lr,
-    "momentum": _momentum,
-    "weight_decay": _weight_decay,
-}
 
 
 def describe(old: Params, new: Params) -> str:
@@ -325,8 +203,8 @@ def describe_rules(distributions: Distributions, allowed: Iterable[str]) -> str:
     parts = []
     mutable = {k: names for k, names in kinds(distributions).items() if k in set(allowed)}
     for kind, names in mutable.items():
-        numeric = [name for name in names if _is_numeric(distributions[name])]
-        rule = _RULE_TEXTS.get(kind, "scaled or shifted")
+        numeric = [name for name in names if is_numeric(distributions[name])]
+        rule = RULE_TEXTS.get(kind, "scaled or shifted")
         if numeric:
             together = " together" if kind == "lr" and len(names) > 1 else ""
             parts.append(_join(numeric, f"({rule}{together})"))

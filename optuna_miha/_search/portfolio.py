@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from optuna.distributions import FloatDistribution, IntDistribution
 
-from optuna_miha._search.mutation import Distributions, Params, mutate
+from optuna_miha._search.mutation import mutate
+from optuna_miha._search.mutation_rules import Distributions, Params
 from optuna_miha._search.space import contains, fit, kind_of, kinds
 
 _PORTFOLIO: tuple[dict[str, Any], ...] = (

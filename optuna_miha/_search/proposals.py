@@ -11,7 +11,8 @@ import optuna
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Role, Segment
 from optuna_miha._search.learning_rate import divergence_factor, peak_factor, scale_lr
-from optuna_miha._search.mutation import Params, describe
+from optuna_miha._search.mutation import describe
+from optuna_miha._search.mutation_rules import Params
 from optuna_miha._search.phases import Phase
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.sampler import MihaSampler, SearchContext

@@ -15,7 +15,8 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_miha._history import attributes
-from optuna_miha._search.mutation import Distributions, Params, ValueMutation, has_effect, mutate
+from optuna_miha._search.mutation import has_effect, mutate
+from optuna_miha._search.mutation_rules import Distributions, Params, ValueMutation
 from optuna_miha._search.portfolio import startup_candidates
 from optuna_miha._search.space import kind_of, kinds, value_or_initial
 from optuna_miha._search.visits import order_of_kinds

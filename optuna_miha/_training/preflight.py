@@ -13,7 +13,7 @@ from optuna.distributions import (
 from optuna.study import StudyDirection
 
 from optuna_miha._model.recipe import Recipe
-from optuna_miha._search.mutation import Distributions
+from optuna_miha._search.mutation_rules import Distributions
 from optuna_miha._training.data import n_batches_of
 from optuna_miha._training.trainer import batches_of
 
