@@ -15,24 +15,6 @@ COMPARED = [method.name for method in METHODS.values() if method.role != "varian
 VARIANTS = [method.name for method in METHODS.values() if method.role == "variant"]
 
 
-def short_table(results: Results) -> list[str]:
-    """The table of the README: a description of every method, and ours relative to it."""
-    tasks = results.tasks(TASKS)
-    methods = results.methods(COMPARED)
-    groups = {"all": tasks, "without poor starts": _ordinary(tasks)}
-    heads = [f"miha / method, {name} ({len(members)})" for name, members in groups.items()]
-    lines = _header(["method", "description", *heads, "lower on"])
-    for method in methods:
-        cells = [method, METHODS[method].description]
-        if method == OURS:
-            cells += ["1"] * len(groups) + [""]
-        else:
-            cells += [_ratio(results.ratio(OURS, method, group)) for group in groups.values()]
-            cells.append(_wins(results, method, tasks))
-        lines.append(_row(cells))
-    return lines
-
-
 def summary_table(results: Results) -> list[str]:
     """Ours relative to each method: ratios over groups of tasks, mean rank, worst task."""
     tasks = results.tasks(TASKS)
@@ -41,8 +23,8 @@ def summary_table(results: Results) -> list[str]:
     ranks = results.mean_ranks(ranked, common)
     groups = _groups(tasks)
     heads = [f"miha / method, {name} ({len(members)})" for name, members in groups.items()]
-    ordinary = _ordinary(tasks)
-    headroom = f"lowest test loss / method, without poor starts ({len(ordinary)})"
+    usual = ordinary(tasks)
+    headroom = f"lowest test loss / method, without poor starts ({len(usual)})"
     heads += ["lower on", "mean rank", "worst task, relative to the best", headroom]
     lines = _header(["method", *heads])
     for method in methods:
@@ -55,7 +37,7 @@ def summary_table(results: Results) -> list[str]:
         if method in ranks and len(ranked) > 1:
             worst, task = results.worst(method, ranked, common)
             cells += [f"{ranks[method]:.1f}", f"{worst:.2f} ({task})"]
-            cells.append(_ratio(results.headroom(method, ranked, ordinary)))
+            cells.append(_ratio(results.headroom(method, ranked, usual)))
         else:
             cells += ["", "", ""]
         lines.append(_row(cells))
@@ -109,7 +91,7 @@ def ablation_table(budgets: Sequence[Results]) -> list[str]:
         cells = []
         for results in budgets:
             tasks = results.tasks(TASKS)
-            for group in (tasks, _ordinary(tasks)):
+            for group in (tasks, ordinary(tasks)):
                 cells.append(_ratio(results.ratio(OURS, variant, group), count=True))
         lines.append(_row([variant, METHODS[variant].description, *cells]))
     return lines
@@ -163,13 +145,13 @@ def _counts(method: Method, rows: Sequence[Row]) -> list[str]:
 
 def _groups(tasks: Sequence[str]) -> dict[str, list[str]]:
     """Non-empty groups of tasks over which ratios are averaged."""
-    groups = {"all": list(tasks), "without poor starts": _ordinary(tasks)}
+    groups = {"all": list(tasks), "without poor starts": ordinary(tasks)}
     for half in ("development", "confirmation"):
         groups[half] = [name for name in tasks if TASKS[name].half == half]
     return {name: members for name, members in groups.items() if members}
 
 
-def _ordinary(tasks: Iterable[str]) -> list[str]:
+def ordinary(tasks: Iterable[str]) -> list[str]:
     return [name for name in tasks if not TASKS[name].deliberately_poor]
 
 

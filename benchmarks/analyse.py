@@ -9,6 +9,7 @@ from pathlib import Path
 
 import _quality_tables as tables
 from _quality import Results, newest_runs, read_runs
+from _quality_bars import bars_digest, draw_bars, losses
 from _quality_figure import digest, draw
 from _rows import RESULTS, Row, with_block
 from tasks import TASKS
@@ -17,6 +18,8 @@ _ROOT = Path(__file__).parents[1]
 _README = _ROOT / "README.md"
 _PAGE = _ROOT / "docs" / "benchmark.md"
 _FIGURE = _ROOT / "docs" / "_static" / "benchmark.svg"
+_BARS_LINK = "docs/_static/methods.svg"
+_BARS = _ROOT / _BARS_LINK
 _MAIN_BUDGET = 200
 
 _READING = (
@@ -44,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--readme", type=Path, default=_README, help="README to update")
     parser.add_argument("--page", type=Path, default=_PAGE, help="page to update")
     parser.add_argument("--figure", type=Path, default=_FIGURE, help="SVG to write")
+    parser.add_argument("--bars", type=Path, default=_BARS, help="SVG for the README to write")
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 if a file is out of date"
     )
@@ -58,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         new = {path: with_block(texts[path], "quality", blocks[path]) for path in blocks}
         if not args.check:
             draw(main_one, args.figure)
+            draw_bars(main_one, args.bars)
     except LookupError as error:
         sys.exit(str(error))
     stale = [path for path in new if new[path] != texts[path]]
@@ -67,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if not args.figure.exists() or digest(main_one) not in args.figure.read_text("utf-8"):
         stale.append(args.figure)
+    if not args.bars.exists() or bars_digest(main_one) not in args.bars.read_text("utf-8"):
+        stale.append(args.bars)
     if stale:
         named = " and ".join(map(str, stale))
         sys.exit(f"{named}: out of date; run python benchmarks/analyse.py.")
@@ -74,16 +81,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def summary(results: Results, folder: Path) -> str:
     """Generate the block of the README."""
-    lines = [
-        f"Test loss of `miha` divided by that of the method, after {results.n_epochs} epochs in "
-        "total. Below 1, `miha` is better. Geometric means over tasks ± standard errors over "
-        "seeds.",
-        "",
-        *tables.short_table(results),
-        "",
-        f"[All tasks, budgets and ablations](docs/benchmark.md); [raw runs]({_link(folder)}).",
-    ]
-    return "\n".join(lines)
+    n_ordinary = len(tables.ordinary(results.tasks(TASKS)))
+    return "\n".join(
+        [
+            f"![Bars of the test loss of each method, relative to no search]({_BARS_LINK})",
+            "",
+            f"Geometric means over {n_ordinary} small tasks, ± standard error over seeds. "
+            f"{losses(results)} [All tasks, budgets and ablations](docs/benchmark.md), "
+            f"[raw runs]({_link(folder)}).",
+        ]
+    )
 
 
 def page(rows: Sequence[Row], budgets: Sequence[Results], folder: Path) -> str:

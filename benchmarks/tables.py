@@ -1,4 +1,4 @@
-"""Write the speed results of the newest runs into the README, or check them."""
+"""Write the speed results of the newest runs into the documentation, or check them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import parallel
 import storage
 from _rows import RESULTS, Row, newest, read_rows, with_block
 
-_README = Path(__file__).parents[1] / "README.md"
+_PAGE = Path(__file__).parents[1] / "docs" / "overhead.md"
 _REPORTS: dict[str, Callable[[list[Row]], list[str]]] = {
     "overhead": _overhead_table.report,
     "parallel": parallel.report,
@@ -34,17 +34,9 @@ def speed(results: Path) -> str:
     for name, report in _REPORTS.items():
         folder = newest(results, name)
         lines += report(read_rows(folder))
-        sources.append(f"[{folder.name}]({_link(folder)})")
+        sources.append(f"`benchmarks/results/{folder.name}`")
     lines += ["", f"Medians of repeats (lowest..highest): {', '.join(sources)}."]
     return "\n".join(lines)
-
-
-def _link(folder: Path) -> str:
-    """The path relative to the README, if possible."""
-    try:
-        return folder.resolve().relative_to(_README.parent).as_posix()
-    except ValueError:
-        return folder.as_posix()
 
 
 def main() -> None:
@@ -53,20 +45,20 @@ def main() -> None:
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="folder that contains the result folders"
     )
-    parser.add_argument("--readme", type=Path, default=_README, help="README to update")
+    parser.add_argument("--page", type=Path, default=_PAGE, help="page to update")
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 if the file is out of date"
     )
     args = parser.parse_args()
-    old = args.readme.read_text(encoding="utf-8")
+    old = args.page.read_text(encoding="utf-8")
     try:
         new = with_block(old, "speed", speed(args.results))
     except LookupError as error:
         sys.exit(str(error))
     if not args.check:
-        args.readme.write_text(new, encoding="utf-8")
+        args.page.write_text(new, encoding="utf-8")
     elif new != old:
-        sys.exit(f"{args.readme} is out of date: run python benchmarks/tables.py.")
+        sys.exit(f"{args.page} is out of date: run python benchmarks/tables.py.")
 
 
 if __name__ == "__main__":

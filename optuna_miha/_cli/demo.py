@@ -1,10 +1,12 @@
-"""A demonstration on the digits of scikit-learn."""
+"""A demonstration on noisy series, in which one of six motifs is to be found."""
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +15,24 @@ import optuna
 import torch
 from torch import Tensor, nn
 
+from optuna_miha._history.text_table import text_table
 from optuna_miha._model.model_fn import ModelFn
 from optuna_miha._model.recipe import Recipe, accuracy
-from optuna_miha._results.optional_imports import try_import
+from optuna_miha._report.page import write_report
+from optuna_miha._results.result import Result
 from optuna_miha._run.optimize import optimize
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.pruner import SlopePruner
 from optuna_miha._search.sampler import MihaSampler
+from optuna_miha.visualization import plot_lineage, write_picture
+
+_N_TRAIN, _N_VALID, _N_TEST = 1000, 500, 1000
+_LENGTH, _MOTIF_LENGTH = 64, 16
 
 
 @dataclass(frozen=True)
-class _Digits:
-    """Images of shape ``(n_samples, 64)`` in [0, 1] and their classes, in three splits."""
+class _Series:
+    """Series of shape ``(n_samples, 1, 64)`` and the classes of their motifs, in three splits."""
 
     train: tuple[Tensor, Tensor]
     valid: tuple[Tensor, Tensor]
@@ -34,30 +42,27 @@ class _Digits:
 def demo(
     folder: Path, *, n_epochs: int, n_jobs: int, seed: int, show_progress_bar: bool = True
 ) -> int:
-    """Train on digits, compare with the initial configuration, and print the result.
+    """Train on series, compare with the initial configuration, and print the result.
 
     Args:
         folder: Folder for the study and the model; it is created if it does not exist.
         n_epochs: The total budget, in epochs.
         n_jobs: Number of worker processes.
-        seed: Seed of the run and of the data split.
+        seed: Seed of the run and of the data.
         show_progress_bar: Whether to show progress bars.
 
     Returns:
         The exit code.
-
-    Raises:
-        ImportError: If scikit-learn is not installed.
     """
-    digits = _load_digits(seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
             f"The folder {folder} cannot be created ({error.strerror}): pass another --folder."
         ) from error
-    storage = f"sqlite:///{folder}/digits.db"
-    model_fn = _make_model_fn(digits)
+    series = _make_series(seed)
+    model_fn = _make_model_fn(series)
+    storage = f"sqlite:///{folder}/motifs.db"
 
     def study(name: str) -> optuna.Study:
         return optuna.create_study(
@@ -69,36 +74,71 @@ def demo(
         )
 
     result = optimize(
-        study("digits"),
+        study("motifs"),
         model_fn,
         n_epochs=n_epochs,
         n_jobs=n_jobs,
         show_progress_bar=show_progress_bar,
     )
-    model_file, schedule_file = folder / "model.pt", folder / "schedule.csv"
-    result.save(model_file)
-    result.schedule.to_csv(schedule_file)
-
     plan = Plan.no_search(result.n_epochs_trained)
     baseline = optimize(
-        study(f"initial configuration, {plan.n_epochs}"),
+        study(f"no search, {plan.n_epochs}"),
         model_fn,
         plan=plan,
         show_progress_bar=show_progress_bar,
     )
-    ours, theirs = (_test_accuracy(r.model, digits) for r in (result, baseline))
     print(f"\n{result.describe()}\n")
-    print(f"test accuracy          {ours:.4f}  ({result.n_epochs_trained} epochs in total)")
-    print(f"initial configuration  {theirs:.4f}  (same number of epochs, best by validation)\n")
-    print(f"study     {folder / 'digits.db'}")
-    print(f"model     {model_file}")
-    print(f"schedule  {schedule_file}\n")
-    command, report = _command("optuna-miha"), folder / "report.html"
-    print(f"dashboard  {command} dashboard {storage}")
-    print(f"report     {command} report digits --storage {storage} -o {report}")
+    print("\n".join(_comparison([("optuna_miha", result), ("no search", baseline)], series)))
+    print(f"\n{_origin(result)}\n\n{result.schedule}\n")
+    for name, file in _write_files(study("motifs"), result, folder).items():
+        print(f"{name:9} {file}")
+    command = _command("optuna-miha")
+    print(f"dashboard {command} dashboard {storage}")
     arguments = f"demo --folder {folder} --seed {seed} --n-epochs {2 * n_epochs}"
-    print(f"continue   {command} {arguments}")
+    print(f"continue  {command} {arguments}")
     return 0
+
+
+def _comparison(results: Sequence[tuple[str, Result]], series: _Series) -> list[str]:
+    """A table of losses and accuracies on the test data, which took no part in the run."""
+    rows = [["", "test loss", "test accuracy", "epochs trained"]]
+    for name, result in results:
+        loss, correct = _test(result.model, series)
+        rows.append([name, f"{loss:.3f}", f"{correct:.3f}", str(result.n_epochs_trained)])
+    return text_table(rows)
+
+
+def _origin(result: Result) -> str:
+    """Say which part of the run the result comes from."""
+    last = result.lineage[-1]
+    if last.role == "restart":
+        return (
+            "The result is a restart: the trunk overfits early, and the best hyperparameters that "
+            "the run has found train a new network, with changes. Other seeds end in the trunk."
+        )
+    return (
+        f"The result is the trunk: one network, trained for {result.schedule[-1]['to_epoch']} "
+        f"epochs in {len(result.lineage)} segments. Other seeds end in a restart."
+    )
+
+
+def _write_files(study: optuna.Study, result: Result, folder: Path) -> dict[str, str]:
+    """Write model, schedule and figures.
+
+    Returns:
+        The files by name, or the reason why there is none.
+    """
+    files = {"study": "motifs.db", "model": "model.pt", "schedule": "schedule.csv"}
+    paths = {name: str(folder / file) for name, file in files.items()}
+    result.save(paths["model"])
+    result.schedule.to_csv(paths["schedule"])
+    try:
+        write_picture(plot_lineage(study), folder / "lineage.png")
+        write_report(study, folder / "report.html")
+    except ImportError as error:
+        return paths | {"figure": str(error)}
+    report = (folder / "report.html").absolute().as_uri()
+    return paths | {"figure": str(folder / "lineage.png"), "report": report}
 
 
 def _command(name: str) -> str:
@@ -108,38 +148,61 @@ def _command(name: str) -> str:
     return os.path.relpath(Path(sys.executable).with_name(name))
 
 
-def _load_digits(seed: int) -> _Digits:
-    extra = "'optuna-miha[demo]'"
-    with try_import("scikit-learn", needed_by="The demo", install=extra):
-        from sklearn.datasets import load_digits
+def _make_series(seed: int) -> _Series:
+    """Make series of noise and drift, each of which contains one of six motifs somewhere."""
+    generator = torch.Generator().manual_seed(seed)
+    n_samples = _N_TRAIN + _N_VALID + _N_TEST
+    classes = torch.randint(6, (n_samples,), generator=generator)
+    starts = torch.randint(_LENGTH - _MOTIF_LENGTH, (n_samples, 1), generator=generator)
+    strengths = 1 + 0.5 * torch.rand(n_samples, 1, generator=generator)
+    drift = torch.randn(n_samples, 1, generator=generator) * torch.linspace(-1, 1, _LENGTH)
+    x = drift + 0.6 * torch.randn(n_samples, _LENGTH, generator=generator)
+    x.scatter_add_(1, starts + torch.arange(_MOTIF_LENGTH), strengths * _motifs()[classes])
+    parts = [_N_TRAIN, _N_VALID, _N_TEST]
+    splits = zip(torch.split(x.unsqueeze(1), parts), torch.split(classes, parts), strict=True)
+    return _Series(*splits)
 
-    images, classes = load_digits(return_X_y=True)
-    x = torch.as_tensor(images / 16, dtype=torch.float32)
-    y = torch.as_tensor(classes)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    splits = [(x[split], y[split]) for split in torch.split(order, [1000, 397, 400])]
-    return _Digits(*splits)
+
+def _motifs() -> Tensor:
+    """Six motifs of shape ``(6, 16)``, of different shapes and equal energy."""
+    time = torch.linspace(0, 1, _MOTIF_LENGTH)
+    window = torch.sin(math.pi * time)
+    rising = torch.sin(2 * math.pi * (time + 2 * time**2))
+    slow, fast = torch.sin(4 * math.pi * time), torch.sin(8 * math.pi * time)
+    shapes = [rising, rising.flip(0), slow, fast, slow.sign(), window]
+    motifs = torch.stack([window * shape for shape in shapes])
+    return motifs / motifs.square().mean(1, keepdim=True).sqrt()
 
 
-def _make_model_fn(digits: _Digits) -> ModelFn:
+def _make_model_fn(series: _Series) -> ModelFn:
     """Make a ``model_fn`` that suggests nothing, so that the default search space applies."""
 
     def model_fn(trial: Any) -> Recipe:
         model = nn.Sequential(
-            nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
+            nn.Conv1d(1, 16, 7, stride=2, padding=3),
+            nn.ReLU(),
+            nn.Conv1d(16, 16, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Dropout(0.0),
+            nn.Linear(256, 32),
+            nn.ReLU(),
+            nn.Linear(32, 6),
         )
         return Recipe(
             model=model,
             loss_fn=nn.CrossEntropyLoss(),
-            train_data=digits.train,
-            valid_data=digits.valid,
+            train_data=series.train,
+            valid_data=series.valid,
         )
 
     return model_fn
 
 
 @torch.no_grad()
-def _test_accuracy(model: nn.Module, digits: _Digits) -> float:
-    inputs, targets = digits.test
-    device = next(model.parameters()).device
-    return float(accuracy(model(inputs.to(device)).cpu(), targets))
+def _test(model: nn.Module, series: _Series) -> tuple[float, float]:
+    """Loss and accuracy on the test data."""
+    inputs, targets = series.test
+    outputs = model(inputs.to(next(model.parameters()).device)).cpu()
+    loss = nn.functional.cross_entropy(outputs, targets)
+    return float(loss), float(accuracy(outputs, targets))

@@ -113,7 +113,7 @@ def role_name(role: str) -> str:
 
 def place_of(segment: Segment) -> str:
     """Role and cycle of a segment, such as ``"branch of cycle 3"``."""
-    is_in_cycle = segment.role in ("branch", "trunk")
+    is_in_cycle = segment.role in ("branch", "trunk") and segment.cycle > 0
     return role_name(segment.role) + (f" of cycle {segment.cycle}" if is_in_cycle else "")
 
 

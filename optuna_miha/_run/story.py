@@ -28,7 +28,8 @@ def phase_label(phase: Phase, lineage: Lineage) -> str:
     name = role_name(phase.role)
     if phase.role == "restart":
         return f"{name} {1 + sum(s.role == phase.role for s in lineage)}"
-    return f"cycle {phase.cycle}, {name}" if phase.role in ("branch", "trunk") else name
+    is_in_cycle = phase.role in ("branch", "trunk") and phase.cycle > 0
+    return f"cycle {phase.cycle}, {name}" if is_in_cycle else name
 
 
 def log_start_of(phase: Phase, lineage: Lineage) -> None:

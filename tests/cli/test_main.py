@@ -36,15 +36,16 @@ def test_demo_trains_prints_the_result_and_can_be_continued(
 ) -> None:
     first, folder = first_demo, Path(first_demo.args[-3])
     assert first.returncode == 0, first.stderr
-    accuracies = [
-        float(x) for x in re.findall(r"(?:accuracy|configuration) +(0\.\d+)", first.stdout)
-    ]
-    assert len(accuracies) == 2
-    assert all(accuracy > 0.8 for accuracy in accuracies)
+    rows = re.findall(r"(optuna_miha|no search) +(0|1)\.(\d{3}) +0\.(\d{3}) +24", first.stdout)
+    assert [row[0] for row in rows] == ["optuna_miha", "no search"]
+    assert "The result is " in first.stdout
+    assert re.search(r"epochs +role", first.stdout)
+    assert (folder / "lineage.png").stat().st_size > 10_000
+    assert "<picture>" in (folder / "report.html").read_text(encoding="utf-8")
     assert "cycle 1: " in first.stdout
     assert "24/24" in first.stderr  # The progress bar.
-    assert f"optuna-miha dashboard sqlite:///{folder}/digits.db" in first.stdout
-    study = optuna.load_study(study_name="digits", storage=f"sqlite:///{folder}/digits.db")
+    assert f"optuna-miha dashboard sqlite:///{folder}/motifs.db" in first.stdout
+    study = optuna.load_study(study_name="motifs", storage=f"sqlite:///{folder}/motifs.db")
     assert f"trial {study.best_trial.number} " in first.stdout
     saved = torch.load(folder / "model.pt", weights_only=True)
     assert saved["value"] == study.best_value

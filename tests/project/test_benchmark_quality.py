@@ -139,11 +139,12 @@ def test_analysis_writes_tables_and_figure_and_finds_them_out_of_date(
     modules: dict[str, ModuleType], folder: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("matplotlib")
-    paths = {name: tmp_path / name for name in ("README.md", "page.md", "figure.svg")}
+    paths = {name: tmp_path / name for name in ("README.md", "page.md", "figure.svg", "bars.svg")}
     for name in ("README.md", "page.md"):
         paths[name].write_text(PAGE, "utf-8")
     options: list[object] = ["--results", folder.parent, "--readme", paths["README.md"]]
     options += ["--page", paths["page.md"], "--figure", paths["figure.svg"]]
+    options += ["--bars", paths["bars.svg"]]
     said = analyse(modules, *options, "--check")
     assert all(str(path) in said for path in paths.values())
     assert paths["README.md"].read_text("utf-8") == PAGE
@@ -154,9 +155,10 @@ def test_analysis_writes_tables_and_figure_and_finds_them_out_of_date(
         text = paths[name].read_text("utf-8")
         assert text.startswith("# Title\n")
         assert text.endswith("<!-- quality:end -->\n\nThe end.\n")
-        assert "| no-search | initial configuration, no search |" in text
     assert "| task | miha | no-search |" in paths["page.md"].read_text("utf-8")
+    assert "loses to no search on" in paths["README.md"].read_text("utf-8")
     assert "<svg" in paths["figure.svg"].read_text("utf-8")
+    assert ">no search<" in paths["bars.svg"].read_text("utf-8")
 
     changed = paths["page.md"].read_text("utf-8").replace("24 epochs", "25 epochs")
     paths["page.md"].write_text(changed, "utf-8")

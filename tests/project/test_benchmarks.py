@@ -104,7 +104,7 @@ def test_trials_that_were_there_before_make_no_difference_to_the_model(results: 
 def test_readme_is_written_checked_and_found_out_of_date(results: Path, tmp_path: Path) -> None:
     page = tmp_path / "README.md"
     page.write_text(PAGE, encoding="utf-8")
-    options = ("--results", results, "--readme", page)
+    options = ("--results", results, "--page", page)
     assert "run python benchmarks/tables.py" in run("tables", *options, "--check", status=1)
     assert page.read_text("utf-8") == PAGE
 
@@ -122,9 +122,9 @@ def test_readme_is_written_checked_and_found_out_of_date(results: Path, tmp_path
 def test_tables_name_what_is_missing(results: Path, tmp_path: Path) -> None:
     page = tmp_path / "README.md"
     page.write_text("No marks.\n", encoding="utf-8")
-    said = run("tables", "--results", results, "--readme", page, status=1)
+    said = run("tables", "--results", results, "--page", page, status=1)
     assert "<!-- speed:begin -->" in said
-    said = run("tables", "--results", tmp_path, "--readme", page, status=1)
+    said = run("tables", "--results", tmp_path, "--page", page, status=1)
     assert "no results of overhead" in said
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
-from optuna_miha._cli.main import main
 from optuna_miha._results.optional_imports import try_import
 
 
@@ -36,11 +33,3 @@ def test_an_extra_and_an_alternative_are_part_of_the_message() -> None:
 def test_other_errors_pass_through() -> None:
     with pytest.raises(KeyError), try_import("json", needed_by="The test"):
         raise KeyError
-
-
-def test_the_demo_without_scikit_learn_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # As if it were not installed.
-    assert main(["demo"]) == 1
-    assert "The demo needs scikit-learn: install it with" in capsys.readouterr().err

@@ -1,0 +1,113 @@
+"""The bar chart of the README: one bar per method, relative to the initial configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from _quality import Results
+from _quality_tables import COMPARED, OURS, ordinary
+from methods import METHODS
+from tasks import TASKS
+
+FIXED = "no-search"
+_OURS_COLOUR, _COLOUR = "#D55E00", "#8FB8DE"
+
+
+def bars(results: Results) -> dict[str, tuple[float, float]]:
+    """Test loss relative to no search and its standard error, in per cent, the lowest first.
+
+    Geometric means over the tasks whose initial configuration is not deliberately poor.
+
+    Raises:
+        LookupError: If there is no run without search.
+    """
+    found = {}
+    for method in results.methods(COMPARED):
+        ratio = results.ratio(method, FIXED, ordinary(results.tasks(TASKS)))
+        if ratio is not None:
+            error = 0.0 if ratio.se is None or method == FIXED else ratio.se
+            found[method] = (round(100 * ratio.value, 3), round(100 * ratio.value * error, 3))
+    if not found:
+        raise LookupError(f"The bars are relative to {FIXED}, which was not run.")
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def losses(results: Results) -> str:
+    """One sentence on the tasks on which the initial configuration has the lower test loss."""
+    lost = []
+    for task in results.tasks(TASKS):
+        ratio = results.ratio(OURS, FIXED, [task])
+        if ratio is not None and ratio.se is not None and ratio.log > ratio.se:
+            lost.append(f"`{task}` ({ratio.value:.2f} times its test loss)")
+    if not lost:
+        return "It loses to no search on no task."
+    return f"It loses to no search on {', '.join(lost)}."
+
+
+def bars_digest(results: Results) -> str:
+    """A hash of the drawn values, stored in the picture to detect an outdated one."""
+    content = json.dumps([results.n_epochs, bars(results)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def draw_bars(results: Results, path: Path) -> None:
+    """Write the bar chart as SVG.
+
+    Raises:
+        LookupError: If there is no run without search.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "bars"  # Makes the ids deterministic.
+    matplotlib.rcParams["svg.fonttype"] = "none"
+    from matplotlib import pyplot as plt
+
+    drawn = bars(results)
+    figure, axes = plt.subplots(figsize=(8.4, 0.5 + 0.27 * len(drawn)))
+    values = [value for value, _ in drawn.values()]
+    axes.barh(
+        [_label(method) for method in drawn],
+        values,
+        xerr=[error for _, error in drawn.values()],
+        color=[_OURS_COLOUR if method == OURS else _COLOUR for method in drawn],
+        error_kw={"elinewidth": 1, "ecolor": "#333333"},
+        height=0.72,
+    )
+    for row, (value, error) in enumerate(drawn.values()):
+        axes.text(value + error + 1.5, row, f"{value:.0f} %", va="center", fontsize=9)
+    axes.invert_yaxis()
+    axes.axvline(100, color="#555555", linewidth=0.8, linestyle=":")
+    axes.set_xlim(0, 1.12 * max(values))
+    axes.set_xlabel(
+        f"test loss relative to no search, {results.n_epochs} epochs each (lower is better)",
+        fontsize=9,
+    )
+    axes.tick_params(axis="y", length=0, labelsize=9)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.tight_layout(pad=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    described: dict[str, Any] = {"Date": None, "Description": bars_digest(results)}
+    figure.savefig(path, format="svg", metadata=described)
+    plt.close(figure)
+
+
+_LABELS = {
+    OURS: "optuna_miha",
+    FIXED: "no search",
+    "no-search-cosine": "no search, cosine annealing",
+    "miha-classic": "MIHA as published",
+    "tpe-median": "Optuna: TPE, median pruner",
+    "hyperband": "Optuna: TPE, Hyperband",
+    "random": "Optuna: random search",
+    "tpe-retrain": "Optuna: TPE, then retraining",
+    "pbt": "population based training",
+}
+
+
+def _label(method: str) -> str:
+    return _LABELS.get(method, METHODS[method].description)
