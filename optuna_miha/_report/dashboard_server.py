@@ -19,7 +19,8 @@ _STUDY_PATH = re.compile(r"/api/studies/\d+")
 
 _STYLE = (
     b"<style>.MuiBox-root{min-width:0}"
-    b".MuiTypography-root{overflow-wrap:anywhere;white-space:normal}</style>"
+    b".MuiTypography-root{overflow-wrap:anywhere;white-space:normal}"
+    b".MuiDrawer-root .MuiTypography-root{white-space:nowrap}</style>"
 )
 
 
