@@ -20,7 +20,12 @@ from optuna_miha._search.plan import Plan
 from optuna_miha._study.retention import Keep
 from optuna_miha._study.stores import check_one_store
 from optuna_miha._study.trial_log import Callback
-from optuna_miha._training.compute import Engine, resolve_devices
+from optuna_miha._training.compute import (
+    Engine,
+    resolve_devices,
+    resolve_own_device,
+    resolve_worker_devices,
+)
 from optuna_miha._training.trainer_context import AnyTrainer, check_trainer
 from optuna_miha.fitness import Fitness, last_value
 
@@ -30,7 +35,8 @@ class Arguments:
     """The validated arguments of :func:`optimize`, which documents them.
 
     Args:
-        devices: The devices; at least one.
+        devices: The devices of this process; at least one.
+        worker_devices: The devices of the workers. :obj:`None`: the worker chooses its own.
         engine: ``precision``, ``channels_last`` and ``n_threads``.
         timeout: Seconds; infinite if there is no timeout.
     """
@@ -49,6 +55,7 @@ class Arguments:
     checkpoint_dir: str | PathLike[str] | None
     keep: Keep
     devices: tuple[torch.device, ...]
+    worker_devices: tuple[torch.device | None, ...]
     engine: Engine
     callbacks: tuple[Callback, ...]
     epoch_callbacks: tuple[EpochCallback, ...]
@@ -86,12 +93,21 @@ def check_arguments(study: optuna.Study, model_fn: ModelFn, **arguments: Any) ->
         )
     if arguments["trainer"] is not None:
         check_trainer(arguments["trainer"])
+    device = arguments.pop("device")
+    devices: tuple[torch.device, ...]
+    worker_devices: tuple[torch.device | None, ...]
+    if arguments["executor"] is None:
+        devices = worker_devices = resolve_devices(device)
+    else:
+        worker_devices = resolve_worker_devices(device)
+        devices = (resolve_own_device(worker_devices[0]),)
     fitness, timeout, catch = (arguments.pop(name) for name in ("fitness", "timeout", "catch"))
     return Arguments(
         study=study,
         model_fn=model_fn,
         fitness=fitness or last_value,
-        devices=resolve_devices(arguments.pop("device")),
+        devices=devices,
+        worker_devices=worker_devices,
         engine=engine,
         callbacks=tuple(arguments.pop("callbacks") or ()),
         epoch_callbacks=tuple(arguments.pop("epoch_callbacks") or ()),

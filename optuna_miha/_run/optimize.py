@@ -109,9 +109,10 @@ def optimize(
             trained to their end. Unless it is ``"final"``, the best weights of the 60 best
             segments remain as well, for :meth:`Result.ensemble`.
         device:
-            Where to train; default the accelerator if available, otherwise the CPU. Siblings are
-            distributed over several devices, such as ``["cuda:0", "cuda:1"]``; set ``n_jobs`` to
-            their number.
+            Where to train; default the accelerator if available, otherwise the CPU. Of several
+            devices, such as ``["cuda:0", "cuda:1"]``, each worker process of ``n_jobs`` has one;
+            set ``n_jobs`` to their number. With an ``executor``, this is the device of its
+            workers, which the coordinator need not have; by default each worker chooses its own.
         precision:
             ``"bf16"`` or ``"fp16"``: run forward passes under :class:`torch.autocast`; weights
             keep their dtype. With ``"fp16"``, a :class:`torch.amp.GradScaler` scales the losses.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,8 @@ def open_session(arguments: Arguments) -> Iterator[Session]:
     with ExitStack() as stack:
         stack.enter_context(busy_timeout(study, _BUSY_TIMEOUT))
         if session.stretches is not None:
-            workers = make_workers(session.context, arguments.n_jobs, arguments.executor)
+            context = replace(session.context, devices=arguments.worker_devices)
+            workers = make_workers(context, arguments.n_jobs, arguments.executor)
             stack.enter_context(session.open_workers)
             session.workers = session.open_workers.enter_context(workers)
         monitor = _preflight(session, initial, recipe, params, is_new=is_new)

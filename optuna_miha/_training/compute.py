@@ -96,6 +96,36 @@ def _available(name: torch.device | str) -> torch.device:
     return device
 
 
+def resolve_worker_devices(
+    device: torch.device | str | Sequence[torch.device | str] | None,
+) -> tuple[torch.device | None, ...]:
+    """Return the devices of workers elsewhere, which this machine need not have.
+
+    Args:
+        device: As for :func:`resolve_devices`. :obj:`None`: the worker's accelerator if it has
+            one, otherwise its CPU.
+    """
+    if device is None:
+        return (None,)
+    devices = [device] if isinstance(device, (torch.device, str)) else list(device)
+    return tuple(torch.device(name) for name in devices)
+
+
+def resolve_own_device(device: torch.device | None) -> torch.device:
+    """Return the device of a coordinator whose workers are elsewhere.
+
+    Args:
+        device: The device of the workers.
+
+    Returns:
+        The same device if this machine has it, otherwise the CPU.
+    """
+    try:
+        return resolve_device(device)
+    except ValueError:
+        return torch.device("cpu")
+
+
 @contextmanager
 def intra_op_threads(number: int) -> Iterator[None]:
     """Set the number of intra-op threads, which fixes the order of summation.

@@ -24,7 +24,7 @@ from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._search.learning_rate import half_cosine, warmup_cosine
 from optuna_miha._search.space import lr_distributions
 from optuna_miha._training.best_weights import update_average, updated_best, validated
-from optuna_miha._training.compute import DEFAULT_ENGINE, Engine, intra_op_threads
+from optuna_miha._training.compute import DEFAULT_ENGINE, Engine, intra_op_threads, resolve_device
 from optuna_miha._training.extra_state import ExtraState
 from optuna_miha._training.in_force import BatchSizeCheck, check_in_force, check_settings
 from optuna_miha._training.optimizer_steps import OptimizerSteps
@@ -58,6 +58,7 @@ class Context:
         sign: 1 if the study minimizes, -1 if it maximizes.
         seed: The seed of the run, for the initial weights and for training from them.
         devices: The devices to train on; siblings are distributed over them in turn.
+            :obj:`None`: the accelerator of the process that trains, if it has one.
         ema_decay: As in the plan. Ignored with a user-defined trainer, because only the trainer
             can evaluate the network.
         engine: The compute settings.
@@ -71,7 +72,7 @@ class Context:
     trainer: AnyTrainer | None
     sign: int
     seed: int
-    devices: tuple[torch.device, ...]
+    devices: tuple[torch.device | None, ...]
     ema_decay: float
     engine: Engine = DEFAULT_ENGINE
     settings: Settings = field(default_factory=current_settings)
@@ -86,7 +87,7 @@ class Context:
         *,
         direction: StudyDirection,
         seed: int,
-        devices: tuple[torch.device, ...],
+        devices: tuple[torch.device | None, ...],
         trainer: AnyTrainer | None = None,
         ema_decay: float = 0.0,
         engine: Engine = DEFAULT_ENGINE,
@@ -134,7 +135,8 @@ class Context:
         """
         recipe.valid_loss_fn = self.valid_loss_fn
         recipe.valid_step = self.valid_step
-        return move(recipe, self.devices[index % len(self.devices)], self.engine)
+        device = resolve_device(self.devices[index % len(self.devices)])
+        return move(recipe, device, self.engine)
 
 
 @dataclass(frozen=True, kw_only=True)

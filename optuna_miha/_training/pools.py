@@ -14,6 +14,7 @@ from concurrent.futures import (
     Executor,
     Future,
     ProcessPoolExecutor,
+    TimeoutError,
 )
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
@@ -40,6 +41,9 @@ from optuna_miha._training.worker import (
 from optuna_miha.exceptions import WorkerError
 
 _logger = optuna.logging.get_logger("optuna.miha")
+
+_PATIENCE = 60.0
+"""Seconds between two warnings that no worker takes a call: jobs may wait in a queue."""
 
 _MAX_CRASHES = 3
 """Worker crashes tolerated per rung. A single crash may be an accident, but a job that is too
@@ -181,8 +185,11 @@ class WorkerProcesses(Workers):
     def _new_pool(self) -> ProcessPoolExecutor:
         # A fork deadlocks once OpenMP has been used.
         context = get_context("spawn")
+        places = context.SimpleQueue()
+        for place in range(self._number):
+            places.put(place)
         pool = ProcessPoolExecutor(
-            self._number, context, initializer=init_worker, initargs=(str(self._folder),)
+            self._number, context, initializer=init_worker, initargs=(str(self._folder), places)
         )
         # Start the processes now, not with the first job.
         self._first_start, *_ = [pool.submit(warm_up) for _ in range(self._number)]
@@ -213,11 +220,12 @@ class OnExecutor(Workers):
         self._packed_context = pack_context(context)
         self._key = hashlib.sha256(self._packed_context).hexdigest()
         self._executor = executor
+        self._devices = context.devices
 
     def check(self) -> None:
         """Wait until the executor has run a call."""
         try:
-            future = self._executor.submit(ping)
+            future = self._executor.submit(ping, self._devices)
         except RuntimeError as error:
             raise ValueError(
                 "`executor` must accept jobs, got one that is shut down or broken "
@@ -225,12 +233,18 @@ class OnExecutor(Workers):
             ) from error
         try:
             with lent():
-                future.result()
+                missing = _result_of_ping(future)
         except Exception as error:
             raise WorkerError(
                 f"The executor cannot run jobs: {describe_error(error)}. Its workers "
                 "need this package, in the same version."
             ) from error
+        if missing is not None:
+            raise ValueError(
+                f"The workers of the `executor` must have the `device` of the run, but a worker "
+                f"reports: {missing}. Start workers that have it, let the executor send jobs to "
+                "those only, or leave `device` out, so that each worker uses what it has."
+            )
 
     def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
         """Submit all jobs, and report the epochs of each job when it is complete."""
@@ -271,6 +285,19 @@ def make_workers(context: Context, n_jobs: int, executor: Executor | None) -> Wo
     if executor is not None:
         return OnExecutor(context, executor)
     return InProcess(context) if n_jobs == 1 else WorkerProcesses(context, n_jobs)
+
+
+def _result_of_ping(future: Future[str | None]) -> str | None:
+    """Wait for the first call, and say so if no worker takes it."""
+    while True:
+        try:
+            return future.result(timeout=_PATIENCE)
+        except TimeoutError:
+            _logger.warning(
+                f"The executor has run no call for {_PATIENCE:.0f} s: no worker is connected, all "
+                "are busy, or none has the resources that the executor asks for. Start workers "
+                "with these resources, or ask for less."
+            )
 
 
 def _lost_job_error(error: Exception) -> WorkerError:

@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, 
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import parent_process
+from multiprocessing.queues import SimpleQueue
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,7 +23,8 @@ from optuna_miha._history.curve import EpochResult
 from optuna_miha._history.error_text import describe_error
 from optuna_miha._model.rng import exclusive, lent
 from optuna_miha._model.tensors import map_tensors
-from optuna_miha._training.job import Context, run_job
+from optuna_miha._training.compute import resolve_device
+from optuna_miha._training.job import Context, Job, run_job
 from optuna_miha._training.outcome import Outcome
 from optuna_miha._training.pickling import pack, unpack
 from optuna_miha._training.torch_settings import settings_in_force
@@ -30,6 +32,9 @@ from optuna_miha.exceptions import WorkerError
 
 OnEpoch: TypeAlias = Callable[[int, EpochResult], None]
 """Called with the index of a job, and the result of one of its epochs."""
+
+_place: int | None = None
+"""The index of this worker process, which selects its device; :obj:`None` on an executor."""
 
 _cached_context: tuple[str, Context] | None = None
 """The last context of this worker, and its key."""
@@ -131,7 +136,10 @@ def run_remote(key: str, packed_context: bytes | None, job: bytes) -> bytes | No
             _cached_context = key, unpack(packed_context)
         context = _cached_context[1]
         with settings_in_force(context.settings):
-            outcome = run_job(context, unpack(job))
+            unpacked: Job = unpack(job)
+            if _place is not None:  # A device belongs to a worker, not to a branch.
+                unpacked = replace(unpacked, index=_place)
+            outcome = run_job(context, unpacked)
     if outcome.exception is not None:
         outcome = replace(outcome, exception=_picklable(outcome.exception))
     return pack(replace(outcome, state=map_tensors(outcome.state, Tensor.cpu)))
@@ -173,8 +181,21 @@ def _assemble(
     return exception
 
 
-def ping() -> None:
-    """Do nothing: a worker that can run this can load the module."""
+def ping(devices: tuple[torch.device | None, ...]) -> str | None:
+    """Check the devices of a worker; one that can run this can load the module.
+
+    Args:
+        devices: The devices that jobs will ask for.
+
+    Returns:
+        The error message if one of them is missing, otherwise :obj:`None`.
+    """
+    try:
+        for device in devices:
+            resolve_device(device)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def warm_up() -> None:
@@ -182,12 +203,15 @@ def warm_up() -> None:
     torch.optim.SGD([torch.zeros(1)])
 
 
-def init_worker(folder: str) -> None:
+def init_worker(folder: str, places: SimpleQueue[int]) -> None:
     """Initialize a worker process, so that it ends with the coordinator.
 
     Args:
         folder: The folder of the run, to be removed if the coordinator is killed.
+        places: The indices of the processes, of which each takes one.
     """
+    global _place
+    _place = places.get()
     # Ctrl-C reaches workers too: they exit silently, and the coordinator reports it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_exit_with_coordinator, args=(folder,), daemon=True).start()

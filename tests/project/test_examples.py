@@ -33,6 +33,8 @@ MOST_MSE = 0.027
 """Returning the mean of all pixels gives 0.0277."""
 MOST_DISTANCE = 0.4
 """Of a circle of radius 1 and samples; from all samples in its centre it is 0.72."""
+LEAST_RETURN = -68
+"""Of a pendulum that swings freely it is about -70."""
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -50,11 +52,13 @@ def test_example_runs_and_learns(path: Path, tmp_path: Path) -> None:
     )
 
     assert process.returncode == 0, process.stderr
-    kinds = "test accuracy|test MSE|validation distance"
-    figure = re.search(rf"^({kinds}): (\d\.\d{{4}})$", process.stdout, re.MULTILINE)
+    kinds = "test accuracy|test MSE|validation distance|mean return"
+    figure = re.search(rf"^({kinds}): (-?\d+\.\d{{4}})$", process.stdout, re.MULTILINE)
     assert figure is not None, process.stdout
     if figure[1] == "test accuracy":
         assert LEAST_ACCURACY < float(figure[2]) <= 1
+    elif figure[1] == "mean return":
+        assert LEAST_RETURN < float(figure[2]) < 0
     elif figure[1] == "validation distance":
         assert 0 <= float(figure[2]) < MOST_DISTANCE
     else:
