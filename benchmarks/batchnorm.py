@@ -256,9 +256,11 @@ def run_of(network: str, name: str, seed: int, n_epochs: int) -> Row:
     """Train a network by one of ``PLANS``, and test the weights that validated best."""
     build, load = NETWORKS[network]
     splits = load(seed)
-    plan = miha.Plan.no_search(n_epochs) if name == "plain" else miha.Plan(n_epochs)
+    plan = (
+        miha.Plan.no_search(n_epochs) if name == "plain" else miha.Plan(n_epochs, anneal="cosine")
+    )
     if name == "no average":
-        plan = miha.Plan(n_epochs, ema_decay=0)
+        plan = miha.Plan(n_epochs, ema_decay=0, anneal="cosine")
     sampler, pruner = miha.MihaSampler(seed=seed), miha.SlopePruner()
     study = optuna.create_study(sampler=sampler, pruner=pruner)
     begin = time.process_time()

@@ -105,6 +105,7 @@ def main() -> None:
         final_share=0.0,
         n_cycles=n_cycles,
         restarts=False,
+        anneal="cosine",
     )
     with tempfile.TemporaryDirectory() as folder:
         study = optuna.create_study(

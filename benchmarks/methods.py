@@ -134,7 +134,7 @@ def _optimize(
     result = miha.optimize(
         study,
         model_fn,
-        plan=miha.Plan(setting.n_epochs, **plan),
+        plan=miha.Plan(setting.n_epochs, **{"anneal": "cosine", **plan}),
         keep="final" if combined is None else "trunk",
         device="cpu",
         show_progress_bar=False,

@@ -53,7 +53,7 @@ def measure_run(n_jobs: int, plan: str, n_samples: int | None, n_epochs: int) ->
     data = problem.data()
     train_by_hand(tiny, *tiny.data(), n_epochs=1)
     before = _cpu_of_children()
-    chosen_plan = miha.Plan(n_epochs, **PLANS[plan])
+    chosen_plan = miha.Plan(n_epochs, **PLANS[plan], anneal="cosine")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         marks = folder / "marks"

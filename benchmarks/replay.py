@@ -54,7 +54,7 @@ def trained(seed: int, plan: miha.Plan) -> miha.Result:
 
 def rows_of(seed: int, n_epochs: int) -> Iterator[Row]:
     """Yield the rows of a seed: the run, its replays, and the initial configuration."""
-    run = trained(seed, miha.Plan(n_epochs))
+    run = trained(seed, miha.Plan(n_epochs, anneal="cosine"))
     yield {"what": "run", "start": seed, "epochs": n_epochs, **tested(run.model)}
     for start in [seed, *range(1000 + seed * N_OTHERS, 1000 + (seed + 1) * N_OTHERS)]:
         again = miha.replay(run.schedule, quickstart.model_fn, seed=start, device="cpu")

@@ -38,6 +38,7 @@ MONITOR = "miha:monitor"  # What is monitored, and its value for the untrained n
 RUN_SEED = "miha:seed"
 VERSIONS = "miha:versions"
 SPENT = "miha:spent"  # Only for display; the run itself counts the epochs of its trials.
+BY_STEP = "miha:by_step"  # Annealed by the step; children continue from the best weights.
 CHECKPOINT_DIR = "miha:checkpoint_dir"
 FORMAT = "miha:format"
 LEASE = "miha:lease"

@@ -15,8 +15,9 @@ from typing import Any, overload
 from optuna_miha._history.text_table import html_table, text_table
 
 ANNEAL_TO = "anneal_to"
+BY_STEP = "by_step"
 RUN_SEED = "run_seed"
-RESERVED_COLUMNS = ("from_epoch", "to_epoch", "role", ANNEAL_TO, RUN_SEED)
+RESERVED_COLUMNS = ("from_epoch", "to_epoch", "role", ANNEAL_TO, BY_STEP, RUN_SEED)
 """The entries of a row that are not hyperparameters."""
 
 _REPR_ROWS, _REPR_WIDTH = 8, 60
@@ -33,7 +34,10 @@ class Schedule(Sequence[dict[str, Any]]):
 
     In a row with ``anneal_to``, the learning rate is annealed until that epoch: over the first
     tenth it rises from a third of ``lr`` to ``lr``, then it falls to zero along half a cosine. If
-    ``lr`` is not a float parameter, it only falls. In the last row, ``anneal_to`` is larger than
+    ``lr`` is not a float parameter, it only falls. With ``by_step``, it changes by the step: from
+    epoch 0 it rises from a 25th of ``lr`` over 30 % of the epochs, later from a quarter over 25 %;
+    then it falls to zero along half a cosine, and the next row continues from the best weights of
+    this one. In the last row, ``anneal_to`` is larger than
     ``to_epoch`` if the best weights were reached before the end of the annealing.
 
     Args:

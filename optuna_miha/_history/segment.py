@@ -53,6 +53,8 @@ class Segment:
         violation: The sum of the violated constraints of its trial; 0.0 if it is feasible.
         metrics: The other metrics of each epoch by name, with six significant digits;
             :obj:`None` where one is not finite.
+        by_step: Whether it was annealed by the step. Its children then continue from its best
+            weights.
     """
 
     number: int
@@ -75,6 +77,7 @@ class Segment:
     member: dict[str, Any] | None = None
     violation: float = 0.0
     metrics: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    by_step: bool = False
 
     def __repr__(self) -> str:
         """The segment in one line; the attributes have the rest."""
@@ -103,6 +106,8 @@ class Segment:
     @property
     def last_score(self) -> float:
         """The value of the weights from which its children start."""
+        if self.by_step and self.value is not None:
+            return self.value
         return self.scores[-1] if self.averaged_score is None else self.averaged_score
 
 
@@ -203,6 +208,7 @@ def segment_of(trial: FrozenTrial) -> Segment | None:
         member=member,
         violation=_violation(trial),
         metrics=read.curves(attributes.METRIC_CURVES),
+        by_step=attrs.get(attributes.BY_STEP) is True,
     )
 
 

@@ -27,7 +27,7 @@ from optuna_miha._search.space import (
     declare_initial,
 )
 
-_WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+_WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 0.3, 0.5)
 _LR_BOUNDS = (1e-5, 3.0)
 
 

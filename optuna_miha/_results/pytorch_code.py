@@ -12,6 +12,7 @@ from torch import nn
 
 from optuna_miha._model.activations import GroupedActivation, activation_name
 from optuna_miha._model.recipe import Recipe
+from optuna_miha._search.learning_rate import Course
 
 _REDUCTIONS = ("size_average", "reduce")
 """Deprecated arguments of torch's losses."""
@@ -23,6 +24,7 @@ def code_of(
     *,
     n_annealed: int | None = None,
     is_raised: bool = True,
+    course: Course | None = None,
 ) -> str:
     """Generate Python code that applies a configuration to a network named ``model``.
 
@@ -36,6 +38,7 @@ def code_of(
         n_annealed: Epochs over which the learning rate was annealed; :obj:`None` if it was
             constant.
         is_raised: Whether the learning rate rose before it fell.
+        course: The course of the learning rate, if it was annealed by the step.
     """
     model, loss_fn = recipe.model, recipe.loss_fn
     used = {"batch_size", "optimizer", "lr", "weight_decay", "momentum", "loss"}
@@ -53,7 +56,13 @@ def code_of(
     parts.append("# `model` is the network with its original architecture.")
     parts += changes
     assert recipe.optimizer is not None
-    if n_annealed is not None and not is_raised:
+    if course is not None:
+        parts.append(
+            f"# `lr` is the highest learning rate of {course.n_epochs} epochs. At each step, it "
+            f"rose from {course.initial:g} of\n# `lr` over {course.rise:.0%} of them along half a "
+            "cosine, then fell to zero along half a cosine."
+        )
+    elif n_annealed is not None and not is_raised:
         parts.append(
             f"# `lr` is the initial learning rate of {n_annealed} epochs. It was annealed to zero "
             "along half a\n# cosine."

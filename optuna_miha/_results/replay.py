@@ -12,14 +12,15 @@ from optuna.study import StudyDirection
 from optuna.trial import FixedTrial
 
 from optuna_miha._history.curve import EpochResult
-from optuna_miha._history.schedule import ANNEAL_TO, Schedule, params_of
+from optuna_miha._history.schedule import ANNEAL_TO, BY_STEP, Schedule, params_of
 from optuna_miha._model.model_fn import ModelFn, build_initial, build_recipe
 from optuna_miha._results.trained_model import Trained
+from optuna_miha._search.learning_rate import Course
 from optuna_miha._search.plan import Plan
 from optuna_miha._training.compute import Engine, Precision, resolve_device
 from optuna_miha._training.job import Context, Job, run_job
 from optuna_miha._training.preflight import resolve_direction
-from optuna_miha._training.state import State
+from optuna_miha._training.state import State, from_best
 from optuna_miha._training.trainer_context import AnyTrainer
 from optuna_miha.exceptions import MihaError
 
@@ -55,7 +56,7 @@ def replay(
     *,
     seed: int | None = None,
     direction: str | None = None,
-    ema_decay: float = Plan.ema_decay,
+    ema_decay: float | None = None,
     trainer: AnyTrainer | None = None,
     device: torch.device | str | None = None,
     precision: Precision | None = None,
@@ -88,7 +89,9 @@ def replay(
         direction:
             ``"minimize"`` or ``"maximize"``; required for a custom metric. The directions of the
             loss and the accuracy are known.
-        ema_decay: As in :class:`Plan`. It affects which weights are returned, but not training.
+        ema_decay:
+            As in :class:`Plan`; :obj:`None`: its default. It affects which weights are returned
+            and which weights a row with ``by_step`` passes on.
         trainer: As in :func:`optimize`. With a trainer, weights are not averaged.
         device: The device to train on; default the accelerator if available, else the CPU.
         precision: As in :func:`optimize`.
@@ -113,6 +116,9 @@ def replay(
             f"This replay has seed {seed}. Its model differs from that of the run, which had seed "
             f"{schedule.seed}."
         )
+    if ema_decay is None:
+        is_by_step = any(row.get(BY_STEP) for row in schedule)
+        ema_decay = Plan(anneal="rounds" if is_by_step else "cosine").ema_decay
     initial = build_initial(model_fn, seed).recipe
     if initial.lr_schedule is not None:
         raise ValueError(
@@ -163,10 +169,10 @@ def _train(context: Context, schedule: Schedule) -> tuple[State, tuple[EpochResu
         end = row.get(ANNEAL_TO, row["to_epoch"])
         job = Job(
             params=params_of(row),
-            # Without "best", because the best weights of the last row alone are returned.
-            state=state and {k: v for k, v in state.items() if k != "best"},
+            state=state and _passed_on(state, row),
             n_epochs=end - row["from_epoch"],
-            anneal=ANNEAL_TO in row,
+            anneal=ANNEAL_TO in row and not row.get(BY_STEP),
+            course=_course_of(row) if row.get(BY_STEP) else None,
             role=row.get("role", "trunk"),
         )
         outcome = run_job(context, job)
@@ -181,3 +187,16 @@ def _train(context: Context, schedule: Schedule) -> tuple[State, tuple[EpochResu
         results += outcome.results
     assert state is not None
     return state, tuple(results)
+
+
+def _passed_on(state: State, row: Mapping[str, Any]) -> State:
+    """The state from which a row continues, given that at the end of the row before."""
+    if row.get(BY_STEP):
+        return from_best(state)
+    # Without "best", because the best weights of the last row alone are returned.
+    return {k: v for k, v in state.items() if k != "best"}
+
+
+def _course_of(row: Mapping[str, Any]) -> Course:
+    start: int = row["from_epoch"]
+    return Course(n_epochs=row[ANNEAL_TO] - start, is_fresh=start == 0)

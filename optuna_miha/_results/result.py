@@ -14,7 +14,7 @@ from optuna.trial import FixedTrial, FrozenTrial
 
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
-from optuna_miha._history.schedule import ANNEAL_TO, RUN_SEED, Schedule
+from optuna_miha._history.schedule import ANNEAL_TO, BY_STEP, RUN_SEED, Schedule
 from optuna_miha._history.segment import Segment
 from optuna_miha._model.model_fn import ModelFn, build_recipe
 from optuna_miha._model.recipe import device_of
@@ -26,6 +26,7 @@ from optuna_miha._results.pytorch_code import code_of
 from optuna_miha._results.summary import describe_run
 from optuna_miha._results.trained_model import Trained
 from optuna_miha._results.untried import untried_kinds, untried_line
+from optuna_miha._search.learning_rate import Course
 from optuna_miha._search.space import lr_distributions
 from optuna_miha._study.checkpoint_store import CheckpointStore
 from optuna_miha.exceptions import MihaError
@@ -166,6 +167,7 @@ class Result(Trained):
             self.params,
             n_annealed=last.trained if is_annealed else None,
             is_raised=bool(lr_distributions(last.distributions)),
+            course=_course_of(last) if last.by_step else None,
         )
 
     def to_dataframe(self) -> pandas.DataFrame:
@@ -283,6 +285,10 @@ def _remedy(study: optuna.Study, lineage: Lineage) -> str:
     )
 
 
+def _course_of(segment: Segment) -> Course:
+    return Course(n_epochs=segment.trained, is_fresh=segment.parent is None)
+
+
 def _row(segment: Segment, *, seed: int, anneals: bool) -> dict[str, Any]:
     """A row of the schedule.
 
@@ -293,6 +299,8 @@ def _row(segment: Segment, *, seed: int, anneals: bool) -> dict[str, Any]:
     """
     row = {"from_epoch": segment.birth, "to_epoch": segment.end, "role": segment.role}
     row[RUN_SEED] = seed
+    if segment.by_step:
+        return row | {ANNEAL_TO: segment.end, BY_STEP: True} | segment.params
     if anneals and segment.role in ("restart", "final"):
         row[ANNEAL_TO] = segment.end
     return row | segment.params

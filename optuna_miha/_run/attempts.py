@@ -16,7 +16,7 @@ from optuna_miha._run.selection import Selection
 from optuna_miha._run.session import Session
 from optuna_miha._search.crossover import AverageWeights, CrossedProposals
 from optuna_miha._search.phases import Stretch
-from optuna_miha._search.plan import Plan
+from optuna_miha._search.plan import MIN_EPOCHS, Plan
 from optuna_miha._search.proposals import Proposals, Proposer
 from optuna_miha._search.sampler import read_search_context
 from optuna_miha._study.optuna_internals import is_in_memory
@@ -144,6 +144,9 @@ def _log_start(plan: Plan, stretch: Stretch, lineage: Lineage) -> None:
     if lineage.spent:
         _logger.info(f"Resuming after {lineage.spent} of {stretch.end} epochs.")
         return
+    if plan.is_annealed:
+        _logger.info(f"{stretch.end} epochs will be trained, {_rounds_text(plan, stretch.end)}.")
+        return
     if plan.n_cycles is None:
         size = plan.race_size(stretch.end)
         race = f"a start-up race of {size} configurations" if size > 1 else "no start-up race"
@@ -158,3 +161,15 @@ def _log_start(plan: Plan, stretch: Stretch, lineage: Lineage) -> None:
         f"cycles of {branches} and fixing {plan.fixing_epochs}, final "
         f"{plan.reserve(plan.n_epochs)}."
     )
+
+
+def _rounds_text(plan: Plan, n_epochs: int) -> str:
+    """What a plan of rounds does with a budget."""
+    if n_epochs < 2 * MIN_EPOCHS:
+        return "all by the initial configuration: the budget is too small for heirs"
+    size = plan.race_size(n_epochs)
+    race = f"a start-up race of {size} configurations" if size > 1 else "no start-up race"
+    n_rounds = plan.n_rounds(n_epochs)
+    rounds = "a round" if n_rounds == 1 else f"{n_rounds} rounds"
+    heirs = "one heir" if plan.population_size == 1 else f"{plan.population_size} heirs"
+    return f"including all branches; {race}, then {rounds} of {heirs}"

@@ -134,6 +134,8 @@ class Coordinator:
 
 def rungs_of(phase: Phase, plan: Plan) -> tuple[int, ...]:
     """The number of epochs of each rung of a phase."""
+    if phase.rungs:
+        return phase.rungs
     if phase.role == "startup":
         return tuple(n_epochs for _, n_epochs in race_rungs(phase.size))
     return plan.branch_rungs if phase.role == "branch" else (phase.n_epochs,)

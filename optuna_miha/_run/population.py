@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +18,7 @@ from optuna_miha._model.model_fn import build_recipe, offline_trial
 from optuna_miha._run.epoch_report import EpochReport
 from optuna_miha._run.progress import Progress
 from optuna_miha._run.session import Session
+from optuna_miha._search.learning_rate import Course
 from optuna_miha._search.mutation import describe
 from optuna_miha._search.phases import Phase, Stretch
 from optuna_miha._search.plan import race_cost
@@ -29,6 +30,7 @@ from optuna_miha._study.sibling import Sibling
 from optuna_miha._study.trial_log import TrialLog
 from optuna_miha._training.job import Job
 from optuna_miha._training.out_of_memory import is_out_of_memory
+from optuna_miha._training.state import from_best
 from optuna_miha._training.trainer_context import takes_context
 
 _logger = optuna.logging.get_logger("optuna.miha")
@@ -86,18 +88,26 @@ class Population:
         siblings = [
             Sibling(branch, phase.parent, segment=segment) for branch, segment in finished.items()
         ]
+        if phase.role == "branch" and phase.by_step:  # The round has no epochs for more siblings.
+            first = 1 if self._plan.control else 0
+            free = [b for b in range(first, phase.size) if b not in finished]
+            siblings += self._admit_enqueued(phase, free)
+        taken = {s.branch for s in siblings}
         siblings += [
             self._create_sibling(phase, branch)
             for branch in range(phase.size)
-            if branch not in finished
+            if branch not in taken
         ]
-        if phase.role == "branch":
+        if phase.role == "branch" and not phase.by_step:
             spare = stretch.end - self._lineage.spent - self._plan.population_epochs - 1
             first = max(phase.size, *(s.branch + 1 for s in siblings))
             max_trials = max(0, spare // self._plan.branch_epochs)
-            for branch, trial in self._trial_log.admit_enqueued(phase, first, max_trials).items():
-                siblings.append(self._from_trial(phase, branch, trial))
+            siblings += self._admit_enqueued(phase, range(first, first + max_trials))
         return sorted(siblings, key=lambda s: s.branch)
+
+    def _admit_enqueued(self, phase: Phase, branches: Sequence[int]) -> list[Sibling]:
+        admitted = self._trial_log.admit_enqueued(phase, branches)
+        return [self._from_trial(phase, branch, trial) for branch, trial in admitted.items()]
 
     def _create_sibling(self, phase: Phase, branch: int) -> Sibling:
         """Let ``model_fn`` suggest the proposed hyperparameters, and start the trial."""
@@ -124,7 +134,7 @@ class Population:
             if not self._fails_only_trial(failure, phase):
                 raise failure
             _set_failure(sibling, failure)
-        self._inherit_state(sibling)
+        self._inherit_state(phase, sibling)
         return sibling
 
     def _from_trial(self, phase: Phase, branch: int, trial: optuna.Trial) -> Sibling:
@@ -138,7 +148,7 @@ class Population:
             _set_failure(sibling, error)
         mutation = describe(self._proposer.reference_params(phase), trial.params)
         trial.set_user_attr(attributes.MUTATION, mutation)
-        self._inherit_state(sibling)
+        self._inherit_state(phase, sibling)
         return sibling
 
     def _is_brief(self, phase: Phase) -> bool:
@@ -157,14 +167,16 @@ class Population:
         if trainer is not None and takes_context(trainer):
             return False
         n_epochs = phase.size * phase.n_epochs
-        if phase.role == "startup":
+        if phase.role == "startup" and not phase.by_step:
             n_epochs = race_cost(phase.size)
         return n_epochs * self._epoch_seconds < _BRIEF_SECONDS
 
-    def _inherit_state(self, sibling: Sibling) -> None:
+    def _inherit_state(self, phase: Phase, sibling: Sibling) -> None:
         """Set the state of a new sibling to that of its parent."""
         if sibling.parent is not None:
             state = self._retention.state(sibling.parent)
+            if phase.by_step:
+                state = from_best(state)
             sibling.state = {k: v for k, v in state.items() if k != "best"}
 
     def train(
@@ -258,7 +270,8 @@ class Population:
             params=trial.params,
             state=sibling.state,
             n_epochs=n_epochs,
-            anneal=phase.role in ("restart", "final") and self._plan.anneal is not None,
+            anneal=phase.role in ("restart", "final") and self._plan.anneal == "cosine",
+            course=_course(phase, sibling),
             patience=self._plan.patience if phase.role == "trunk" else None,
             birth_cost=math.inf if parent is None else self._lineage.sign * parent.last_score,
             index=index,
@@ -291,6 +304,14 @@ def _processes_trials(sampler: BaseSampler) -> bool:
     return all(cls.before_trial is not other.before_trial for other in neutral) or all(
         cls.after_trial is not other.after_trial for other in neutral
     )
+
+
+def _course(phase: Phase, sibling: Sibling) -> Course | None:
+    """The course of the learning rate of a sibling, from the epoch that it has reached."""
+    if not phase.by_step:
+        return None
+    is_fresh = sibling.parent is None
+    return Course(n_epochs=phase.n_epochs, begin=len(sibling.scores), is_fresh=is_fresh)
 
 
 def _report(sibling: Sibling, trial: BufferedTrial, result: EpochResult) -> None:

@@ -76,10 +76,11 @@ class Selection:
         self, phase: Phase, siblings: list[Sibling], alive: list[Sibling], age: int, rung: int
     ) -> list[Sibling]:
         """The siblings to prune; see :meth:`prune`."""
+        if phase.by_step:
+            return self._hopeless_by_step(phase, siblings, alive, age)
         if phase.role != "startup":
-            before = (s for s in self._lineage if (s.role, s.cycle) != (phase.role, phase.cycle))
-            if any(segment.violation for segment in before):
-                return []  # Pruners compare values, and would stop a feasible branch.
+            if self._has_violations(phase):
+                return []
             # The control is kept: otherwise a branch that gets worse later would win by default.
             first = 1 if self._plan.control else 0
             candidates = [s for s in alive if s.trial is not None and s.branch >= first]
@@ -94,6 +95,37 @@ class Selection:
         n_left, _ = race_rungs(phase.size)[rung]
         return sorted(alive, key=rank)[n_left:]
 
+    def _hopeless_by_step(
+        self, phase: Phase, siblings: list[Sibling], alive: list[Sibling], age: int
+    ) -> list[Sibling]:
+        """The siblings to prune in a plan of rounds, at equal progress of their annealing.
+
+        Those that the pruner finds hopeless are followed by the worst of the others, until as many
+        are left as the budget allows.
+        """
+        hopeless: list[Sibling] = []
+        if not self._has_violations(phase):
+            is_exempt = phase.role == "branch" and self._plan.control
+            is_hopeless = self._rule(phase, siblings, age)
+            candidates = [s for s in alive if s.branch >= is_exempt]
+            hopeless = [s for s in candidates if _was_pruned(s) or (s.trial and is_hopeless(s))]
+
+        def rank(sibling: Sibling) -> tuple[bool, float, int]:
+            return sibling in hopeless, self._cost_at(sibling, age), sibling.branch
+
+        order = sorted(alive, key=rank)
+        n_left = min(phase.n_left, max(1, len(alive) - len(hopeless)))
+        return order[n_left:]
+
+    def _has_violations(self, phase: Phase) -> bool:
+        """Whether constraints were violated: pruners would stop feasible branches."""
+        before = (s for s in self._lineage if (s.role, s.cycle) != (phase.role, phase.cycle))
+        return any(segment.violation for segment in before)
+
+    def _cost_at(self, sibling: Sibling, age: int) -> float:
+        scores = sibling.segment.scores if sibling.segment else sibling.scores
+        return self._lineage.sign * scores[age - 1]
+
     def _rule(self, phase: Phase, siblings: list[Sibling], age: int) -> Callable[[Sibling], bool]:
         """The decision of the study's pruner as a function of a sibling."""
         pruner, sign = self._study.pruner, self._lineage.sign
@@ -103,7 +135,7 @@ class Selection:
                 sibling.costs(sign),
                 [s.costs(sign) for s in compared if s is not sibling],
                 birth=sibling.birth,
-                end=sibling.birth + self._plan.branch_epochs,
+                end=sibling.birth + phase.n_epochs,
             )
         if is_stateless(pruner):
             return PrunerView(self._study, self._lineage, phase, siblings, age=age).is_hopeless
@@ -181,6 +213,11 @@ class Selection:
         """Remove the checkpoints that are not needed after the end of the run."""
         self._retention.remove_orphans()  # Possibly of a coordinator that was suspended.
         self._retention.clean(self._lineage.best())
+
+
+def _was_pruned(sibling: Sibling) -> bool:
+    """Whether an earlier process pruned it."""
+    return sibling.segment is not None and sibling.segment.state == TrialState.PRUNED
 
 
 def _ask_study(sibling: Sibling) -> bool:

@@ -262,6 +262,11 @@ def check_crossover(crossover: object, plan: Plan, *, custom_trainer: bool) -> N
             "AverageWeights() requires the built-in trainer, got a custom one, which cannot "
             "evaluate the averaged weights. Use UniformCrossover()."
         )
+    if plan.is_annealed:
+        raise ValueError(
+            "With `crossover`, two branches of a population must train to their end, got a plan "
+            'of rounds, in which one does: pass `plan=Plan(..., anneal="cosine")`.'
+        )
     minimum = 3 if plan.control and not averages else 2
     if plan.population_size < minimum:
         control = " with a control" if minimum == 3 else ""

@@ -6,71 +6,27 @@ uninterrupted one.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from optuna.trial import TrialState
 
 from optuna_miha._history.lineage import Lineage
-from optuna_miha._history.segment import Role, Segment
+from optuna_miha._history.segment import Segment
 from optuna_miha._search.learning_rate import DIVERGENCE_FACTOR, scale_lr
 from optuna_miha._search.plan import Plan
+from optuna_miha._search.restarts import next_restart
+from optuna_miha._search.rounds import next_round
+from optuna_miha._search.stretch import Phase, Stretch, all_finished
+
+__all__ = ["Phase", "Stretch", "next_phase"]
 
 _MAX_STALE_CYCLES = 3
 """Cycles in a row without a new best after which the rest of the budget is annealed. A plan
 without annealing trains all its cycles."""
 
-_RESTART_LENGTH = 1.5
-"""Epochs of a restart, relative to those that the best network had trained. Annealing needs a few
-more epochs than those after which overfitting begins without it."""
-
-_MIN_RESTART_EPOCHS = 8
-"""Epochs of the shortest restart. A shorter one cannot be annealed."""
-
 _MAX_RETRIES = 3
 """Retries of a phase in which the trunk diverged. The learning rate is then at a thirtieth, or at
 a tenth if it had been raised. If training still diverges, the cause is a different one."""
-
-_MIN_RESTARTS = 2
-"""If fewer restarts fit into the rest of the budget, the final phase is the better use of it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stretch:
-    """A part of a run that ends with a final phase.
-
-    A run has one stretch. It gets another one each time that it is extended by a larger
-    ``n_epochs`` after its end.
-
-    Args:
-        first_cycle: Number of its first cycle.
-        start: Epochs spent before its start.
-        end: Epochs spent at its end.
-    """
-
-    first_cycle: int
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    """The segments to train next.
-
-    Args:
-        role: Their role.
-        cycle: Their cycle.
-        parent: The segment whose checkpoint they start from; :obj:`None`: the initial weights.
-        n_epochs: Epochs of each segment; 0 in a start-up race, whose rungs depend on ``size``.
-        size: Number of siblings. For a trunk or a final phase: number of attempts, including
-            earlier ones that diverged.
-    """
-
-    role: Role
-    cycle: int
-    parent: Segment | None
-    n_epochs: int
-    size: int = 1
 
 
 def next_phase(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
@@ -81,6 +37,8 @@ def next_phase(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
         stretch: The present stretch.
         lineage: The history.
     """
+    if plan.is_annealed:
+        return next_round(plan, stretch, lineage)
     present = [s for s in lineage if s.cycle >= stretch.first_cycle]
     finals = [s for s in present if s.role == "final"]
     if finals:
@@ -88,7 +46,7 @@ def next_phase(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
     restarts = sorted((s for s in present if s.role == "restart"), key=lambda s: s.cycle)
     if restarts:
         cycle = restarts[-1].cycle
-        restart = _restart(plan, stretch, lineage, restarts)
+        restart = next_restart(plan, stretch, lineage, restarts)
         return restart or _final(stretch, lineage, cycle, lineage.best())
     cycle = stretch.first_cycle
     head = lineage.best_before(cycle)
@@ -96,11 +54,11 @@ def next_phase(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
         size = plan.race_size(stretch.end)
         # A budget that changed after the race does not extend the race.
         is_over = bool(lineage.group("trunk", 0) or lineage.group("branch", 1))
-        if size > 1 and not is_over and not _all_finished(lineage.group("startup", 0), size):
+        if size > 1 and not is_over and not all_finished(lineage.group("startup", 0), size):
             return Phase(role="startup", cycle=0, parent=None, n_epochs=0, size=size)
         head = lineage.winner("startup", 0)
 
-    while _all_finished(lineage.group("branch", cycle + 1), plan.population_size):
+    while all_finished(lineage.group("branch", cycle + 1), plan.population_size):
         cycle += 1
     head = _last_winner(lineage, stretch.first_cycle, cycle) or head
     is_runup = cycle == stretch.first_cycle and plan.runup_epochs is not None
@@ -117,7 +75,7 @@ def next_phase(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
         return Phase(role="trunk", cycle=cycle, parent=head, n_epochs=length, size=size)
     head = lineage.winner("trunk", cycle) or head
     is_affordable = is_cycle_allowed and available >= population
-    restart = _restart(plan, stretch, lineage, [])
+    restart = next_restart(plan, stretch, lineage, [])
     # If restarts are possible, they are better than waiting for the trunk to recover.
     max_stale = _MAX_STALE_CYCLES if restart is None else 1
     # Without annealing, the rest of the budget is of no more use to a final phase.
@@ -175,38 +133,6 @@ def _final(stretch: Stretch, lineage: Lineage, cycle: int, parent: Segment | Non
     if remaining <= 0:
         return None
     return Phase(role="final", cycle=cycle, parent=parent, n_epochs=remaining)
-
-
-def _restart(
-    plan: Plan, stretch: Stretch, lineage: Lineage, earlier: list[Segment]
-) -> Phase | None:
-    """A restart, if the plan allows it and the budget suffices.
-
-    Args:
-        plan: The run's plan.
-        stretch: The present stretch.
-        lineage: The history.
-        earlier: The restarts of this stretch so far, in order.
-    """
-    best, remaining = lineage.best(), stretch.end - lineage.spent
-    if not plan.restarts or plan.anneal is None or best is None or best.checkpoint is None:
-        return None
-    last = earlier[-_MAX_STALE_CYCLES:]
-    if len(last) == _MAX_STALE_CYCLES and all(s.trained == 0 for s in last):
-        return None  # They fail before their first epoch.
-    age = int(best.checkpoint["best_epoch"])
-    length = max(_MIN_RESTART_EPOCHS, math.ceil(_RESTART_LENGTH * age))
-    if remaining < length * (1 if earlier else _MIN_RESTARTS):
-        return None
-    # The last restart takes the epochs that do not suffice for another one.
-    n_epochs = length if remaining - length >= length else remaining
-    cycle = 1 + max(s.cycle for s in lineage)
-    return Phase(role="restart", cycle=cycle, parent=None, n_epochs=n_epochs)
-
-
-def _all_finished(siblings: dict[int, Segment], size: int) -> bool:
-    """Whether there is a finished segment for every branch index."""
-    return all(branch in siblings for branch in range(size))
 
 
 def _is_stale(lineage: Lineage, stretch: Stretch, cycle: int, max_stale: int) -> bool:

@@ -18,64 +18,74 @@ class Plan:
     """The division of a budget of epochs into phases.
 
     Every epoch of every network counts, including those of losing, pruned and failed branches.
-    The defaults were selected in experiments at equal budgets on small supervised tasks; see the
-    page on the algorithm in the documentation.
+
+    By default, every training is annealed: a race between a few configurations takes half of the
+    budget; in the rounds that follow, heirs continue from the best weights so far, one of them
+    unchanged and the others with one mutation each; the last round replaces a final phase. See
+    the page on the algorithm in the documentation, also for the plan of cycles at a constant
+    learning rate, which ``anneal`` selects.
 
     Args:
         n_epochs:
             The whole budget, in epochs.
+        anneal:
+            ``"rounds"``: a race and rounds of heirs. In each segment the learning rate rises and
+            falls to zero. The average of the weights is updated at each step and alone validated.
+            ``"cosine"``: cycles of a trunk and branches at a constant learning rate. The final
+            phase continues the best segment so far: over its first tenth the learning rate rises
+            to three times its value, if it is a float parameter named ``lr``, then it falls to
+            zero along half a cosine.
+            :obj:`None`: cycles; the final phase continues the present trunk at a constant rate.
         population_size:
-            Branches per cycle, including the control.
-        branch_epochs:
-            Epochs of each branch. The pruner is called once, half-way. :class:`SlopePruner` needs
-            two values by then and therefore prunes nothing below 4.
-        fixing_epochs:
-            Maximum number of epochs that the trunk trains alone in a cycle (*fixing* in MIHA).
-            ``0``: populations follow each other directly.
+            Branches per round or cycle, including the control. Default 2 in rounds, 3 in cycles.
         startup:
             Maximum number of configurations in the start-up race. The race has fewer if
             ``startup_share`` does not suffice for them. ``1``: there is no race, and the initial
-            configuration is the trunk.
+            configuration is the trunk. Default 3 before rounds, 8 before cycles.
         startup_share:
-            Maximum cost of the race, as a share of ``n_epochs``.
-        final_share:
-            Share of ``n_epochs`` reserved for the final phase.
-        anneal:
-            ``"cosine"``: the final phase continues the best segment so far. Over its first tenth
-            the learning rate rises to three times its value, if it is a float parameter named
-            ``lr``, because a rate that wins over a few epochs at a constant rate is too small for
-            annealing. Then it falls to zero along half a cosine.
-            :obj:`None`: the final phase continues the present trunk at a constant learning rate.
+            Maximum cost of the race, as a share of ``n_epochs``. Default 0.5 before rounds, 0.26
+            before cycles.
         ema_decay:
             Decay per epoch of the moving average of the weights:
             ``average = decay * average + (1 - decay) * weights``. Branches are judged by the
             validation value of the average. The running statistics of batch norm layers are
             estimated for the average after every epoch, from the first 512 training samples of
             the epoch. ``0``: there is no average, and branches are judged by the value of their
-            weights.
+            weights. Default 0.72 in rounds, as wide as three epochs, and 0.6 in cycles.
+        branch_epochs:
+            Only in cycles: epochs of each branch. The pruner is called once, half-way.
+            :class:`SlopePruner` needs two values by then and therefore prunes nothing below 4.
+        fixing_epochs:
+            Only in cycles: maximum number of epochs that the trunk trains alone in a cycle
+            (*fixing* in MIHA). ``0``: populations follow each other directly.
+        final_share:
+            Only in cycles: share of ``n_epochs`` reserved for the final phase.
         control:
             Whether the first branch of every population keeps the parameters of the trunk. It
-            shows whether a mutation is better than continued training, and is never pruned.
+            shows whether a mutation is better than continued training. The pruner does not stop
+            it; in a round, it ends if another branch is ahead when only one can continue.
         patience:
-            Early stopping: when the trunk trains alone, it stops after this many epochs without
-            improvement. :obj:`None`: it does not stop early.
+            Only in cycles, early stopping: when the trunk trains alone, it stops after this many
+            epochs without improvement. :obj:`None`: it does not stop early.
         prune:
-            Whether the study's pruner is called half-way through a population.
+            Whether branches are cut: in a round after a third, in an annealed race half-way, in a
+            cycle half-way through its branches.
         runup_epochs:
-            Epochs of the trunk before the first cycle; :obj:`None`: ``fixing_epochs``.
+            Only in cycles: epochs of the trunk before the first cycle; :obj:`None`:
+            ``fixing_epochs``.
         n_cycles:
-            Maximum number of cycles; :obj:`None`: as many as fit into the budget.
+            Number of rounds; :obj:`None`: one, or two from 120 epochs on. In cycles, their
+            maximum number; :obj:`None`: as many as fit.
         mutations:
             The kinds of parameters that may mutate, such as ``("lr", "optimizer")``. A kind is
             the part of a parameter's name before its first dot. :obj:`None`: all parameters that
             ``model_fn`` suggests.
         restarts:
-            Whether to spend the rest of the budget on restarts from the initial weights, instead
-            of the final phase, if the network overfits early. Continuing an overfitted trunk does
-            not help. Each restart takes one and a half times as many epochs as the best network
-            had trained. It uses the best parameters so far, from the second restart on with two
-            mutations. The learning rate rises to twice that of the best parameters and then falls
-            to zero. Without ``anneal`` there are no restarts.
+            Whether to spend the rest of the budget on restarts from the initial weights if the
+            network overfits early. Continuing an overfitted network does not help. Each restart
+            takes one and a half times as many epochs as the best network had trained. It uses the
+            best parameters so far, from the second restart on with one mutation (in cycles: with
+            two), of a kind that regularizes if possible. Without ``anneal`` there are no restarts.
 
     Raises:
         TypeError: If a value has the wrong type.
@@ -84,14 +94,14 @@ class Plan:
 
     n_epochs: int = 200
     _: KW_ONLY
-    population_size: int = 3
+    anneal: Literal["rounds", "cosine"] | None = "rounds"
+    population_size: int = None  # type: ignore[assignment]
+    startup: int = None  # type: ignore[assignment]
+    startup_share: float = None  # type: ignore[assignment]
+    ema_decay: float = None  # type: ignore[assignment]
     branch_epochs: int = 4
     fixing_epochs: int = 40
-    startup: int = 8
-    startup_share: float = 0.26
     final_share: float = 0.4
-    anneal: Literal["cosine"] | None = "cosine"
-    ema_decay: float = 0.6
     control: bool = True
     patience: int | None = 2
     prune: bool = True
@@ -101,6 +111,11 @@ class Plan:
     restarts: bool = True
 
     def __post_init__(self) -> None:
+        if self.anneal not in _DEFAULTS:
+            raise ValueError(f'`anneal` must be "rounds", "cosine" or None, got {self.anneal!r}.')
+        for name, value in _DEFAULTS[self.anneal].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         if isinstance(self.mutations, str):
             raise TypeError(
                 f"`mutations` must be a tuple of kinds, got {self.mutations!r}: write "
@@ -125,8 +140,11 @@ class Plan:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise ValueError(f"`{name}` must lie in [0, 1), got {value!r}.")
-        if self.anneal not in ("cosine", None):
-            raise ValueError(f'`anneal` must be "cosine" or None, got {self.anneal!r}.')
+        if self.is_annealed and self.n_cycles == 0:
+            raise ValueError(
+                "`n_cycles` must be at least 1 in a plan of rounds, got 0: pass also "
+                '`anneal="cosine"`, or use `Plan.no_search`.'
+            )
         if self.n_cycles != 0 and not self._has_room_for_a_cycle(self.n_epochs):
             raise ValueError(
                 f"n_epochs={self.n_epochs} is too small for one cycle: this plan needs at least "
@@ -136,10 +154,11 @@ class Plan:
 
     def __repr__(self) -> str:
         """The call that makes the plan: ``n_epochs``, and what differs from the defaults."""
+        defaults = _DEFAULTS[self.anneal]
         changed = [
             f"{f.name}={getattr(self, f.name)!r}"
             for f in fields(self)
-            if f.kw_only and getattr(self, f.name) != f.default
+            if f.kw_only and getattr(self, f.name) != defaults.get(f.name, f.default)
         ]
         return f"Plan({', '.join([str(self.n_epochs), *changed])})"
 
@@ -217,6 +236,11 @@ class Plan:
         )
 
     @property
+    def is_annealed(self) -> bool:
+        """Whether every training is annealed: the plan is a race and rounds."""
+        return self.anneal == "rounds"
+
+    @property
     def population_epochs(self) -> int:
         """Epochs of a population without pruning."""
         return self.population_size * self.branch_epochs
@@ -233,8 +257,16 @@ class Plan:
         """Epochs reserved for the final phase if the budget is ``n_epochs``."""
         return round(self.final_share * n_epochs)
 
+    def n_rounds(self, n_epochs: int) -> int:
+        """Rounds of heirs if the budget is ``n_epochs``."""
+        if self.n_cycles is not None:
+            return self.n_cycles
+        return 1 if n_epochs < _TWO_ROUNDS else 2
+
     def race_size(self, n_epochs: int) -> int:
         """Configurations in the race if the budget is ``n_epochs``; 1: there is no race."""
+        if self.is_annealed:
+            return max(1, min(self.startup, int(self.startup_share * n_epochs) // MIN_EPOCHS))
         spare = n_epochs - self.reserve(n_epochs) - self.population_epochs - 1
         affordable = min(math.floor(self.startup_share * n_epochs), spare)
         # The cost increases with the size. Bisection is fast even if `startup` is very large.
@@ -245,6 +277,8 @@ class Plan:
         return bisect_left(range(_MAX_VALUE), True, key=self._has_room_for_a_cycle)
 
     def _has_room_for_a_cycle(self, n_epochs: int) -> bool:
+        if self.is_annealed:
+            return n_epochs >= 1
         runup = 1 if self.fixing_epochs or self.runup_epochs else 0
         return n_epochs - self.reserve(n_epochs) >= runup + self.population_epochs
 
@@ -255,6 +289,28 @@ class Plan:
             values["mutations"] = list(self.mutations)
         return values
 
+
+_TWO_ROUNDS = 120
+"""Budget from which there are two rounds of heirs."""
+
+MIN_EPOCHS = 4
+"""Epochs of the shortest annealed training in a race or a round."""
+
+_DEFAULTS: dict[str | None, dict[str, Any]] = {
+    "rounds": {
+        "population_size": 2,
+        "startup": 3,
+        "startup_share": 0.5,
+        "ema_decay": 0.72,
+    },
+    "cosine": {
+        "population_size": 3,
+        "startup": 8,
+        "startup_share": 0.26,
+        "ema_decay": 0.6,
+    },
+}
+_DEFAULTS[None] = _DEFAULTS["cosine"]
 
 _MAX_VALUE = 10**9
 """Upper bound of all integers in a plan: far above any real budget, and exact as a float."""

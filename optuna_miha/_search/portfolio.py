@@ -5,6 +5,7 @@ They often won on small supervised tasks. None was tuned for a particular task.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from optuna_miha._search.mutation import mutate
 from optuna_miha._search.mutation_rules import Distributions, Params
 from optuna_miha._search.space import contains, fit, kind_of, kinds
 
-_PORTFOLIO: tuple[dict[str, Any], ...] = (
+PORTFOLIO: tuple[dict[str, Any], ...] = (
     {"optimizer": "sgd", "lr": 0.09, "momentum": 0.9, "activation": "gelu", "weight_decay": 1e-3},
     {"optimizer": "adamw", "lr": 4e-3, "activation": "gelu", "weight_decay": 1e-2},
     {"optimizer": "adam", "lr": 3e-3, "activation": "relu"},
@@ -30,6 +31,18 @@ _PORTFOLIO: tuple[dict[str, Any], ...] = (
     {"optimizer": "adam", "lr": 3e-3},
 )
 
+ANNEALED_PORTFOLIO: tuple[dict[str, Any], ...] = (
+    {"optimizer": "adamw", "lr": 1e-2, "activation": "gelu", "weight_decay": 1e-2},
+    {
+        "optimizer": "adamw",
+        "lr": 3e-2,
+        "activation": "gelu",
+        "weight_decay": 0.3,
+        "dropout": 0.3,
+    },
+)
+"""A calm and a bold configuration, whose rates are peaks of an annealed training."""
+
 _USUAL_BATCH_SIZES = (16, 64)
 """Bounds of usual batch sizes. If the initial one is outside of them, other candidates use 32."""
 
@@ -39,6 +52,7 @@ def startup_candidates(
     distributions: Distributions,
     size: int,
     rng: np.random.Generator,
+    portfolio: Sequence[dict[str, Any]] = PORTFOLIO,
 ) -> list[Params]:
     """The configurations of a start-up race, the initial one first.
 
@@ -50,12 +64,13 @@ def startup_candidates(
         distributions: The distributions of its parameters, by name.
         size: Number of configurations to return.
         rng: The random generator to draw from.
+        portfolio: The entries.
 
     Returns:
         ``size`` dictionaries, which are pairwise different if the search space is large enough.
     """
     candidates = [dict(initial)]
-    for entry in _PORTFOLIO:
+    for entry in portfolio:
         candidate = _with_entry(initial, distributions, entry)
         if candidate not in candidates:
             candidates.append(candidate)

@@ -10,11 +10,17 @@ import optuna
 
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Role, Segment
-from optuna_miha._search.learning_rate import divergence_factor, peak_factor, scale_lr
+from optuna_miha._search.learning_rate import (
+    INITIAL_PEAK,
+    divergence_factor,
+    peak_factor,
+    scale_lr,
+)
 from optuna_miha._search.mutation import describe
 from optuna_miha._search.mutation_rules import Params
 from optuna_miha._search.phases import Phase
 from optuna_miha._search.plan import Plan
+from optuna_miha._search.rounds import is_overfitted
 from optuna_miha._search.sampler import MihaSampler, SearchContext
 
 _logger = optuna.logging.get_logger("optuna.miha")
@@ -73,6 +79,9 @@ class Proposals:
     def _params(self, phase: Phase, branch: int) -> Params | None:
         parent, sampler = phase.parent, self._study.sampler
         if phase.role == "startup":
+            if branch == 0 and phase.by_step:
+                initial, distributions = self._context.initial_params, self._context.distributions
+                return scale_lr(initial, distributions, INITIAL_PEAK)
             if branch == 0:
                 return self._context.initial_params
             if isinstance(sampler, MihaSampler):
@@ -96,7 +105,12 @@ class Proposals:
             return params
         if isinstance(sampler, MihaSampler):
             return sampler.propose_branch(
-                self._context, phase.cycle, branch, params, distributions
+                self._context,
+                phase.cycle,
+                branch,
+                params,
+                distributions,
+                is_overfitted=phase.by_step and parent is not None and is_overfitted(parent),
             )
         return None
 
@@ -112,6 +126,16 @@ class Proposals:
         params = self._params_for(phase.role, best)
         if not any(s.role == "restart" for s in self._lineage):
             return params
+        if isinstance(sampler, MihaSampler) and phase.by_step:
+            earlier = [s for s in self._lineage if s.role == "restart"]
+            return sampler.propose_branch(
+                self._context,
+                earlier[0].cycle,
+                len(earlier) - 1,
+                params,
+                best.distributions,
+                is_overfitted=True,
+            )
         if isinstance(sampler, MihaSampler):
             return sampler.propose_restart(self._context, phase.cycle, params, best.distributions)
         return None

@@ -17,13 +17,20 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_miha._history import attributes
 from optuna_miha._search.mutation import has_effect, mutate
 from optuna_miha._search.mutation_rules import Distributions, Params, ValueMutation
-from optuna_miha._search.portfolio import startup_candidates
+from optuna_miha._search.portfolio import (
+    ANNEALED_PORTFOLIO,
+    PORTFOLIO,
+    startup_candidates,
+)
 from optuna_miha._search.space import kind_of, kinds, value_or_initial
 from optuna_miha._search.visits import order_of_kinds
 
 _STARTUP_STREAM, _BRANCH_STREAM, _TRIAL_STREAM = range(3)
 
 _N_RESTART_MUTATIONS = 2
+
+_REGULARIZERS = ("dropout", "weight_decay", "label_smoothing")
+"""The kinds that mutate first where a network overfits."""
 
 
 class MihaSampler(BaseSampler):
@@ -148,6 +155,7 @@ class MihaSampler(BaseSampler):
             {k: v for k, v in context.distributions.items() if kind_of(k) in allowed},
             size=branch + 1,
             rng=np.random.default_rng([context.seed, _STARTUP_STREAM]),
+            portfolio=ANNEALED_PORTFOLIO if context.is_annealed else PORTFOLIO,
         )
         return candidates[-1]
 
@@ -158,6 +166,8 @@ class MihaSampler(BaseSampler):
         branch: int,
         params: Params,
         distributions: Distributions,
+        *,
+        is_overfitted: bool = False,
     ) -> Params:
         """The parent's parameters with one mutation.
 
@@ -169,6 +179,7 @@ class MihaSampler(BaseSampler):
             branch: The branch index.
             params: The parent's parameters.
             distributions: Their distributions.
+            is_overfitted: Whether the parent overfits: kinds that regularize then mutate first.
         """
         allowed = context.allowed_kinds(distributions)
         if not allowed:
@@ -176,12 +187,20 @@ class MihaSampler(BaseSampler):
         seed = [context.seed, _BRANCH_STREAM, cycle]
         # The kinds are shuffled in the same way for all siblings, which take one each in turn.
         visit = context.visit(cycle, branch)
-        for kind in order_of_kinds(allowed, visit, branch, np.random.default_rng(seed)):
+        rng = np.random.default_rng(seed)
+        if is_overfitted:
+            order = order_of_kinds(allowed, visit, 0, rng)
+            order.sort(key=lambda kind: kind not in _REGULARIZERS)
+            order = [order[(branch + turn) % len(order)] for turn in range(len(order))]
+        else:
+            order = order_of_kinds(allowed, visit, branch, rng)
+        for kind in order:
             mutated = mutate(
                 params,
                 distributions,
                 kind,
                 np.random.default_rng([*seed, branch]),
+                upward_lr=not context.is_annealed,
                 value_mutation=self._mutation,
             )
             if has_effect(params, mutated):
@@ -252,6 +271,7 @@ class SearchContext:
         mutations: Kinds that may mutate; :obj:`None`: all.
         first_branch: The index of the first branch of a population that mutates.
         n_mutated: Branches of a population that mutate.
+        is_annealed: Whether every training of the run is annealed.
     """
 
     seed: int
@@ -260,6 +280,7 @@ class SearchContext:
     mutations: Sequence[str] | None
     first_branch: int = 0
     n_mutated: int = 1
+    is_annealed: bool = False
 
     def visit(self, cycle: int, branch: int) -> int:
         """The number of mutations in the run before that of a branch, as planned."""
@@ -283,4 +304,5 @@ def read_search_context(study: Study) -> SearchContext:
         mutations=plan["mutations"],
         first_branch=first_branch,
         n_mutated=max(1, plan["population_size"] - first_branch),
+        is_annealed=plan["anneal"] == "rounds",
     )

@@ -101,20 +101,20 @@ class TrialLog:
         """Wrap a trial that is already running."""
         return BufferedTrial(self._study, self._running, trial, verify=self._lease.verify)
 
-    def admit_enqueued(self, phase: Phase, first: int, max_trials: int) -> dict[int, optuna.Trial]:
+    def admit_enqueued(self, phase: Phase, branches: Sequence[int]) -> dict[int, optuna.Trial]:
         """Add trials that the user enqueued to a population.
 
         Args:
             phase: The phase of the population.
-            first: The first free branch index.
-            max_trials: How many trials the budget allows. The others stay enqueued.
+            branches: Free branch indices, as many as the budget allows. Other trials stay
+                enqueued.
 
         Returns:
             The trials by branch index.
         """
         admitted: dict[int, optuna.Trial] = {}
         waiting = (TrialState.WAITING,)
-        while len(admitted) < max_trials and self._study.get_trials(
+        while len(admitted) < len(branches) and self._study.get_trials(
             deepcopy=False, states=waiting
         ):
             self._lease.verify()
@@ -122,7 +122,7 @@ class TrialLog:
             if attributes.ROLE in trial.user_attrs:
                 tell(self._study, trial, state=TrialState.FAIL)  # A copy of a trial of a run.
                 continue
-            branch = first + len(admitted)
+            branch = branches[len(admitted)]
             admitted[branch] = trial
             self._running[trial.number] = trial
             trial.set_user_attr(attributes.ENQUEUED, True)
@@ -219,9 +219,10 @@ class TrialLog:
         parent = phase.parent
         birth = 0 if parent is None else parent.end
         n_epochs = phase.n_epochs
-        if phase.role == "startup":
+        if phase.role == "startup" and not phase.by_step:
             n_epochs = sum(n for _, n in race_rungs(phase.size))
-        return {
+        by_step = {attributes.BY_STEP: True} if phase.by_step else {}
+        return by_step | {
             attributes.CLAIM: self._lease.claim,
             attributes.ROLE: phase.role,
             attributes.CYCLE: phase.cycle,

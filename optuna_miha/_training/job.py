@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,22 +21,25 @@ from optuna_miha._model.model_fn import ModelFn, build_recipe
 from optuna_miha._model.optimizer_state import optimizer_settings
 from optuna_miha._model.recipe import LossFn, Recipe, TrainStep, device_of
 from optuna_miha._model.rng import preserved_rng, seed_all
-from optuna_miha._search.learning_rate import half_cosine, warmup_cosine
+from optuna_miha._search.learning_rate import Course, half_cosine, warmup_cosine
 from optuna_miha._search.space import lr_distributions
-from optuna_miha._training.best_weights import update_average, updated_best, validated
+from optuna_miha._training.averages import Average, EpochSteps
+from optuna_miha._training.best_weights import updated_best, validated
 from optuna_miha._training.compute import DEFAULT_ENGINE, Engine, intra_op_threads, resolve_device
 from optuna_miha._training.extra_state import ExtraState
 from optuna_miha._training.in_force import BatchSizeCheck, check_in_force, check_settings
 from optuna_miha._training.optimizer_steps import OptimizerSteps
 from optuna_miha._training.out_of_memory import is_out_of_memory, release_memory
 from optuna_miha._training.outcome import Outcome
-from optuna_miha._training.running_statistics import (
-    FirstBatches,
-    has_running_statistics,
-)
 from optuna_miha._training.state import State, capture, inherit, make_ema
 from optuna_miha._training.torch_settings import Settings, current_settings
-from optuna_miha._training.trainer import is_failed, move, train
+from optuna_miha._training.trainer import (
+    batches_of,
+    is_failed,
+    move,
+    steps_of_epoch,
+    train,
+)
 from optuna_miha._training.trainer_context import (
     AnyTrainer,
     TrainerContext,
@@ -149,6 +152,8 @@ class Job:
         n_epochs: Epochs to train. 0: only validate the state.
         anneal: Whether to anneal the learning rate over these epochs: by :func:`warmup_cosine` if
             it is a float parameter named ``lr``, otherwise without the initial rise.
+        course: Annealing by the step. The average of the weights is then updated after every
+            step, and it alone is validated.
         patience: Stop after this many epochs without improvement. :obj:`None`: never.
         birth_cost: With ``patience``, the cost that the first epochs must improve on.
         index: The index among the siblings in training, which selects the device.
@@ -163,6 +168,7 @@ class Job:
     state: State | None
     n_epochs: int
     anneal: bool = False
+    course: Course | None = None
     patience: int | None = None
     birth_cost: float = math.inf
     index: int = 0
@@ -250,10 +256,12 @@ def _train(
     steps = _watched_steps(context, recipe, job)
     # `warmup_cosine` starts at a third of the rate. This suits only a rate that was raised before.
     rate_factor = warmup_cosine if lr_distributions(trial.distributions) else half_cosine
-    has_statistics = ema is not None and has_running_statistics(ema.module)
-    sample = FirstBatches() if has_statistics else None
+    average = Average(recipe, ema, context.engine)
+    if job.course is not None:
+        length = None if context.trainer else steps_of_epoch(recipe, batches_of(recipe))
+        average.follow(job.course, steps, EpochSteps(length), context.ema_decay)
     described = describe_job(job, device_of(recipe.model), extra, rate_factor)
-    epochs = _started(context, recipe, job, sample, extra, described)
+    epochs = _started(context, recipe, job, average, extra, described)
     least_cost, n_without_improvement = job.birth_cost, 0
     while len(log.results) < job.n_epochs and n_without_improvement != job.patience:
         if job.anneal:
@@ -265,8 +273,7 @@ def _train(
         if result is None:
             log.begun -= 1
             break
-        if ema is not None:
-            result = replace(result, ema_value=update_average(recipe, ema, sample, context.engine))
+        result = average.add_value(result)
         epoch += 1
         log.results.append(result)
         yield result
@@ -306,18 +313,19 @@ def _started(
     context: Context,
     recipe: Recipe,
     job: Job,
-    sample: FirstBatches | None,
+    average: Average,
     extra: ExtraState,
     described: TrainerContext,
 ) -> Iterator[EpochResult]:
     """Call the trainer, or the built-in one, which shows its batches to those who watch them."""
-    watchers = [BatchSizeCheck(recipe, job.params).add, *([] if sample is None else [sample.add])]
+    watchers = [BatchSizeCheck(recipe, job.params).add, *average.watchers]
     trainer = context.trainer or partial(
         train,
         engine=context.engine,
         on_batch=partial(_watch_batch, watchers),
         extra=extra,
         share=job.share,
+        validated=average.validated,
     )
     return call_trainer(trainer, recipe, job.n_epochs, described)
 

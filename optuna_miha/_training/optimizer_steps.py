@@ -47,6 +47,8 @@ class OptimizerSteps:
         groups = optimizer.param_groups if must_step else []
         self._before = [(p, p.detach().clone()) for group in groups for p in group["params"]]
         self._factor = 1.0
+        self._factor_of: Callable[[int], float] | None = None
+        self._after: Callable[[], object] | None = None
         self._depth = 0
         self._own_rates: list[tuple[dict[str, Any], Any, Any]] = []
         for part in self._parts:
@@ -56,6 +58,17 @@ class OptimizerSteps:
                 # Before the user's hooks, which may step a scheduler. Private API of torch.
                 hooks = cast("OrderedDict[int, Any]", part._optimizer_step_post_hooks)
                 hooks.move_to_end(handle.id, last=False)
+
+    def follow(
+        self, factor_of: Callable[[int], float], after_step: Callable[[], object] | None
+    ) -> None:
+        """Let the factor of the learning rates depend on the step.
+
+        Args:
+            factor_of: The factor as a function of the number of earlier steps.
+            after_step: Called after every step.
+        """
+        self._factor_of, self._after = factor_of, after_step
 
     def scale(self, factor: float) -> None:
         """Multiply the learning rates by ``factor`` during the following steps."""
@@ -85,6 +98,8 @@ class OptimizerSteps:
             return
         if self.count == 0 and self._before_first is not None:
             self._before_first()
+        if self._factor_of is not None:
+            self._factor = self._factor_of(self.count)
         self.count += 1
         factor = self._factor
         if self._factor_of_step is not None:
@@ -103,6 +118,8 @@ class OptimizerSteps:
         self._depth -= 1
         if self._depth == 0:
             self._restore()
+            if self._after is not None:
+                self._after()
 
     def _restore(self) -> None:
         for group, own, scaled in self._own_rates:

@@ -43,17 +43,22 @@ def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
 
 
 def update_ema(ema: AveragedModel, model: nn.Module) -> None:
-    """Update the moving average of the weights of ``model``.
+    """Update the moving average of the weights of ``model``, and copy its buffers."""
+    match_buffers(ema, model)
+    ema.update_parameters(model)
 
-    Buffers of the average are copies of the network's. A network may create buffers that are not
-    part of its state in ``forward``, or replace them, to cache tables and masks.
+
+def match_buffers(ema: AveragedModel, model: nn.Module) -> None:
+    """Give the average the buffers that the network has.
+
+    A network may create buffers that are not part of its state in ``forward``, or replace them,
+    to cache tables and masks.
     """
     own = dict(ema.module.named_buffers())
     for name, buffer in model.named_buffers():
         if name not in own or own[name].shape != buffer.shape:
             path, _, key = name.rpartition(".")
             ema.module.get_submodule(path).register_buffer(key, buffer.clone(), persistent=False)
-    ema.update_parameters(model)
 
 
 def capture(
@@ -94,6 +99,22 @@ def inherit(recipe: Recipe, ema: AveragedModel | None, state: State) -> None:
     assert recipe.optimizer is not None
     inherit_optimizer(recipe.optimizer, state["optimizer"])
     restore_rng(state["rng"], device_of(recipe.model))
+
+
+def from_best(state: State) -> State:
+    """The state of a child that continues from the best weights of its parent.
+
+    The average of the weights begins with them. The optimizer's state and the random state are
+    those of the parent's end.
+
+    Args:
+        state: The state at the end of the parent.
+    """
+    weights, ema = state["best"]["weights"], state["ema"]
+    if ema is not None:
+        ema = {**ema, **{f"module.{name}": value for name, value in weights.items()}}
+    rest = {k: v for k, v in state.items() if k != "best"}
+    return {**rest, "model": weights, "ema": ema}
 
 
 def _with_copied_extra_state(weights: Mapping[str, Any]) -> dict[str, Any]:

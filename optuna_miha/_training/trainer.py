@@ -63,6 +63,7 @@ def train(
     on_batch: Callable[[Any], None] | None = None,
     extra: ExtraState | None = None,
     share: tuple[float, float] = (0.0, 1.0),
+    validated: Callable[[], nn.Module] | None = None,
 ) -> Iterator[EpochResult]:
     """Train on mini-batches, and validate after every epoch: the built-in trainer.
 
@@ -75,6 +76,8 @@ def train(
             The extra state of the segment, to which the state of the recipe's scheduler and of
             the scaler of half precision belong.
         share: The fractions of the run at the beginning and at the end of these epochs.
+        validated: Called at the end of each epoch for the network to validate; :obj:`None`: that
+            of the recipe.
 
     Yields:
         The result of each epoch.
@@ -124,7 +127,8 @@ def train(
             )
         updates.flush()
         set_optimizer_mode(recipe.optimizer, training=False)
-        values = evaluate(recipe, recipe.model, engine)
+        model = recipe.model if validated is None else validated()
+        values = evaluate(recipe, model, engine)
         updates.end_epoch(values[recipe.monitor])
         yield EpochResult(
             value=values[recipe.monitor],

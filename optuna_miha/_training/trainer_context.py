@@ -192,5 +192,11 @@ def describe_job(
         device=device,
         number=job.number,
         extra=extra,
-        factor=partial(rate_factor, n_epochs=job.n_epochs) if job.anneal else None,
+        factor=_factor_of(job, rate_factor),
     )
+
+
+def _factor_of(job: Job, rate_factor: Callable[..., float]) -> Callable[[float], float] | None:
+    if job.course is not None:
+        return job.course.factor
+    return partial(rate_factor, n_epochs=job.n_epochs) if job.anneal else None

@@ -120,6 +120,7 @@ def read_run_view(study: optuna.Study, target_name: str | None = None) -> RunVie
     plan = study.user_attrs.get(attributes.PLAN, {})
     finals = [s for s in lineage if s.role == "final" and plan.get("anneal") == "cosine"]
     finals += restarts
+    finals += [s for s in lineage if s.by_step and s.role != "restart"]
     trunk = tuple(lineage.ancestry(head))
     return RunView(
         lineage=lineage,

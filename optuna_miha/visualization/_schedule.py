@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from optuna_miha._search.learning_rate import warmup_cosine
+from optuna_miha._history.segment import Segment
+from optuna_miha._search.learning_rate import Course, warmup_cosine
 from optuna_miha._search.space import kind_of
 from optuna_miha.visualization._phase_bands import STRIP_HEIGHT, add_phases
 from optuna_miha.visualization._run_view import RunView, read_run_view
@@ -69,8 +71,8 @@ class _Row:
     distribution: BaseDistribution
     pieces: tuple[tuple[int, int, Any], ...]
     """First lineage epoch, last lineage epoch, and value."""
-    falls: tuple[tuple[int, int], ...]
-    """Lineage epochs at which annealing begins and at which it would reach zero."""
+    falls: tuple[tuple[int, Callable[[int], float]], ...]
+    """Lineage epochs at which annealing begins, and the factor in each epoch from there."""
 
     @property
     def is_constant(self) -> bool:
@@ -178,6 +180,15 @@ def _natural_key(name: str) -> list[str]:
     return [part.zfill(9) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
+def _factor_of(segment: Segment, end: int) -> Callable[[int], float]:
+    """The factor of the learning rate in each epoch of an annealed segment."""
+    n_epochs = end - segment.birth
+    if not segment.by_step:
+        return lambda epoch: warmup_cosine(epoch, n_epochs)
+    course = Course(n_epochs=n_epochs, is_fresh=segment.parent is None)
+    return lambda epoch: course.factor(epoch + 0.5)  # In the middle of the epoch.
+
+
 def _row(view: RunView, name: str) -> _Row:
     pieces: list[tuple[int, int, Any]] = []
     falls = []
@@ -185,7 +196,7 @@ def _row(view: RunView, name: str) -> _Row:
     for segment in holders:
         value = segment.params[name]
         if name == "lr" and segment.number in view.final_ends:
-            falls.append((segment.birth, view.final_ends[segment.number]))
+            falls.append((segment.birth, _factor_of(segment, view.final_ends[segment.number])))
         elif pieces and pieces[-1][1:] == (segment.birth, value):
             pieces[-1] = (pieces[-1][0], segment.end, value)
             continue
@@ -247,14 +258,14 @@ def _steps(row: _Row, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
         if x and x[-1] != start:  # The parameter did not exist in between.
             x.append(None)
             y.append(None)
-        zero_at = next((zero for birth, zero in row.falls if birth == start), None)
-        if zero_at is None:
+        factor = next((factor for birth, factor in row.falls if birth == start), None)
+        if factor is None:
             x += [start, end]
             y += [value, value]
             continue
         for epoch in range(start, end):
             x += [epoch, epoch + 1]
-            y += [value * warmup_cosine(epoch - start, zero_at - start)] * 2
+            y += [value * factor(epoch - start)] * 2
     trace = {
         "type": "scatter",
         "x": x,

@@ -119,7 +119,7 @@ def test_resume_uses_the_stored_settings_of_the_run(
 ) -> None:
     study = new_study("sqlite:///other.db")
     settings = {"keep": "all", "precision": "bf16", "channels_last": True, "n_threads": 2}
-    plan = miha.Plan(24, startup=1)
+    plan = miha.Plan(24, startup=1, anneal="cosine")
     miha.optimize(study, classifier, plan=plan, show_progress_bar=False, **settings)
     files = {path.name for path in (run / "other-checkpoints" / "tiny").iterdir()}
     resume = ["resume", "tiny", "net:classifier", "--storage", "other.db", "--n-epochs", "30"]

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import optuna_miha as miha
 
-TINY = miha.Plan(90, startup=4, fixing_epochs=3, restarts=False)
+TINY = miha.Plan(90, startup=4, fixing_epochs=3, restarts=False, anneal="cosine")
 """A start-up race, two cycles and a final phase; no restarts."""
 
-SHORT = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False)
+SHORT = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False, anneal="cosine")
 """Trunk, population, trunk and final phase."""
 
 

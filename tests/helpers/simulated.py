@@ -30,7 +30,7 @@ class Simulation:
         for key in (attributes.INITIAL, attributes.SPACE, attributes.VERSIONS):
             study.set_user_attr(key, {})
         study.set_user_attr(attributes.RUN_SEED, seed)
-        study.set_user_attr(attributes.PLAN, Plan().asdict())
+        study.set_user_attr(attributes.PLAN, Plan(anneal="cosine").asdict())
 
     def run(self, n_cycles: int, *, size: int = 3, fixing: int = 6, n_final: int = 40) -> None:
         """Add a race of eight candidates, cycles and a final phase."""

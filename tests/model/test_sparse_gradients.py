@@ -39,7 +39,7 @@ def run(build: Callable[[Any, nn.Module], optim.Optimizer | None]) -> miha.Resul
         return miha.optimize(
             study,
             model_fn,
-            plan=miha.Plan(30, startup=1),
+            plan=miha.Plan(30, startup=1, anneal="cosine"),
             device="cpu",
             show_progress_bar=False,
         )

@@ -111,7 +111,9 @@ class TestLoss:
             recipe.optimizer = optim.SGD(recipe.model.parameters(), lr=0.02)
             return recipe
 
-        result = run(new_study(), model_fn, plan=miha.Plan(90, startup=1, fixing_epochs=3))
+        result = run(
+            new_study(), model_fn, plan=miha.Plan(90, startup=1, fixing_epochs=3, anneal="cosine")
+        )
         x, y = blobs(30, seed=1)
         with torch.no_grad():
             assert result.value == pytest.approx(losses["slow"](result.model(x), y).item())

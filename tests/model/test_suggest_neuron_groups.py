@@ -196,7 +196,7 @@ def validation_loss(model: Any) -> float:
     return cost.item()
 
 
-PLAN = miha.Plan(90, startup=4, fixing_epochs=3, mutations=("activation",))
+PLAN = miha.Plan(90, startup=4, fixing_epochs=3, mutations=("activation",), anneal="cosine")
 
 
 @pytest.mark.slow

@@ -58,14 +58,14 @@ def test_momentum_is_suggested_for_sgd() -> None:
 
 def test_initial_optimizer_sets_the_initial_values() -> None:
     trial = first_trial()
-    initial = optim.SGD(PARAMETERS, lr=7.0, momentum=0.25, weight_decay=0.3)
+    initial = optim.SGD(PARAMETERS, lr=7.0, momentum=0.25, weight_decay=0.7)
     optimizer = miha.suggest_optimizer(trial, PARAMETERS, initial=initial)
-    expected = {"optimizer": "sgd", "lr": 7.0, "weight_decay": 0.3, "momentum": 0.25}
+    expected = {"optimizer": "sgd", "lr": 7.0, "weight_decay": 0.7, "momentum": 0.25}
     assert trial.params == expected
     group = optimizer.param_groups[0]
-    assert (group["lr"], group["weight_decay"], group["momentum"]) == (7.0, 0.3, 0.25)
+    assert (group["lr"], group["weight_decay"], group["momentum"]) == (7.0, 0.7, 0.25)
     assert trial.distributions["lr"].high == 7.0
-    assert choices_of(trial, "weight_decay")[-1] == 0.3
+    assert choices_of(trial, "weight_decay")[-1] == 0.7
 
 
 @pytest.mark.parametrize(

@@ -38,10 +38,13 @@ def test_a_long_schedule_is_cut_in_the_middle() -> None:
     assert "lr 2.8 -> 2.9" in text
 
 
-@pytest.mark.parametrize("plan", [miha.Plan(70, n_cycles=2), miha.Plan.no_search(5)])
+@pytest.mark.parametrize(
+    "plan", [miha.Plan(70, n_cycles=2, anneal="cosine"), miha.Plan.no_search(5)]
+)
 def test_a_plan_shows_the_call_that_makes_it(plan: miha.Plan) -> None:
     assert eval(repr(plan), {"Plan": miha.Plan}) == plan
     assert repr(miha.Plan(70)) == "Plan(70)"
+    assert repr(miha.Plan(70, anneal="cosine")) == "Plan(70, anneal='cosine')"
 
 
 def test_a_notebook_shows_figure_and_schedule(result: miha.Result) -> None:

@@ -55,7 +55,7 @@ def overfitting(trial: Any) -> miha.Recipe:
 
 def test_a_restart_that_is_the_result_is_named() -> None:
     study = new_study(seed=1)
-    result = run(study, overfitting, plan=miha.Plan(120, startup=3), device="cpu")
+    result = run(study, overfitting, plan=miha.Plan(120, startup=3, anneal="cosine"), device="cpu")
     [restart] = result.lineage
     assert restart.role == "restart"
     start = f"{sum(s.role == 'restart' for s in result.segments)} restarts from"

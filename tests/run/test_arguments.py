@@ -248,9 +248,9 @@ def test_invalid_recipe_is_rejected_before_anything_is_written(case: str) -> Non
 
 ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
     "budget too small": (
-        {"plan": None, "n_epochs": 10},
+        {"plan": None, "n_epochs": 0},
         ValueError,
-        ["n_epochs=10", "at least 21"],
+        ["`n_epochs`", "at least 1", "got 0"],
     ),
     "budget given twice": ({"n_epochs": 50}, ValueError, ["n_epochs=50", "omit one of them"]),
     "budget is a string": ({"plan": None, "n_epochs": "200"}, TypeError, ["n_epochs", "'200'"]),

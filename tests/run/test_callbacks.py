@@ -58,7 +58,15 @@ def worsening(trial: Any) -> miha.Recipe:
 
 
 def test_early_stopping_ends_a_run_after_cycles_without_a_new_best() -> None:
-    plan = miha.Plan(200, startup=1, fixing_epochs=2, restarts=False, prune=False, ema_decay=0.0)
+    plan = miha.Plan(
+        200,
+        startup=1,
+        fixing_epochs=2,
+        restarts=False,
+        prune=False,
+        ema_decay=0.0,
+        anneal="cosine",
+    )
     study = new_study()
     stopping = miha.EarlyStopping(patience=2)
     run(study, worsening, plan=plan, callbacks=[stopping])

@@ -645,7 +645,9 @@ def test_enqueued_trial_that_cannot_be_trained_fails_without_ending_the_run() ->
 
     study = new_study()
     study.enqueue_trial({"width": 16})
-    result = run(study, model_fn, plan=miha.Plan(90, startup=1, mutations=("lr",)))
+    result = run(
+        study, model_fn, plan=miha.Plan(90, startup=1, mutations=("lr",), anneal="cosine")
+    )
     failed = [t for t in study.trials if t.state == TrialState.FAIL]
     assert ["InheritanceError" in t.user_attrs["miha:error"] for t in failed] == [True]
     assert result.n_epochs_trained == 90
@@ -672,7 +674,7 @@ def selective(trial: Any) -> miha.Recipe:
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_trial_that_model_fn_prunes_ends_alone(n_jobs: int) -> None:
     study = new_study()
-    plan = miha.Plan(90, startup=4, mutations=("lr",), fixing_epochs=3)
+    plan = miha.Plan(90, startup=4, mutations=("lr",), fixing_epochs=3, anneal="cosine")
     result = run(study, selective, plan=plan, n_jobs=n_jobs)
     states = {t.state for t in study.trials if t.user_attrs.get("miha:error")}
     assert states == {TrialState.PRUNED}

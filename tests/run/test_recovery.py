@@ -174,7 +174,7 @@ def diverging(min_age: int, max_lr: float) -> Any:
 def test_diverged_trunk_is_retried_from_its_parent_with_a_lower_lr(
     min_age: int, max_lr: float, n_failed: int, log: pytest.LogCaptureFixture
 ) -> None:
-    plan = miha.Plan(40, startup=1, fixing_epochs=6, mutations=(), restarts=False)
+    plan = miha.Plan(40, startup=1, fixing_epochs=6, mutations=(), restarts=False, anneal="cosine")
     study = new_study()
     result = run(study, counting_epochs, plan=plan, trainer=diverging(min_age, max_lr))
     failed = [s for s in result.segments if s.state == TrialState.FAIL and s.role != "branch"]
@@ -193,7 +193,7 @@ def test_diverged_trunk_is_retried_from_its_parent_with_a_lower_lr(
 
 
 def test_final_phase_that_diverges_at_any_lr_is_retried_three_times() -> None:
-    plan = miha.Plan(40, startup=1, fixing_epochs=6, mutations=(), restarts=False)
+    plan = miha.Plan(40, startup=1, fixing_epochs=6, mutations=(), restarts=False, anneal="cosine")
     study = new_study()
     result = run(study, counting_epochs, plan=plan, trainer=diverging(6, 0.0))
     finals = [s for s in result.segments if s.role == "final"]
@@ -211,7 +211,7 @@ def test_failed_final_phase_logs_the_unspent_epochs(
                 raise error
             yield miha.EpochResult(value=math.nan if epoch == 9 else 1 / epoch)
 
-    plan = miha.Plan(40, startup=1, fixing_epochs=6, mutations=(), restarts=False)
+    plan = miha.Plan(40, startup=1, fixing_epochs=6, mutations=(), restarts=False, anneal="cosine")
     study = new_study()
     first = run(study, without_lr, plan=plan, trainer=train, catch=(RuntimeError,))
     [final] = [t for t in study.trials if t.user_attrs["miha:role"] == "final"]

@@ -105,7 +105,7 @@ def test_run_interrupted_between_two_siblings_resumes_with_the_others(
     assert same(weights(resumed), weights(whole_tiny))
 
 
-OVERFITTING = miha.Plan(60, startup=1, fixing_epochs=4, branch_epochs=2)
+OVERFITTING = miha.Plan(60, startup=1, fixing_epochs=4, branch_epochs=2, anneal="cosine")
 
 
 def random_labels(trial: Any) -> miha.Recipe:
@@ -225,7 +225,7 @@ def test_smaller_or_omitted_budget_trains_nothing(n_epochs: int | None) -> None:
 def test_different_plan_is_rejected_with_advice() -> None:
     study = new_study()
     first = run(study)
-    plan = miha.Plan(90, startup=4, fixing_epochs=3, population_size=5)
+    plan = miha.Plan(90, startup=4, fixing_epochs=3, population_size=5, anneal="cosine")
     with pytest.raises(miha.exceptions.PlanMismatchError) as caught:
         run(study, plan=plan)
     assert "population_size=5 (stored: 3)" in str(caught.value)

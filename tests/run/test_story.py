@@ -50,7 +50,9 @@ def test_log_and_description_use_the_same_lines(caplog: pytest.LogCaptureFixture
 
 
 def test_log_says_why_the_run_turns_to_restarts(caplog: pytest.LogCaptureFixture) -> None:
-    result = run(new_study(), overfitting, plan=miha.Plan(90, startup=1, fixing_epochs=6))
+    result = run(
+        new_study(), overfitting, plan=miha.Plan(90, startup=1, fixing_epochs=6, anneal="cosine")
+    )
     restarts = [s for s in result.segments if s.role == "restart"]
     assert restarts
     assert caplog.text.count("it overfits, and the rest of the budget is spent on restarts") == 1

@@ -27,7 +27,9 @@ def small_activations(trial: Any) -> miha.Recipe:
 
 def test_a_mutation_that_changed_nothing_is_reported_and_is_not_a_gain() -> None:
     study = new_study()
-    plan = miha.Plan(30, startup=1, population_size=2, fixing_epochs=3, restarts=False)
+    plan = miha.Plan(
+        30, startup=1, population_size=2, fixing_epochs=3, restarts=False, anneal="cosine"
+    )
     result = run(study, small_activations, plan=plan, device="cpu")
     [cycle] = [c for c in cycles_of(Lineage(study.direction, result.segments)) if c.number == 1]
     assert cycle.change == "the control"

@@ -47,6 +47,7 @@ PLAN = miha.Plan(
     branch_epochs=2,
     prune=False,
     restarts=False,
+    anneal="cosine",
 )
 """A plan with several populations without pruning."""
 
@@ -270,8 +271,8 @@ def test_a_function_gets_copies_and_may_return_some_parameters() -> None:
 
 @pytest.mark.parametrize("crossover", [miha.UniformCrossover(prob=0.2), miha.AverageWeights()])
 def test_valid_crossovers_are_accepted(crossover: Any) -> None:
-    check_crossover(crossover, miha.Plan(), custom_trainer=False)
-    check_crossover(None, miha.Plan(90, population_size=1), custom_trainer=True)
+    check_crossover(crossover, miha.Plan(anneal="cosine"), custom_trainer=False)
+    check_crossover(None, miha.Plan(90, population_size=1, anneal="cosine"), custom_trainer=True)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +292,7 @@ def test_a_population_that_is_too_small_is_rejected_with_a_suggestion(
 ) -> None:
     study = new_study()
     with pytest.raises(ValueError, match="population_size") as caught:
-        run(study, plan=miha.Plan(90, **changes), crossover=crossover)
+        run(study, plan=miha.Plan(90, **changes, anneal="cosine"), crossover=crossover)
     assert all(word in str(caught.value) for word in words), caught.value
     assert not study.user_attrs
 
@@ -687,6 +688,7 @@ def test_the_returned_model_can_be_an_average() -> None:
         ema_decay=0.0,
         control=False,
         prune=False,
+        anneal="cosine",
     )
     settings = {"plan": plan, "initial_params": {"lr": 0.03}}
     results = (

@@ -80,7 +80,7 @@ def falling() -> Callable[[], float]:
 
 
 def test_the_default_plan_has_a_race_then_cycles_then_a_final_phase() -> None:
-    plan = Plan(200, fixing_epochs=10)
+    plan = Plan(200, fixing_epochs=10, anneal="cosine")
     lineage = new_lineage()
     seen = simulate(plan, whole_run(plan), lineage, falling())
     assert [(p.role, p.cycle) for p in seen] == [
@@ -99,13 +99,15 @@ def test_the_default_plan_has_a_race_then_cycles_then_a_final_phase() -> None:
 
 
 def test_the_trunk_leaves_room_for_a_population() -> None:
-    plan = Plan(60, startup=1, fixing_epochs=40)  # 24 epochs are reserved for the final phase.
+    plan = Plan(
+        60, startup=1, fixing_epochs=40, anneal="cosine"
+    )  # 24 epochs are reserved for the final phase.
     seen = simulate(plan, whole_run(plan), new_lineage(), falling())
     assert [(p.role, p.n_epochs) for p in seen] == [("trunk", 24), ("branch", 4), ("final", 24)]
 
 
 def test_branches_start_from_the_trunk_and_the_trunk_from_the_fittest_branch() -> None:
-    plan = Plan(60, startup=1, fixing_epochs=5, n_cycles=2)
+    plan = Plan(60, startup=1, fixing_epochs=5, n_cycles=2, anneal="cosine")
     lineage = new_lineage()
     costs = iter([9.0, 5.0, 4.0, 6.0, 3.0, 2.5, 2.0, 2.2, 1.0, 0.5])
     seen = simulate(plan, whole_run(plan), lineage, costs.__next__)
@@ -190,7 +192,7 @@ def test_the_final_phase_of_the_classic_plan_continues_the_trunk_even_if_it_is_n
 
 
 def test_an_annealed_final_phase_continues_the_best_segment() -> None:
-    plan = Plan(60, startup=1, fixing_epochs=3, n_cycles=1)
+    plan = Plan(60, startup=1, fixing_epochs=3, n_cycles=1, anneal="cosine")
     costs = iter([0.1, 0.5, 0.6, 0.7, 0.8, 0.9])
     seen = simulate(plan, whole_run(plan), new_lineage(), costs.__next__)
     final = seen[-1]
@@ -200,7 +202,7 @@ def test_an_annealed_final_phase_continues_the_best_segment() -> None:
 
 
 def test_cycles_end_early_without_a_new_best() -> None:
-    plan = Plan(400, startup=1, fixing_epochs=4)
+    plan = Plan(400, startup=1, fixing_epochs=4, anneal="cosine")
     lineage = new_lineage()
     seen = simulate(plan, whole_run(plan), lineage, itertools.count(1.0).__next__)
     assert [p.cycle for p in seen if p.role == "branch"] == [1, 2, 3]
@@ -209,7 +211,7 @@ def test_cycles_end_early_without_a_new_best() -> None:
 
 
 def test_cycles_continue_after_a_new_best() -> None:
-    plan = Plan(400, startup=1, fixing_epochs=4)
+    plan = Plan(400, startup=1, fixing_epochs=4, anneal="cosine")
     # Segment 0 is the trunk, 1 to 3 are branches, 4 is the trunk; 9 belongs to the third cycle.
     costs = (0.5 if n == 9 else 1.0 + n for n in itertools.count())
     seen = simulate(plan, whole_run(plan), new_lineage(), costs.__next__)
@@ -217,7 +219,7 @@ def test_cycles_continue_after_a_new_best() -> None:
 
 
 def test_an_interrupted_population_continues_with_the_same_parent() -> None:
-    plan = Plan(100, startup=1, fixing_epochs=5)
+    plan = Plan(100, startup=1, fixing_epochs=5, anneal="cosine")
     lineage = new_lineage()
     trunk = next_phase(plan, whole_run(plan), lineage)
     assert trunk is not None
@@ -229,7 +231,7 @@ def test_an_interrupted_population_continues_with_the_same_parent() -> None:
 
 
 def test_the_trunk_continues_from_its_last_segment_if_all_branches_fail() -> None:
-    plan = Plan(100, startup=1, fixing_epochs=5)
+    plan = Plan(100, startup=1, fixing_epochs=5, anneal="cosine")
     lineage = new_lineage()
     trunk = next_phase(plan, whole_run(plan), lineage)
     assert trunk is not None
@@ -244,7 +246,7 @@ def test_the_trunk_continues_from_its_last_segment_if_all_branches_fail() -> Non
 
 
 def test_epochs_saved_by_pruning_allow_more_cycles() -> None:
-    plan = Plan(120, startup=1, fixing_epochs=4)
+    plan = Plan(120, startup=1, fixing_epochs=4, anneal="cosine")
     counts = []
     for n_pruned in (4, 2):
         lineage = new_lineage()
@@ -260,7 +262,7 @@ def test_epochs_saved_by_pruning_allow_more_cycles() -> None:
 
 
 def test_an_extended_run_continues_the_best_segment() -> None:
-    plan = Plan(60, startup=1, fixing_epochs=3, n_cycles=1)
+    plan = Plan(60, startup=1, fixing_epochs=3, n_cycles=1, anneal="cosine")
     lineage = new_lineage()
     simulate(plan, whole_run(plan), lineage, falling())
     best = lineage.best()
@@ -345,7 +347,7 @@ def test_the_next_phase_does_not_depend_on_the_order_of_segments(plan: Plan, see
 
 
 def test_a_run_in_which_no_network_can_be_built_ends() -> None:
-    plan = Plan(100, startup=1, fixing_epochs=3)
+    plan = Plan(100, startup=1, fixing_epochs=3, anneal="cosine")
     lineage = new_lineage()
     for phase in phases(plan, whole_run(plan), lineage):
         for branch in range(phase.size):
@@ -353,7 +355,7 @@ def test_a_run_in_which_no_network_can_be_built_ends() -> None:
 
 
 def test_a_run_ends_with_a_final_phase_that_stopped_early() -> None:
-    plan = Plan(400, startup=1, fixing_epochs=4)
+    plan = Plan(400, startup=1, fixing_epochs=4, anneal="cosine")
     lineage = new_lineage()
     costs = itertools.count(1.0)
     for phase in phases(plan, whole_run(plan), lineage):
@@ -371,7 +373,7 @@ def rising() -> Callable[[], float]:
 
 
 def test_a_network_that_overfits_early_is_restarted_until_the_budget_is_spent() -> None:
-    plan = Plan(100, startup=1, fixing_epochs=8)
+    plan = Plan(100, startup=1, fixing_epochs=8, anneal="cosine")
     lineage = new_lineage()
     seen = simulate(plan, whole_run(plan), lineage, rising(), age=8)
     # One cycle without a new best, 28 epochs in total, precedes the restarts.
@@ -385,7 +387,7 @@ def test_a_network_that_overfits_early_is_restarted_until_the_budget_is_spent() 
 
 
 def test_the_last_restart_takes_the_rest_of_the_budget() -> None:
-    plan = Plan(109, startup=1, fixing_epochs=8)
+    plan = Plan(109, startup=1, fixing_epochs=8, anneal="cosine")
     lineage = new_lineage()
     seen = simulate(plan, whole_run(plan), lineage, rising(), age=8)
     assert [p.n_epochs for p in seen[3:]] == [12, 12, 12, 12, 12, 21]
@@ -393,7 +395,7 @@ def test_the_last_restart_takes_the_rest_of_the_budget() -> None:
 
 
 def test_a_network_that_improves_for_long_is_annealed_instead_of_restarted() -> None:
-    plan = Plan(100, startup=1, fixing_epochs=8)
+    plan = Plan(100, startup=1, fixing_epochs=8, anneal="cosine")
     seen = simulate(plan, whole_run(plan), new_lineage(), rising(), age=40)
     assert "restart" not in {p.role for p in seen}
     assert seen[-1].role == "final"
@@ -402,7 +404,7 @@ def test_a_network_that_improves_for_long_is_annealed_instead_of_restarted() -> 
 
 def test_there_are_no_restarts_if_they_are_switched_off_or_without_annealing() -> None:
     for plan in (
-        Plan(100, startup=1, fixing_epochs=8, restarts=False),
+        Plan(100, startup=1, fixing_epochs=8, restarts=False, anneal="cosine"),
         Plan(100, startup=1, fixing_epochs=8, anneal=None),
     ):
         seen = simulate(plan, whole_run(plan), new_lineage(), rising(), age=8)
@@ -410,7 +412,7 @@ def test_there_are_no_restarts_if_they_are_switched_off_or_without_annealing() -
 
 
 def test_restarts_get_longer_when_the_best_network_gets_older() -> None:
-    plan = Plan(100, startup=1, fixing_epochs=8)
+    plan = Plan(100, startup=1, fixing_epochs=8, anneal="cosine")
     lineage = new_lineage()
     costs = itertools.count(1.0)
     lengths = []
@@ -427,7 +429,7 @@ def test_restarts_get_longer_when_the_best_network_gets_older() -> None:
 
 
 def test_restarts_end_after_three_that_fail_before_training() -> None:
-    plan = Plan(100, startup=1, fixing_epochs=8)
+    plan = Plan(100, startup=1, fixing_epochs=8, anneal="cosine")
     lineage = new_lineage()
     n_restarts = 0
     for phase in phases(plan, whole_run(plan), lineage):
@@ -457,7 +459,7 @@ def test_a_run_with_restarts_does_not_exceed_its_budget(plan: Plan, seed: int) -
 
 
 def test_a_race_does_not_exceed_a_budget_that_was_lowered() -> None:
-    plan = Plan(200)
+    plan = Plan(200, anneal="cosine")
     stretch = Stretch(first_cycle=0, start=0, end=30)
     lineage = new_lineage()
     simulate(plan, stretch, lineage, falling())
@@ -465,7 +467,7 @@ def test_a_race_does_not_exceed_a_budget_that_was_lowered() -> None:
 
 
 def test_a_branch_from_before_an_interruption_is_not_the_parent_of_its_siblings() -> None:
-    plan = Plan(60, startup=1, fixing_epochs=0)
+    plan = Plan(60, startup=1, fixing_epochs=0, anneal="cosine")
     root = segment(0, role="final", trained=10, value=1.0)
     lineage = Lineage(StudyDirection.MINIMIZE, [root])
     stretch = Stretch(first_cycle=1, start=10, end=70)
@@ -478,7 +480,7 @@ def test_a_branch_from_before_an_interruption_is_not_the_parent_of_its_siblings(
 
 def test_the_peak_rate_is_raised_in_restarts_and_the_final_phase() -> None:
     lineage = Lineage(StudyDirection.MINIMIZE)
-    assert {role: peak_factor(Plan(90), lineage, role) for role in ROLES} == {
+    assert {role: peak_factor(Plan(90, anneal="cosine"), lineage, role) for role in ROLES} == {
         "startup": 1,
         "branch": 1,
         "trunk": 1,
@@ -493,13 +495,17 @@ def test_the_peak_rate_is_not_raised_after_the_trunk_or_a_restart_diverged(role:
     diverged = {"scores": (1.0, math.nan), "value": None, "state": TrialState.FAIL}
     lineage = Lineage(StudyDirection.MINIMIZE, [segment(4), segment(5, role=role, **diverged)])
     assert (
-        peak_factor(Plan(90), lineage, "final") == peak_factor(Plan(90), lineage, "restart") == 1
+        peak_factor(Plan(90, anneal="cosine"), lineage, "final")
+        == peak_factor(Plan(90, anneal="cosine"), lineage, "restart")
+        == 1
     )
-    assert peak_factor(Plan(90), lineage, "final", 3) == 3, "Raised before training diverged."
+    assert peak_factor(Plan(90, anneal="cosine"), lineage, "final", 3) == 3, (
+        "Raised before training diverged."
+    )
     # A branch may diverge because of its mutation, a final phase because of the raised rate.
     for harmless in (segment(5, role="branch", **diverged), segment(5, role="final", **diverged)):
         lineage = Lineage(StudyDirection.MINIMIZE, [segment(4), harmless])
-        assert peak_factor(Plan(90), lineage, "final") == 3
+        assert peak_factor(Plan(90, anneal="cosine"), lineage, "final") == 3
 
 
 @given(lr=st.floats(1e-5, 1.0), factor=st.floats(0.01, 10.0))

@@ -241,7 +241,7 @@ def run_study(seed: int = 0, **plan: Any) -> optuna.Study:
     """A study with the attributes of a run."""
     study = new_study(MihaSampler(seed=99))
     attrs = {
-        attributes.PLAN: miha.Plan(**plan).asdict(),
+        attributes.PLAN: miha.Plan(**plan, anneal="cosine").asdict(),
         attributes.RUN_SEED: seed,
         attributes.INITIAL: START,
         attributes.SPACE: {k: distribution_to_json(v) for k, v in FULL_SPACE.items()},

@@ -11,15 +11,18 @@ from helpers.problems import classifier, history, new_study, run
 
 import optuna_miha as miha
 from optuna_miha._history import attributes
+from optuna_miha._model.suggest_optimizer import suggest_optimizer
 from optuna_miha._study.schema import FORMAT
 
 STORED = Path(__file__).parents[1] / "data" / "format1"
-PLAN = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False)
+PLAN = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False, anneal="cosine")
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> str:
-    """A copy of the stored study together with its checkpoints."""
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A copy of the stored study together with its checkpoints, and its default search space."""
+    decays = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+    monkeypatch.setitem(suggest_optimizer.__kwdefaults__, "weight_decay", decays)
     shutil.copytree(STORED, tmp_path / "copy")
     return f"sqlite:///{tmp_path}/copy/study.db"
 
@@ -50,9 +53,20 @@ def test_a_study_without_a_format_attribute_has_the_first_format(storage: str) -
     assert run(study, keep="final", plan=PLAN).n_epochs_trained == 40
 
 
+def test_a_stored_study_with_another_default_space_is_refused(
+    storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    study = new_study(storage)
+    before = study.user_attrs
+    with pytest.raises(miha.exceptions.SearchSpaceChangedError, match="weight_decay"):
+        run(study, keep="final", plan=PLAN)
+    assert study.user_attrs == before
+
+
 def test_a_new_study_stores_its_format() -> None:
     study = new_study()
-    run(study, plan=miha.Plan(24, startup=1))
+    run(study, plan=miha.Plan(24, startup=1, anneal="cosine"))
     assert study.user_attrs[attributes.FORMAT] == FORMAT
 
 

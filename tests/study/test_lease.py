@@ -30,7 +30,7 @@ from optuna_miha.exceptions import StudyLockedError
 
 pytestmark = pytest.mark.slow
 
-BRIEF = miha.Plan(24, startup=1)
+BRIEF = miha.Plan(24, startup=1, anneal="cosine")
 
 
 def coordinate(storage: str, folder: Path) -> None:

@@ -51,7 +51,9 @@ def test_the_disk_has_few_checkpoints_at_any_time_and_one_at_the_end(
     population_size: int, tmp_path: Path
 ) -> None:
     store, n_epochs = CountingStore(tmp_path), 60 * population_size
-    plan = miha.Plan(n_epochs, startup=4, fixing_epochs=3, population_size=population_size)
+    plan = miha.Plan(
+        n_epochs, startup=4, fixing_epochs=3, population_size=population_size, anneal="cosine"
+    )
     result = run(new_study(), plan=plan, artifact_store=store, keep="final")
     assert 2 <= store.max_files <= population_size + 3
     [file] = tmp_path.iterdir()
@@ -88,7 +90,13 @@ def tied_values(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult
 
 def test_the_best_segment_has_a_checkpoint_if_siblings_tie() -> None:
     plan = miha.Plan(
-        60, startup=1, fixing_epochs=4, population_size=4, restarts=False, patience=None
+        60,
+        startup=1,
+        fixing_epochs=4,
+        population_size=4,
+        restarts=False,
+        patience=None,
+        anneal="cosine",
     )
     study = new_study()
     n_ties = 0

@@ -203,7 +203,12 @@ def memory_hungry(trial: Any) -> miha.Recipe:
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_a_branch_that_needs_too_much_memory_fails_alone(n_jobs: int, tmp_path: Path) -> None:
     plan = miha.Plan(
-        90, startup=1, fixing_epochs=3, population_size=4, mutations=("batch_size", "lr")
+        90,
+        startup=1,
+        fixing_epochs=3,
+        population_size=4,
+        mutations=("batch_size", "lr"),
+        anneal="cosine",
     )
     result = run(new_study(), memory_hungry, plan=plan, n_jobs=n_jobs)
     failed = [s for s in result.segments if s.state == TrialState.FAIL]

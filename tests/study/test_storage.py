@@ -103,12 +103,12 @@ def test_a_long_trial_records_heartbeats(tmp_path: Path) -> None:
             recipe.loss_fn = loss
         return recipe
 
-    run(new_study(storage), wait_for_heartbeat, plan=miha.Plan(24, startup=1))
+    run(new_study(storage), wait_for_heartbeat, plan=miha.Plan(24, startup=1, anneal="cosine"))
     assert seen.is_set()
     assert not [t for t in threading.enumerate() if "heartbeats" in t.name]
 
 
 def test_without_an_interval_no_heartbeats_are_recorded(tmp_path: Path) -> None:
     storage = miha.create_storage(tmp_path / "run.db", heartbeat_interval=None)
-    run(new_study(storage), plan=miha.Plan(24, startup=1))
+    run(new_study(storage), plan=miha.Plan(24, startup=1, anneal="cosine"))
     assert count_heartbeats(storage) == 0

@@ -34,7 +34,9 @@ from optuna_miha.visualization import (
     plot_training_history,
 )
 
-PLAN = miha.Plan(40, startup=1, fixing_epochs=3, population_size=2, restarts=False)
+PLAN = miha.Plan(
+    40, startup=1, fixing_epochs=3, population_size=2, restarts=False, anneal="cosine"
+)
 
 KEYS = sorted(
     {

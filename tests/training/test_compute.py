@@ -14,7 +14,7 @@ from torch import nn
 import optuna_miha as miha
 from optuna_miha._training.compute import Engine, intra_op_threads
 
-SHORT = miha.Plan(30, startup=2, fixing_epochs=2)
+SHORT = miha.Plan(30, startup=2, fixing_epochs=2, anneal="cosine")
 
 
 def images(trial: Any) -> miha.Recipe:

@@ -115,7 +115,7 @@ def test_branch_with_other_shapes_is_refused_with_the_parameter_name() -> None:
         )
 
     with pytest.raises(miha.exceptions.InheritanceError) as caught:
-        run(new_study(), model_fn, plan=miha.Plan(90, startup=1))
+        run(new_study(), model_fn, plan=miha.Plan(90, startup=1, anneal="cosine"))
     message = str(caught.value)
     assert "'0.weight'" in message
     assert "(12, 4)" in message

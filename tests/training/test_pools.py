@@ -27,7 +27,7 @@ from optuna_miha.exceptions import WorkerError
 
 pytestmark = pytest.mark.slow
 
-SHORT = miha.Plan(30, startup=2, fixing_epochs=2)
+SHORT = miha.Plan(30, startup=2, fixing_epochs=2, anneal="cosine")
 
 
 class CountingExecutor(Executor):

@@ -16,7 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 import optuna_miha as miha
 from optuna_miha.exceptions import NotInForceError
 
-NO_AVERAGE = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False, ema_decay=0)
+NO_AVERAGE = miha.Plan(
+    40, startup=1, fixing_epochs=3, restarts=False, ema_decay=0, anneal="cosine"
+)
 
 
 def optimizer_with(change: Callable[[Any], None]) -> Any:

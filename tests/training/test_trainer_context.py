@@ -72,7 +72,8 @@ def run(folder: Path, n_epochs: int = 40, **arguments: Any) -> miha.Result:
         load_if_exists=True,
     )
     settings = {"trainer": trainer, "device": "cpu", "show_progress_bar": False}
-    return miha.optimize(study, model_fn, n_epochs=n_epochs, **(settings | arguments))
+    plan = miha.Plan(n_epochs, anneal="cosine")
+    return miha.optimize(study, model_fn, plan=plan, **(settings | arguments))
 
 
 def test_a_trainer_knows_its_trial_and_has_the_lineages_buffer(tmp_path: Path) -> None:

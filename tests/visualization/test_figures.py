@@ -50,7 +50,8 @@ def model_fn(trial: Any) -> miha.Recipe:
 @pytest.fixture(scope="module")
 def run() -> tuple[optuna.Study, miha.Result]:
     study = optuna.create_study(sampler=miha.MihaSampler(seed=1))
-    result = miha.optimize(study, model_fn, n_epochs=80, show_progress_bar=False)
+    plan = miha.Plan(80, anneal="cosine")
+    result = miha.optimize(study, model_fn, plan=plan, show_progress_bar=False)
     return study, result
 
 

@@ -17,7 +17,7 @@ from helpers.problems import new_study, run  # noqa: E402
 
 import optuna_miha as miha  # noqa: E402
 
-PLAN = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False)
+PLAN = miha.Plan(40, startup=1, fixing_epochs=3, restarts=False, anneal="cosine")
 
 
 def main() -> None:

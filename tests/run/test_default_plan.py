@@ -1,0 +1,59 @@
+"""Runs with the default plan: an annealed race and rounds of heirs."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from helpers.problems import After, explicit, history, new_study, run, weights
+
+import optuna_miha as miha
+
+PLAN = miha.Plan(40)
+
+
+def test_an_interrupted_run_and_a_replay_give_the_model_of_the_whole_run() -> None:
+    whole = run(new_study(), explicit, plan=PLAN)
+    assert whole.n_epochs_trained == 40
+    roles = [(s.role, s.cycle, s.branch) for s in whole.segments]
+    assert sorted(roles) == [("branch", 1, b) for b in range(2)] + [
+        ("startup", 0, b) for b in range(3)
+    ]
+    study = new_study()
+    run(study, explicit, plan=PLAN, callbacks=[After(4, study.stop)])
+    assert len(study.trials) < len(whole.segments) + 1
+    resumed = run(study, explicit, plan=PLAN)
+    assert history(resumed) == history(whole)
+    replayed = miha.replay(whole.schedule, explicit)
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+        assert torch.equal(value, replayed.model.state_dict()[name]), name
+
+
+def test_heirs_continue_from_the_best_weights_and_one_trains_to_the_end() -> None:
+    study = new_study()
+    result = run(study, explicit, plan=PLAN)
+    heirs = [s for s in result.segments if s.role == "branch"]
+    parent = next(s for s in result.segments if s.number == heirs[0].parent)
+    assert {s.parent for s in heirs} == {parent.number}
+    assert study.trials[heirs[0].number].intermediate_values[parent.end] == parent.value
+    assert sorted(s.state.name for s in heirs) == ["COMPLETE", "PRUNED"]
+
+
+def test_an_enqueued_trial_takes_the_place_of_a_mutation() -> None:
+    study = new_study()
+    study.enqueue_trial({"lr": 0.02})
+    result = run(study, explicit, plan=PLAN)
+    assert result.n_epochs_trained == 40
+    [own] = [s for s in result.segments if s.role == "branch" and s.branch == 1]
+    assert own.params["lr"] == 0.02
+
+
+def test_a_budget_that_is_too_small_for_heirs_is_one_training_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, logger="optuna.miha"):
+        result = run(new_study(), explicit, plan=miha.Plan(3))
+    assert [(s.role, s.trained) for s in result.segments] == [("startup", 3)]
+    assert "too small for heirs" in caplog.text

@@ -1,0 +1,81 @@
+"""The average of the weights by the step, and annealing by the step."""
+
+from __future__ import annotations
+
+import torch
+from helpers.problems import classifier
+from optuna.study import StudyDirection
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from optuna_miha._model.model_fn import build_initial
+from optuna_miha._search.learning_rate import Course
+from optuna_miha._training.averages import EpochSteps, StepAverage
+from optuna_miha._training.job import Context, Job, run_job
+from optuna_miha._training.state import from_best
+
+
+def new_context() -> Context:
+    return Context.of(
+        build_initial(classifier, 0).recipe,
+        classifier,
+        direction=StudyDirection.MINIMIZE,
+        seed=0,
+        devices=(torch.device("cpu"),),
+        ema_decay=0.72,
+    )
+
+
+def test_early_averages_follow_the_weights_and_later_ones_have_the_decay_of_an_epoch() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    ema = AveragedModel(model)
+    steps = EpochSteps(4)
+    average = StepAverage(ema, model, 0.5, steps)
+    expected = torch.zeros(1, 1)
+    for n in range(50):
+        with torch.no_grad():
+            model.weight.fill_(n)
+        average.update()
+        expected = torch.lerp(
+            expected, torch.tensor([[float(n)]]), max(2 / (n + 2), 1 - 0.5**0.25)
+        )
+        torch.testing.assert_close(next(ema.module.parameters()).data, expected)
+    average.end_epoch()
+    assert int(ema.n_averaged) == 50
+
+
+def test_without_a_length_the_first_epoch_gives_it() -> None:
+    steps = EpochSteps(None)
+    assert steps.length is None and steps.position(3) == 0.0
+    steps.end_epoch(5)
+    assert steps.length == 5 and steps.position(7) == 1.4
+    assert steps.position(99) == 2.0  # A longer epoch waits at its end.
+
+
+def test_a_segment_does_not_depend_on_its_division_into_rungs() -> None:
+    context, params = new_context(), build_initial(classifier, 0).params
+    whole = run_job(context, Job(params=params, state=None, n_epochs=5, course=Course(n_epochs=5)))
+    first = run_job(context, Job(params=params, state=None, n_epochs=2, course=Course(n_epochs=5)))
+    second = run_job(
+        context,
+        Job(params=params, state=first.state, n_epochs=3, course=Course(n_epochs=5, begin=2)),
+    )
+    assert [r.score for r in first.results + second.results] == [r.score for r in whole.results]
+    assert whole.state is not None and second.state is not None
+    for name, value in whole.state["ema"].items():
+        assert torch.equal(value, second.state["ema"][name]), name
+
+
+def test_only_the_average_is_validated_and_a_child_starts_from_the_best_one() -> None:
+    context, params = new_context(), build_initial(classifier, 0).params
+    outcome = run_job(
+        context, Job(params=params, state=None, n_epochs=3, course=Course(n_epochs=3))
+    )
+    state = outcome.state
+    assert state is not None
+    assert all(r.ema_value is None for r in outcome.results)
+    assert state["best"]["value"] == min(r.value for r in outcome.results)
+    child = from_best(state)
+    check = run_job(context, Job(params=params, state=child, n_epochs=0))
+    assert check.state is not None
+    assert check.state["best"]["value"] == state["best"]["value"]
