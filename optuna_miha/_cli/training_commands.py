@@ -156,7 +156,7 @@ def _add_compare(commands: Any) -> None:
         help=f"one or more of {', '.join(METHODS)} (default: all)",
     )
     command.add_argument(
-        "--seeds", type=positive, default=5, help="number of seeds, starting at 0 (default: 5)"
+        "--seeds", type=int, default=5, help="number of seeds, starting at 0 (default: 5)"
     )
     command.add_argument(
         "--storage",
