@@ -75,7 +75,7 @@ def test_lone_phases_run_on_a_worker() -> None:
         result = miha.optimize(
             optuna.create_study(sampler=miha.MihaSampler(seed=0)),
             model_fn,
-            n_epochs=24,
+            plan=miha.Plan(24, anneal="cosine"),
             trainer=thread_trainer,
             executor=executor,
             device="cpu",
