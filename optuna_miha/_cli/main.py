@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments:
         parser.print_help(sys.stderr)
-        return 2
+        parser.exit(2)
     args = parser.parse_args(arguments)
     verbosity = optuna.logging.get_verbosity()
     if args.quiet or args.verbose:

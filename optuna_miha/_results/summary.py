@@ -109,7 +109,8 @@ def race_line(lineage: Lineage) -> str | None:
         return None
     candidates = lineage.group("startup", 0)
     change = "the initial configuration" if winner.mutation == NO_CHANGE else winner.mutation
-    line = f"start-up race of {len(candidates)}: {change} ({winner.value:.4g}"
+    race = f"start-up race of {len(candidates)}" if len(candidates) > 1 else "no start-up race"
+    line = f"{race}: {change} ({winner.value:.4g}"
     initial = next((s for s in candidates.values() if s.mutation == NO_CHANGE and s.scores), None)
     if initial is not None and initial is not winner:
         line += f", the initial configuration {initial.last_score:.4g} after {initial.end} epochs"

@@ -58,11 +58,11 @@ def test_demo_trains_prints_the_result_and_can_be_continued(
     assert "48 epochs trained in all" in second.stdout
 
 
-def test_too_small_budget_prints_an_error_without_traceback(
+def test_negative_seed_prints_an_error_without_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["demo", "--n-epochs", "5", "--folder", str(tmp_path)]) == 2
-    assert "at least 21" in capsys.readouterr().err
+    assert main(["demo", "--seed", "-1", "--folder", str(tmp_path)]) == 2
+    assert "non-negative integer, got -1" in capsys.readouterr().err
 
 
 COMMANDS = ("demo", "compare", "resume", "report", "dashboard", "export", "clean")
