@@ -184,6 +184,7 @@ if not hasattr(optim, "Muon"):  # Torch before 2.9.
     del VARIANTS["Muon"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", OF_TORCH.values(), ids=OF_TORCH)
 def test_every_class_of_torch_continues_bit_for_bit(build: Build) -> None:
     check_continuation(build)

@@ -101,6 +101,7 @@ class TestLoss:
         assert miha.suggest_loss(trial, initial=initial, choices={"a": nn.L1Loss()}) is initial
         assert choices_of(trial, "loss") == ("initial", "a")
 
+    @pytest.mark.slow
     def test_run_validates_with_the_initial_loss_and_reports_its_mutation(self) -> None:
         cross_entropy = nn.functional.cross_entropy
         losses = {"slow": lambda o, t: cross_entropy(o, t) / 10, "quick": cross_entropy}

@@ -209,6 +209,7 @@ def test_run_with_groups_returns_the_model_of_its_value() -> None:
     assert validation_loss(result.model) == pytest.approx(result.value, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_branches_with_groups_inherit_the_weights() -> None:
     result = run(new_study(seed=1), model_fn_with_groups, plan=PLAN)
     assert all(s.state.is_finished() and s.state.name != "FAIL" for s in result.segments)

@@ -258,5 +258,5 @@ def test_optimizer_without_a_learning_rate_or_with_a_scheduler_is_refused() -> N
         suggest_around(first_trial(), optimizer)
     scheduled = optim.SGD(PARAMETERS, lr=0.1)
     optim.lr_scheduler.StepLR(scheduled, 5)
-    with pytest.raises(ValueError, match=r"scheduler.*SGD.*leave the scheduler out"):
+    with pytest.raises(ValueError, match=r"scheduler.*SGD.*leave it out"):
         suggest_around(first_trial(), scheduled)

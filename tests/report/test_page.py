@@ -50,6 +50,7 @@ def report(study: optuna.Study, folder: Path, **settings: Any) -> str:
     return (folder / "report.html").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_report_is_complete_and_loads_nothing(tmp_path: Path) -> None:
     study = simulated(4)
     study.set_user_attr(attributes.RUN_SEED, 1234)
@@ -67,6 +68,7 @@ def test_report_is_complete_and_loads_nothing(tmp_path: Path) -> None:
     assert len(source) < 2_000_000
 
 
+@pytest.mark.slow
 def test_pictures_in_a_report_load_nothing(tmp_path: Path) -> None:
     for url in Page(report(simulated(2), tmp_path)).urls:
         picture = base64.b64decode(url.partition("base64,")[2]).decode()
@@ -75,6 +77,7 @@ def test_pictures_in_a_report_load_nothing(tmp_path: Path) -> None:
         assert "<script" not in picture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interactive", [False, True])
 def test_text_from_the_study_is_escaped(tmp_path: Path, interactive: bool) -> None:
     source = simulated(2)
@@ -115,6 +118,7 @@ def test_interactive_report_contains_plotly_once_and_loads_nothing(tmp_path: Pat
     assert "img" not in page.tags
 
 
+@pytest.mark.slow
 def test_run_without_branches_has_a_report(tmp_path: Path) -> None:
     study = optuna.create_study()
     plan = miha.Plan.no_search(3)
@@ -140,6 +144,7 @@ def test_write_report_rejects_a_study_without_a_run(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_report_includes_the_comparison(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"n_epochs": 9, "epochs": 9, "seconds": 1.0, "trial_epochs": None}
     runs = [
@@ -170,6 +175,7 @@ def test_find_comparison_accepts_any_run_of_the_comparison() -> None:
     assert again.describe() == found.describe()
 
 
+@pytest.mark.slow
 def test_report_has_pictures_for_phones_and_says_when_and_where(tmp_path: Path) -> None:
     study = new_study()
     miha.optimize(study, classifier, plan=TINY, show_progress_bar=False)

@@ -80,6 +80,7 @@ class TestSelection:
         assert 1 <= counts.total() <= size
         assert all(n > 0 for n in counts.values())
 
+    @pytest.mark.slow
     @given(errors=errors, size=st.integers(1, 9))
     @settings(deadline=None)
     def test_is_reproducible(self, errors: Any, size: int) -> None:
@@ -190,6 +191,7 @@ class TestModule:
         assert_equal(result.ensemble(), result.ensemble())
         assert result.ensemble().trials == result.ensemble().trials
 
+    @pytest.mark.slow
     def test_is_copied_saved_and_exported_like_any_module(
         self, result: miha.Result, tmp_path: Path
     ) -> None:
@@ -238,6 +240,7 @@ def test_networks_are_rebuilt_with_their_own_hyperparameters(
         assert dropout.p == segments[number].params["dropout.3"]
 
 
+@pytest.mark.slow
 def test_a_maximized_metric_is_optimized() -> None:
     result = run(new_study(direction="maximize"), accuracy_classifier)
     ensemble = result.ensemble()
@@ -245,6 +248,7 @@ def test_a_maximized_metric_is_optimized() -> None:
     assert (ensemble(X).argmax(1) == Y).double().mean().item() == ensemble.value
 
 
+@pytest.mark.slow
 def test_outputs_of_a_regression_are_averaged() -> None:
     x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
     y = x[:, :2].prod(dim=1, keepdim=True) + 0.3 * x[:, 2:3]
@@ -265,6 +269,7 @@ def test_outputs_of_a_regression_are_averaged() -> None:
     assert ensemble.value == pytest.approx(loss.item())
 
 
+@pytest.mark.slow
 def test_missing_targets_compare_as_equal() -> None:
     x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
     y = x[:, :1].where(x[:, 1:2] > -1, torch.nan)
@@ -284,6 +289,7 @@ def test_missing_targets_compare_as_equal() -> None:
     assert ensemble.value == pytest.approx(masked_loss(ensemble(x[40:]), y[40:]).item())
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_selected_after_a_custom_trainer() -> None:
     def trainer(recipe: miha.Recipe, n_epochs: int) -> Any:
         for _ in range(n_epochs):
@@ -316,18 +322,21 @@ class TestValidationData:
 
         return run(new_study(), model_fn)
 
+    @pytest.mark.slow
     def test_of_a_loader_are_read_in_its_order(self) -> None:
         loader = DataLoader(TensorDataset(X, Y), batch_size=7, generator=torch.Generator())
         ensemble = self.result(loader).ensemble()
         with torch.no_grad():
             assert ensemble.value == pytest.approx(functional.cross_entropy(ensemble(X), Y).item())
 
+    @pytest.mark.slow
     def test_in_another_order_are_refused(self) -> None:
         result = self.result(Turning())
         with pytest.raises(ValueError, match=r"same order each time.*`shuffle=False`"):
             result.ensemble()
 
 
+@pytest.mark.slow
 def test_a_train_step_is_refused() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
@@ -350,6 +359,7 @@ class Pair(nn.Module):
         return self.body(x), self.body(x)
 
 
+@pytest.mark.slow
 def test_networks_that_do_not_return_a_tensor_are_refused() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
@@ -365,6 +375,7 @@ def test_networks_that_do_not_return_a_tensor_are_refused() -> None:
 
 
 class TestFiles:
+    @pytest.mark.slow
     def test_are_not_written_with_keep_final(self, tmp_path: Path) -> None:
         study = new_study()
         result = run(study, keep="final", checkpoint_dir=tmp_path)
@@ -373,6 +384,7 @@ class TestFiles:
             with pytest.raises(MihaError, match=r'with `keep="trunk"` or `keep="all"`, not with'):
                 one.ensemble()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("keep", ["trunk", "all"])
     def test_contain_only_weights(self, keep: Any, tmp_path: Path) -> None:
         result = run(new_study(), keep=keep, checkpoint_dir=tmp_path)
@@ -383,6 +395,7 @@ class TestFiles:
             assert content.keys() == {"weights"}
             assert content["weights"].keys() == result.model.state_dict().keys()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("how", ["damaged", "missing"])
     def test_that_are_damaged_or_missing_are_left_out_with_a_warning(
         self, how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -406,6 +419,7 @@ class TestFiles:
         )
         assert lost not in ensemble.trials
 
+    @pytest.mark.slow
     def test_that_are_all_missing_raise_an_error(self, tmp_path: Path) -> None:
         result = run(new_study(), checkpoint_dir=tmp_path)
         for file in member_files(tmp_path):
@@ -455,6 +469,7 @@ class TestBound:
         assert {s.number for s in remaining} == {s.number for s in lineage.library()}
         return sorted((s.cycle, values[s.cycle]) for s in remaining)
 
+    @pytest.mark.slow
     @given(data=st.data(), sign=st.sampled_from([1, -1]))
     @settings(deadline=None, max_examples=20)
     def test_keeps_the_best_in_any_completion_order(

@@ -115,6 +115,7 @@ def test_another_seed_gives_another_network_and_is_logged(
     assert "seed 5" in line and "seed 0" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["json", "csv"])
 def test_a_schedule_from_a_file_is_replayed(name: str, tmp_path: Path) -> None:
     result = run(new_study(seed=3), device="cpu")
@@ -204,6 +205,7 @@ def test_random_generators_and_the_study_are_unchanged() -> None:
     assert study.direction == optuna.study.StudyDirection.MINIMIZE
 
 
+@pytest.mark.slow
 def test_a_replay_is_saved_and_exported_like_a_result(tmp_path: Path) -> None:
     result = run(new_study(), device="cpu")
     replayed = miha.replay(result.schedule, classifier, device="cpu")

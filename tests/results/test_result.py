@@ -260,6 +260,7 @@ def test_onnx_without_its_packages_says_what_to_install(
     assert not (tmp_path / "model.onnx").exists()
 
 
+@pytest.mark.slow
 def test_the_best_restart_of_a_study_that_maximizes_has_the_largest_value() -> None:
     study = new_study(direction="maximize")
     result = run(study, accuracy_classifier)

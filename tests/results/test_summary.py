@@ -53,6 +53,7 @@ def overfitting(trial: Any) -> miha.Recipe:
     )
 
 
+@pytest.mark.slow
 def test_a_restart_that_is_the_result_is_named() -> None:
     study = new_study(seed=1)
     result = run(study, overfitting, plan=miha.Plan(120, startup=3, anneal="cosine"), device="cpu")

@@ -395,6 +395,7 @@ def test_error_of_one_branch_is_logged_with_advice_to_catch_it(
     assert "catch=(ArithmeticError,)" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 @pytest.mark.parametrize(
     "distribution",
@@ -421,6 +422,7 @@ def test_foreign_trial_with_an_incompatible_distribution_is_rejected(
     assert study.user_attrs == {}
 
 
+@pytest.mark.slow
 def test_foreign_trial_with_a_compatible_distribution_is_ignored() -> None:
     first = run(new_study())
     study = new_study()

@@ -36,6 +36,7 @@ def test_epoch_callbacks_get_every_epoch_of_every_trial(n_jobs: int) -> None:
     assert branch.name == f"trial-{branch.number:04d}-branch-001-{branch.branch}"
 
 
+@pytest.mark.slow
 def test_callbacks_do_not_change_the_run() -> None:
     plain, watched = new_study(), new_study()
     run(plain, explicit, plan=SHORT)

@@ -49,6 +49,7 @@ def constrained(trial: Any) -> miha.Recipe:
     return recipe
 
 
+@pytest.mark.slow
 def test_every_trial_reaches_the_sampler_before_its_start_and_after_its_end() -> None:
     sampler = Noting()
     study = new_study(sampler=sampler)
@@ -58,6 +59,7 @@ def test_every_trial_reaches_the_sampler_before_its_start_and_after_its_end() ->
     assert sorted(sampler.after) == [(t.number, t.state, t.values) for t in study.trials]
 
 
+@pytest.mark.slow
 def test_the_constraints_of_a_sampler_are_stored_in_every_trial() -> None:
     sampler = Noting(constraints_func=lambda trial: (trial.params["batch_size"] - 20,))
     study = new_study(sampler=sampler)
@@ -87,6 +89,7 @@ def test_a_feasible_trial_becomes_trunk_and_result_before_a_better_infeasible_on
     assert not any(s.violation for s in members)
 
 
+@pytest.mark.slow
 def test_feasible_branches_are_not_pruned_for_infeasible_ones() -> None:
     result = run(new_study(), constrained)
     first = [s for s in result.segments if s.role == "branch" and s.cycle == 1]
@@ -109,6 +112,7 @@ def test_an_interrupted_run_with_constraints_ends_as_an_undisturbed_one(n: int) 
     assert history(run(study, constrained)) == history(whole)
 
 
+@pytest.mark.slow
 def test_a_result_that_violates_constraints_is_warned_of(log: pytest.LogCaptureFixture) -> None:
     def never(trial: Any) -> miha.Recipe:
         trial.set_constraint("impossible", 2.0)

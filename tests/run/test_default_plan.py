@@ -13,6 +13,7 @@ import optuna_miha as miha
 PLAN = miha.Plan(40)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_and_a_replay_give_the_model_of_the_whole_run() -> None:
     whole = run(new_study(), explicit, plan=PLAN)
     assert whole.n_epochs_trained == 40

@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 import optuna_miha as miha
 
 
+@pytest.mark.slow
 def test_every_segment_is_a_trial_with_its_attributes() -> None:
     study = new_study()
     result = run(study)
@@ -47,6 +48,7 @@ def test_every_segment_is_a_trial_with_its_attributes() -> None:
             assert math.isfinite(attrs["miha:fitness"])
 
 
+@pytest.mark.slow
 def test_steps_are_lineage_epochs_and_start_with_the_value_of_the_parent() -> None:
     study = new_study()
     result = run(study)
@@ -61,6 +63,7 @@ def test_steps_are_lineage_epochs_and_start_with_the_value_of_the_parent() -> No
             assert reported[segment.birth] == parent.scores[-1]
 
 
+@pytest.mark.slow
 def test_best_trial_is_the_trial_of_the_returned_model() -> None:
     study = new_study()
     result = run(study)
@@ -73,6 +76,7 @@ def test_best_trial_is_the_trial_of_the_returned_model() -> None:
         )
 
 
+@pytest.mark.slow
 def test_budget_is_spent_exactly_and_every_epoch_is_counted() -> None:
     counted: list[int] = []
 
@@ -89,6 +93,7 @@ def test_budget_is_spent_exactly_and_every_epoch_is_counted() -> None:
     assert study.user_attrs["miha:spent"] == TINY.n_epochs
 
 
+@pytest.mark.slow
 def test_epochs_saved_by_pruning_are_trained_elsewhere() -> None:
     study = new_study(pruner=miha.SlopePruner())
     result = run(study)
@@ -128,6 +133,7 @@ def test_worker_processes_give_a_bit_identical_model(whole_tiny: Any) -> None:
     assert same(weights(result), weights(whole_tiny))
 
 
+@pytest.mark.slow
 def test_global_random_state_is_restored() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -136,6 +142,7 @@ def test_global_random_state_is_restored() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "journal", "memory"])
 def test_run_does_not_depend_on_the_storage_and_is_loaded_from_it(
     kind: str, tmp_path: Path, whole_tiny: Any
@@ -156,6 +163,7 @@ def test_run_does_not_depend_on_the_storage_and_is_loaded_from_it(
     assert list(again.schedule) == list(result.schedule)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dataset", "loader"])
 def test_datasets_and_loaders_train_like_tensors(kind: str, whole_tiny: Any) -> None:
     def model_fn(trial: Any) -> miha.Recipe:
@@ -171,6 +179,7 @@ def test_datasets_and_loaders_train_like_tensors(kind: str, whole_tiny: Any) -> 
     assert history(run(new_study(), model_fn)) == history(whole_tiny)
 
 
+@pytest.mark.slow
 def test_network_with_an_in_place_first_layer_does_not_change_the_data() -> None:
     train, valid = blobs(60, seed=0), blobs(30, seed=1)
     before = [tensor.clone() for tensor in (*train, *valid)]
@@ -190,6 +199,7 @@ def test_network_with_an_in_place_first_layer_does_not_change_the_data() -> None
     assert history(run(new_study(), of(*subsets), plan=SHORT)) == history(of_tensors)
 
 
+@pytest.mark.slow
 def test_maximizing_accuracy_returns_the_most_accurate_model() -> None:
     study = new_study(direction="maximize")
     result = run(study, accuracy_classifier)
@@ -201,6 +211,7 @@ def test_maximizing_accuracy_returns_the_most_accurate_model() -> None:
     assert result.value > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler", [optuna.samplers.RandomSampler(seed=0), optuna.samplers.TPESampler(seed=0)]
 )
@@ -213,6 +224,7 @@ def test_sampler_and_pruner_of_the_study_are_kept(sampler: Any) -> None:
     assert result.n_epochs_trained == TINY.n_epochs
 
 
+@pytest.mark.slow
 def test_default_sampler_and_pruner_of_optuna_are_replaced() -> None:
     study = optuna.create_study()
     run(study)
@@ -220,6 +232,7 @@ def test_default_sampler_and_pruner_of_optuna_are_replaced() -> None:
     assert isinstance(study.pruner, miha.SlopePruner)
 
 
+@pytest.mark.slow
 def test_control_has_the_parameters_of_its_parent_with_any_sampler() -> None:
     result = run(new_study(sampler=optuna.samplers.RandomSampler(seed=3)))
     by_number = {s.number: s for s in result.segments}
@@ -230,6 +243,7 @@ def test_control_has_the_parameters_of_its_parent_with_any_sampler() -> None:
         assert control.params == by_number[control.parent].params
 
 
+@pytest.mark.slow
 def test_enqueued_trial_joins_the_next_population_with_its_parameters() -> None:
     study = new_study()
     study.enqueue_trial({"lr": 0.0123}, user_attrs={"memo": "mine"})
@@ -241,6 +255,7 @@ def test_enqueued_trial_joins_the_next_population_with_its_parameters() -> None:
     assert result.n_epochs_trained == TINY.n_epochs
 
 
+@pytest.mark.slow
 def test_enqueued_trial_takes_other_parameters_from_the_trunk() -> None:
     study = new_study()
     study.enqueue_trial({"lr": 0.0123})
@@ -251,6 +266,7 @@ def test_enqueued_trial_takes_other_parameters_from_the_trunk() -> None:
     assert enqueued.params == by_number[enqueued.parent].params | {"lr": 0.0123}
 
 
+@pytest.mark.slow
 def test_invalid_enqueued_trial_fails_without_ending_the_run() -> None:
     study = new_study()
     study.enqueue_trial({"activation.2": "nope"})
@@ -261,6 +277,7 @@ def test_invalid_enqueued_trial_fails_without_ending_the_run() -> None:
     assert result.n_epochs_trained == TINY.n_epochs
 
 
+@pytest.mark.slow
 def test_enqueued_number_out_of_range_is_used() -> None:
     study = new_study(pruner=optuna.pruners.NopPruner())
     study.enqueue_trial({"lr": 1e3})
@@ -270,6 +287,7 @@ def test_enqueued_number_out_of_range_is_used() -> None:
     assert (enqueued.number, enqueued.role) == (0, "branch")
 
 
+@pytest.mark.slow
 def test_enqueued_trials_beyond_the_budget_wait_for_a_larger_one() -> None:
     study = new_study()
     for index in range(12):
@@ -290,6 +308,7 @@ def test_enqueued_trials_beyond_the_budget_wait_for_a_larger_one() -> None:
     assert enqueued_states().count(TrialState.WAITING) < n_waiting
 
 
+@pytest.mark.slow
 def test_enqueued_parameter_that_is_not_suggested_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -303,6 +322,7 @@ def test_enqueued_parameter_that_is_not_suggested_is_logged(
     assert "'lrr'" in caplog.text
 
 
+@pytest.mark.slow
 def test_other_metrics_are_stored_in_the_trial() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = classifier(trial)
@@ -314,6 +334,7 @@ def test_other_metrics_are_stored_in_the_trial() -> None:
     assert all(math.isfinite(t.user_attrs["miha:metrics"]["mean"]) for t in study.trials)
 
 
+@pytest.mark.slow
 def test_callbacks_are_called_for_every_trial_and_can_stop_the_study(whole_tiny: Any) -> None:
     seen: list[int] = []
 
@@ -338,6 +359,7 @@ def two_rates(trial: Any) -> miha.Recipe:
     return recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler",
     [optuna.samplers.GridSampler({"lr": [1e-3, 1e-2]}), optuna.samplers.BruteForceSampler(seed=0)],
@@ -360,6 +382,7 @@ def test_sampler_that_exhausted_its_space_does_not_end_the_run(
     assert run(study, two_rates).n_epochs_trained == TINY.n_epochs
 
 
+@pytest.mark.slow
 def test_run_can_be_resumed_after_a_timeout(whole_tiny: Any) -> None:
     study = new_study()
     with pytest.raises(
@@ -369,6 +392,7 @@ def test_run_can_be_resumed_after_a_timeout(whole_tiny: Any) -> None:
     assert history(run(study)) == history(whole_tiny)
 
 
+@pytest.mark.slow
 def test_branch_with_nan_loss_fails_and_never_becomes_the_trunk() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = explicit(trial)
@@ -386,6 +410,7 @@ def test_branch_with_nan_loss_fails_and_never_becomes_the_trunk() -> None:
     assert parents.isdisjoint(s.number for s in failed)
 
 
+@pytest.mark.slow
 def test_caught_exception_fails_one_trial_and_others_end_the_call() -> None:
     def model_fn(trial: Any) -> miha.Recipe:
         recipe = explicit(trial)
@@ -403,6 +428,7 @@ def test_caught_exception_fails_one_trial_and_others_end_the_call() -> None:
     assert any(error and "no SGD here" in error for error in errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [np.float32, torch.tensor], ids=["numpy", "tensor"])
 def test_numpy_and_tensor_numbers_are_stored_as_floats(number: Any, tmp_path: Path) -> None:
     def trainer(recipe: miha.Recipe, n_epochs: int) -> Any:
@@ -447,6 +473,7 @@ def test_fitness_that_is_not_a_number_is_rejected() -> None:
         run(new_study(), plan=SHORT, fitness=lambda curve: None)
 
 
+@pytest.mark.slow
 def test_branch_with_the_highest_fitness_becomes_the_trunk() -> None:
     def highest_cost(curve: Any) -> float:
         return curve.costs[-1]
@@ -479,6 +506,7 @@ def test_branches_with_another_loss_are_validated_with_the_initial_loss() -> Non
     assert all(min(s.scores) > 1e-3 for s in tiny)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keep", "n_left"), [("final", {1}), ("trunk", range(2, 12)), ("all", range(8, 40))]
 )
@@ -492,6 +520,7 @@ def test_keep_limits_the_remaining_checkpoints(keep: Any, n_left: Any, tmp_path:
         assert {s.checkpoint["id"] for s in result.lineage} <= names
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Some regimes for parameter")
 def test_plots_and_importances_of_optuna_work() -> None:
     study = new_study()
@@ -502,6 +531,7 @@ def test_plots_and_importances_of_optuna_work() -> None:
     assert "lr" in importances
 
 
+@pytest.mark.slow
 def test_executor_gives_the_same_run(whole_tiny: Any) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
@@ -510,6 +540,7 @@ def test_executor_gives_the_same_run(whole_tiny: Any) -> None:
     assert history(result) == history(whole_tiny)
 
 
+@pytest.mark.slow
 def test_schedule_covers_the_lineage_without_gaps(tmp_path: Path) -> None:
     result = run(new_study())
     rows = list(result.schedule)
@@ -538,6 +569,7 @@ def test_model_can_be_saved_and_exported(tmp_path: Path) -> None:
     assert program(x[:3]).shape == (3, 3)
 
 
+@pytest.mark.slow
 def test_describe_names_the_best_change_of_every_cycle() -> None:
     result = run(new_study())
     text = result.describe()
@@ -555,6 +587,7 @@ def test_run_in_a_thread_gives_the_same_result(whole_tiny: Any) -> None:
     assert history(results[0]) == history(whole_tiny)
 
 
+@pytest.mark.slow
 def test_control_is_never_pruned() -> None:
     class PruneAlways(optuna.pruners.BasePruner):
         def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
@@ -566,6 +599,7 @@ def test_control_is_never_pruned() -> None:
     assert {s.state for s in branches if s.branch > 0} == {TrialState.PRUNED}
 
 
+@pytest.mark.slow
 def test_seed_that_differs_from_that_of_the_study_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -622,6 +656,7 @@ def test_unpicklable_exception_of_a_worker_is_replaced_by_its_message() -> None:
         run(new_study(), model_fn, executor=executor)
 
 
+@pytest.mark.slow
 def test_train_step_may_call_parts_of_the_network(whole_tiny: Any) -> None:
     def train_step(model: Any, batch: Any, loss_fn: Any) -> torch.Tensor:
         x, y = batch

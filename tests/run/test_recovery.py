@@ -60,6 +60,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n_trials", "n_lost", "damage"),
     [
@@ -113,6 +114,7 @@ def test_swapped_checkpoints_are_detected_by_their_hash(
         assert f"Checkpoint {path.name} is damaged" in log.text
 
 
+@pytest.mark.slow
 def test_training_starts_from_scratch_if_no_checkpoint_is_valid(
     whole: miha.Result, tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
@@ -232,6 +234,7 @@ def without_lr(trial: Any) -> miha.Recipe:
     return classifier(trial)
 
 
+@pytest.mark.slow
 def test_run_in_which_every_trial_failed_names_the_error_and_can_be_continued() -> None:
     def fail(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
         raise RuntimeError("no room left")

@@ -38,6 +38,7 @@ def overfitting(trial: optuna.Trial) -> miha.Recipe:
     )
 
 
+@pytest.mark.slow
 def test_log_and_description_use_the_same_lines(caplog: pytest.LogCaptureFixture) -> None:
     result = run(new_study())
     log = "\n".join(record.message for record in caplog.records).lower()
@@ -68,6 +69,7 @@ def test_a_stopped_run_says_that_it_can_be_continued(caplog: pytest.LogCaptureFi
     assert f"of {TINY.n_epochs} epochs by `timeout` or `study.stop()`" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_comparison_logs_one_line_per_run(caplog: pytest.LogCaptureFixture) -> None:
     methods = ["miha", "no-search"]
     miha.compare(classifier, n_epochs=30, methods=methods, seeds=1, show_progress_bar=False)

@@ -368,6 +368,7 @@ def test_crossover_does_not_change_the_other_branches() -> None:
     assert others_until_then(one) == others_until_then(two)
 
 
+@pytest.mark.slow
 def test_a_custom_crossover_works_with_any_sampler() -> None:
     def smallest_batches(
         fitter: Any, other: Any, parent: Any, distributions: Any, rng: Any

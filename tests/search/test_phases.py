@@ -297,6 +297,7 @@ def plans(draw: st.DrawFn) -> Plan:
         raise
 
 
+@pytest.mark.slow
 @given(plan=plans(), n_more=st.integers(1, 60), data=st.data())
 def test_the_budget_is_never_exceeded_and_the_run_ends(
     plan: Plan, n_more: int, data: st.DataObject

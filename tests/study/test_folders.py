@@ -51,6 +51,7 @@ def test_a_name_that_is_a_folder_already_is_kept() -> None:
         assert folder_name(name) == name
 
 
+@pytest.mark.slow
 def test_the_folder_that_an_earlier_version_named_is_found(tmp_path: Path) -> None:
     study = optuna.create_study(storage=f"sqlite:///{tmp_path}/a.db", study_name="a b")
     earlier = tmp_path / "a-checkpoints" / "a_b"

@@ -36,6 +36,7 @@ def test_a_stored_study_is_loaded(storage: str) -> None:
     assert len(result.schedule) == 2
 
 
+@pytest.mark.slow
 def test_a_stored_study_is_resumed_from_its_checkpoint(storage: str) -> None:
     study = new_study(storage)
     before = history(miha.load_result(study, classifier))
@@ -45,6 +46,7 @@ def test_a_stored_study_is_resumed_from_its_checkpoint(storage: str) -> None:
     assert result.segments[-1].role == "final"
 
 
+@pytest.mark.slow
 def test_a_study_without_a_format_attribute_has_the_first_format(storage: str) -> None:
     with sqlite3.connect(storage.removeprefix("sqlite:///")) as connection:
         connection.execute("DELETE FROM study_user_attributes WHERE key = ?", (attributes.FORMAT,))

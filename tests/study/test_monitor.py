@@ -76,6 +76,7 @@ def test_a_changed_value_of_the_untrained_network_is_warned_of(
     assert "The untrained network has loss" in log.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -108,6 +108,7 @@ def test_a_long_trial_records_heartbeats(tmp_path: Path) -> None:
     assert not [t for t in threading.enumerate() if "heartbeats" in t.name]
 
 
+@pytest.mark.slow
 def test_without_an_interval_no_heartbeats_are_recorded(tmp_path: Path) -> None:
     storage = miha.create_storage(tmp_path / "run.db", heartbeat_interval=None)
     run(new_study(storage), plan=miha.Plan(24, startup=1, anneal="cosine"))

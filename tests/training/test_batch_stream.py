@@ -154,6 +154,7 @@ def test_other_batch_size_continues_after_as_many_samples() -> None:
     assert lengths == [5, 5, 5, 10, 3, 10]  # The second batch of ten of the pass, and its rest.
 
 
+@pytest.mark.slow
 def test_endless_stream_needs_steps_of_an_epoch() -> None:
     def model_fn(trial: Any) -> Recipe:
         lr = trial.suggest_float("lr", 1e-3, 1e-1, log=True)

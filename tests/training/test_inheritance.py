@@ -53,6 +53,7 @@ def test_lineage_of_controls_equals_plain_training_bit_for_bit() -> None:
         assert torch.equal(tensor, expected[name]), name
 
 
+@pytest.mark.slow
 def test_branches_train_with_their_mutated_learning_rate() -> None:
     rates: list[tuple[float, float]] = []
 

@@ -155,6 +155,7 @@ class Net(nn.Module):
         return self.b(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["module", "function", "unused"])
 def test_dropout_rate_that_the_network_does_not_use(how: str) -> None:
     def model_fn(trial: Any) -> miha.Recipe:

@@ -76,6 +76,7 @@ def run(folder: Path, n_epochs: int = 40, **arguments: Any) -> miha.Result:
     return miha.optimize(study, model_fn, plan=plan, **(settings | arguments))
 
 
+@pytest.mark.slow
 def test_a_trainer_knows_its_trial_and_has_the_lineages_buffer(tmp_path: Path) -> None:
     seen: list[Any] = []
     result = run(tmp_path, trainer=functools.partial(trainer, seen=seen))
@@ -92,6 +93,7 @@ def test_a_trainer_knows_its_trial_and_has_the_lineages_buffer(tmp_path: Path) -
     assert min(factor for *_, factor in seen) < 1
 
 
+@pytest.mark.slow
 def test_extra_state_is_in_checkpoints_and_in_no_file_of_weights(tmp_path: Path) -> None:
     run(tmp_path)
     files = [path for path in tmp_path.rglob("*") if path.suffix == ".pt"]
@@ -103,6 +105,7 @@ def test_extra_state_is_in_checkpoints_and_in_no_file_of_weights(tmp_path: Path)
         assert "content" not in content["best"]["weights"]
 
 
+@pytest.mark.slow
 def test_a_run_in_parts_ends_like_a_whole_one(tmp_path: Path) -> None:
     def stop(study: optuna.Study, trial: Any) -> None:
         study.stop()

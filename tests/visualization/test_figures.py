@@ -237,6 +237,7 @@ def test_branch_that_failed_before_its_first_epoch_is_marked_at_its_birth() -> N
     assert {t.user_attrs["miha:epoch"] for t in untrained} <= set(markers.x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plot", STUDY_PLOTS)
 def test_figure_of_six_hundred_trials_has_few_traces(plot: Any, large: optuna.Study) -> None:
     assert len(large.trials) == 598
@@ -527,6 +528,7 @@ def ink_fraction(path: Path) -> float:
     return float((imread(path)[..., :3].min(axis=2) < 0.9).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plot", STUDY_PLOTS)
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 def test_picture_is_not_blank_and_has_the_size_of_the_figure(
