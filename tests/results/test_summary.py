@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from helpers.problems import blobs, new_study, run
 from helpers.segments import segment
 from optuna.study import StudyDirection
