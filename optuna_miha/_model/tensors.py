@@ -72,3 +72,18 @@ def is_equal(one: Any, other: Any) -> bool:
 def copy_tensors(value: Any) -> Any:
     """Copy nested containers, and detach and clone the tensors in them."""
     return map_tensors(value, lambda tensor: tensor.detach().clone())
+
+
+def copy_to_host(value: Any) -> Any:
+    """Copy like :func:`copy_tensors`, to the memory of the host."""
+
+    def copied(tensor: Tensor) -> Tensor:
+        own = tensor.detach()
+        return own.clone() if own.device.type == "cpu" else own.cpu()
+
+    return map_tensors(value, copied)
+
+
+def on_host(value: Any) -> Any:
+    """Move the tensors in nested containers to the memory of the host, without other copies."""
+    return map_tensors(value, Tensor.cpu)

@@ -13,7 +13,7 @@ from optuna_miha._study.sibling import Sibling
 from optuna_miha._training.job import Job
 from optuna_miha._training.out_of_memory import is_out_of_memory
 from optuna_miha._training.outcome import Outcome
-from optuna_miha._training.state import averaged_state
+from optuna_miha._training.state import averaged_state, with_best
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
@@ -66,7 +66,10 @@ def average_fittest(
     cost = sign * average["value"]
     if not math.isfinite(cost) or cost >= sign * fittest.scores[-1]:
         return
-    fittest.state = {**state, "best": average if cost < sign * best["value"] else best}
+    if cost < sign * best["value"]:
+        fittest.state = with_best(state, average, "model" if state["ema"] is None else "ema")
+    else:
+        fittest.state = with_best(state, best)
     fittest.trial.set_user_attr(
         attributes.AVERAGED, {"branch": second.branch, "value": average["value"]}
     )

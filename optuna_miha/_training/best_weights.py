@@ -49,8 +49,34 @@ def updated_best(
 ) -> dict[str, Any] | None:
     """Return the best weights, raw or averaged, including those of the last epoch."""
     value, model = result.value, recipe.model
-    if ema is not None and not sign * result.score > sign * value:
+    if ema is not None and _is_average_best(result, sign):
         value, model = result.score, ema.module
     if not math.isfinite(value) or (best is not None and sign * best["value"] <= sign * value):
         return best
     return {"value": value, "epoch": epoch, "weights": copy_tensors(model.state_dict())}
+
+
+def best_source(
+    best: dict[str, Any] | None,
+    result: EpochResult,
+    epoch: int,
+    ema: AveragedModel | None,
+    sign: int,
+) -> str | None:
+    """Return the part of the present state that the best weights equal, or :obj:`None`.
+
+    Args:
+        best: The best weights after the last epoch.
+        result: The result of the last epoch.
+        epoch: The number of the last epoch.
+        ema: The moving average of the weights.
+        sign: 1 if the study minimizes, -1 if it maximizes.
+    """
+    if best is None or best["epoch"] != epoch:
+        return None
+    return "ema" if ema is not None and _is_average_best(result, sign) else "model"
+
+
+def _is_average_best(result: EpochResult, sign: int) -> bool:
+    """Whether the average, whose value is the score, is at least as good as the raw weights."""
+    return not sign * result.score > sign * result.value

@@ -21,17 +21,18 @@ from optuna_miha._model.model_fn import ModelFn, build_recipe
 from optuna_miha._model.optimizer_state import optimizer_settings
 from optuna_miha._model.recipe import LossFn, Recipe, TrainStep, device_of
 from optuna_miha._model.rng import preserved_rng, seed_all
+from optuna_miha._model.tensors import on_host
 from optuna_miha._search.learning_rate import Course, half_cosine, warmup_cosine
 from optuna_miha._search.space import lr_distributions
 from optuna_miha._training.averages import Average, EpochSteps
-from optuna_miha._training.best_weights import updated_best, validated
+from optuna_miha._training.best_weights import best_source, updated_best, validated
 from optuna_miha._training.compute import DEFAULT_ENGINE, Engine, intra_op_threads, resolve_device
 from optuna_miha._training.extra_state import ExtraState
 from optuna_miha._training.in_force import BatchSizeCheck, check_in_force, check_settings
 from optuna_miha._training.optimizer_steps import OptimizerSteps
 from optuna_miha._training.out_of_memory import is_out_of_memory, release_memory
 from optuna_miha._training.outcome import Outcome
-from optuna_miha._training.state import State, capture, inherit, make_ema
+from optuna_miha._training.state import State, capture, inherit, make_ema, with_best
 from optuna_miha._training.torch_settings import Settings, current_settings
 from optuna_miha._training.trainer import (
     batches_of,
@@ -252,7 +253,8 @@ def _train(
         extra.register(name, part)
     if job.n_epochs == 0:
         best = validated(recipe, ema, epoch, context.engine)
-        return capture(recipe, ema, epoch, settings) | _kept(data, extra) | {"best": best}
+        state = capture(recipe, ema, epoch, settings) | _kept(data, extra)
+        return with_best(state, best, "model" if ema is None else "ema")
     steps = _watched_steps(context, recipe, job)
     # `warmup_cosine` starts at a third of the rate. This suits only a rate that was raised before.
     rate_factor = warmup_cosine if lr_distributions(trial.distributions) else half_cosine
@@ -289,7 +291,9 @@ def _train(
         raise ValueError(
             f"The trainer must yield a result after each of {job.n_epochs} epochs, got none."
         )
-    return capture(recipe, ema, epoch, settings) | _kept(data, extra) | {"best": best}
+    state = capture(recipe, ema, epoch, settings) | _kept(data, extra)
+    source = best_source(best, log.results[-1], epoch, ema, context.sign)
+    return with_best(state, best, source)
 
 
 def _watched_steps(context: Context, recipe: Recipe, job: Job) -> OptimizerSteps:
@@ -337,4 +341,4 @@ def _watch_batch(watchers: Sequence[Callable[[Any], None]], batch: Any) -> None:
 
 def _kept(data: DataState, extra: ExtraState) -> dict[str, Any]:
     """The parts of a state besides network, optimizer and random generators."""
-    return {"data": data.capture()} | extra.capture()
+    return dict(on_host({"data": data.capture()} | extra.capture()))

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from optuna_miha._model.optimizer_state import Settings, capture_optimizer, inherit_optimizer
 from optuna_miha._model.recipe import Recipe, device_of
 from optuna_miha._model.rng import capture_rng, restore_rng
-from optuna_miha._model.tensors import copy_tensors
+from optuna_miha._model.tensors import copy_tensors, copy_to_host, on_host
 from optuna_miha.exceptions import InheritanceError
 
 _logger = optuna.logging.get_logger("optuna.miha")
@@ -20,7 +20,9 @@ _logger = optuna.logging.get_logger("optuna.miha")
 State: TypeAlias = dict[str, Any]
 """``model``, ``ema`` (or None), ``optimizer``, ``rng`` and ``epoch`` of a network in training,
 and ``best``, the weights with the best validation value in the segment. A state consists of
-tensors, numbers and strings, so that it loads with ``weights_only=True``."""
+tensors, numbers and strings, so that it loads with ``weights_only=True``. Its tensors are on the
+CPU, whatever device the network trains on. If the best weights are the present ones or their
+average, they are the same tensors, in memory and in a checkpoint."""
 
 
 def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
@@ -64,7 +66,7 @@ def match_buffers(ema: AveragedModel, model: nn.Module) -> None:
 def capture(
     recipe: Recipe, ema: AveragedModel | None, epoch: int, settings: Settings | None = None
 ) -> State:
-    """Copy the whole state of a network in training.
+    """Copy the whole state of a network in training to the memory of the host.
 
     Args:
         recipe: The network and its optimizer.
@@ -75,12 +77,32 @@ def capture(
     """
     assert recipe.optimizer is not None
     return {
-        "model": copy_tensors(recipe.model.state_dict()),
-        "ema": None if ema is None else copy_tensors(ema.state_dict()),
-        "optimizer": capture_optimizer(recipe.optimizer, settings),
+        "model": copy_to_host(recipe.model.state_dict()),
+        "ema": None if ema is None else copy_to_host(ema.state_dict()),
+        "optimizer": on_host(capture_optimizer(recipe.optimizer, settings)),
         "rng": capture_rng(device_of(recipe.model)),
         "epoch": epoch,
     }
+
+
+def with_best(state: State, best: Mapping[str, Any] | None, source: str | None = None) -> State:
+    """Add the best weights to a state, without another copy if it holds them already.
+
+    Args:
+        state: The state, which is not changed.
+        best: The best weights with their value and epoch.
+        source: ``"model"`` or ``"ema"`` if the best weights equal this part of the state.
+    """
+    if best is None or source is None:
+        return {**state, "best": on_host(best)}
+    held = {
+        k.removeprefix("module.") if source == "ema" else k: v for k, v in state[source].items()
+    }
+    names = best["weights"]
+    # A module may name its parameters by a hook, so that the average names them differently.
+    is_held = all(name in held for name in names)
+    weights = {name: held[name] for name in names} if is_held else on_host(names)
+    return {**state, "best": {**best, "weights": weights}}
 
 
 def inherit(recipe: Recipe, ema: AveragedModel | None, state: State) -> None:

@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 
 from optuna_miha._history.curve import EpochResult
 from optuna_miha._history.error_text import describe_error
 from optuna_miha._model.rng import exclusive, lent
-from optuna_miha._model.tensors import map_tensors
 from optuna_miha._training.compute import resolve_device
 from optuna_miha._training.job import Context, Job, run_job
 from optuna_miha._training.outcome import Outcome
@@ -142,7 +140,7 @@ def run_remote(key: str, packed_context: bytes | None, job: bytes) -> bytes | No
             outcome = run_job(context, unpacked)
     if outcome.exception is not None:
         outcome = replace(outcome, exception=_picklable(outcome.exception))
-    return pack(replace(outcome, state=map_tensors(outcome.state, Tensor.cpu)))
+    return pack(outcome)
 
 
 def _picklable(exception: BaseException) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ from torch import nn
 
 from optuna_miha import Recipe
 from optuna_miha._model.model_fn import build_recipe
+from optuna_miha._model.tensors import copy_tensors
 from optuna_miha._training.compute import intra_op_threads
+from optuna_miha._training.pickling import pack, unpack
 from optuna_miha._training.trainer import evaluate
 
 
@@ -38,6 +41,29 @@ def test_best_weights_have_the_best_value(ema_decay: float, monitor: str, sign: 
     built.model.load_state_dict(best["weights"])
     with intra_op_threads(1):
         assert evaluate(built, built.model)[monitor] == best["value"]
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.6])
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_best_weights_of_the_last_epoch_are_no_second_copy(
+    ema_decay: float, is_moved: bool, tmp_path: Path
+) -> None:
+    context = run_context(fixed_model_fn(), ema_decay=ema_decay)
+    state = succeed(context, params=UNUSED_PARAM, n_epochs=1).state
+    assert state["best"]["epoch"] == 1
+    if is_moved:
+        state = unpack(pack(state))
+    torch.save(state, tmp_path / "state.pt")
+    for given in (state, torch.load(tmp_path / "state.pt", weights_only=True)):
+        parts = {t.data_ptr() for part in ("model", "ema") for t in (given[part] or {}).values()}
+        best = given["best"]["weights"]
+        assert {t.data_ptr() for t in best.values()} <= parts
+    # A later epoch changes the network, but not the best weights that it continued from.
+    worse = run_context(fixed_model_fn(), trainer=trainer_of_values(99.0), ema_decay=ema_decay)
+    before = copy_tensors(state)
+    after = succeed(worse, params=UNUSED_PARAM, n_epochs=1, state=state).state
+    assert same(after["best"], before["best"])
+    assert same(state, before)
 
 
 def test_best_weights_are_kept_if_later_epochs_are_worse() -> None:
