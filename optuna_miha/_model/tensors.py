@@ -69,6 +69,18 @@ def is_equal(one: Any, other: Any) -> bool:
     return type(one) is type(other)
 
 
+def n_bytes_of(value: Any) -> int:
+    """The memory of the tensors in nested containers, each counted once, in bytes."""
+    sizes: dict[int, int] = {}
+
+    def add(tensor: Tensor) -> Tensor:
+        sizes[id(tensor)] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    map_tensors(value, add)
+    return sum(sizes.values())
+
+
 def copy_tensors(value: Any) -> Any:
     """Copy nested containers, and detach and clone the tensors in them."""
     return map_tensors(value, lambda tensor: tensor.detach().clone())

@@ -26,7 +26,22 @@ def make_averaging(session: Session) -> Callable[[Sequence[Sibling]], None]:
         [outcome] = session.workers.run([job], lambda index, result: None)
         return outcome
 
-    return lambda ranked: average_fittest(ranked, run, sign=sign, catch=catch)
+    def average(ranked: Sequence[Sibling]) -> None:
+        pair = ranked[:2]
+        given = [sibling.state for sibling in pair]
+        loaded = [session.spool.load(state) for state in given]
+        for sibling, state in zip(pair, loaded, strict=True):
+            sibling.state = state
+        try:
+            average_fittest(ranked, run, sign=sign, catch=catch)
+        finally:
+            for sibling, reference, state in zip(pair, given, loaded, strict=True):
+                if sibling.state is state:
+                    sibling.state = reference
+                else:
+                    session.spool.remove(reference)
+
+    return average
 
 
 def average_fittest(

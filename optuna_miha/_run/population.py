@@ -30,7 +30,6 @@ from optuna_miha._study.sibling import Sibling
 from optuna_miha._study.trial_log import TrialLog
 from optuna_miha._training.job import Job
 from optuna_miha._training.out_of_memory import is_out_of_memory
-from optuna_miha._training.state import from_best
 from optuna_miha._training.trainer_context import takes_context
 
 _logger = optuna.logging.get_logger("optuna.miha")
@@ -174,10 +173,7 @@ class Population:
     def _inherit_state(self, phase: Phase, sibling: Sibling) -> None:
         """Set the state of a new sibling to that of its parent."""
         if sibling.parent is not None:
-            state = self._retention.state(sibling.parent)
-            if phase.by_step:
-                state = from_best(state)
-            sibling.state = {k: v for k, v in state.items() if k != "best"}
+            sibling.state = self._retention.state(sibling.parent, from_best=phase.by_step)
 
     def train(
         self, phase: Phase, siblings: list[Sibling], n_epochs: int, share: tuple[float, float]
@@ -211,6 +207,7 @@ class Population:
         if n_trained:
             self._epoch_seconds = (time.monotonic() - start) / n_trained
         for (sibling, _), outcome in zip(pending, outcomes, strict=True):
+            self._retention.release(sibling.state)
             sibling.state, sibling.error = outcome.state, outcome.error
         for (sibling, trial), outcome in zip(pending, outcomes, strict=True):
             error = outcome.exception

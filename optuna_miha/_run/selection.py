@@ -19,6 +19,7 @@ from optuna_miha._search.pruner import SlopePruner
 from optuna_miha._study.retention import Retention
 from optuna_miha._study.sibling import Sibling
 from optuna_miha._study.trial_log import TrialLog
+from optuna_miha._training.spool import file_label
 from optuna_miha.fitness import last_value, power_law
 
 _logger = optuna.logging.get_logger("optuna.miha")
@@ -69,8 +70,9 @@ class Selection:
         for sibling in self._hopeless(phase, siblings, alive, age, rung):
             if sibling.trial is not None:  # Otherwise an earlier process finished it.
                 self._trial_log.close(sibling, TrialState.PRUNED)
-                member = self._write_member(phase, sibling)
+                member, state = self._write_member(phase, sibling), sibling.state
                 self._retention.add_member(self._trial_log.prune(sibling, member))
+                self._retention.release(state)
 
     def _hopeless(
         self, phase: Phase, siblings: list[Sibling], alive: list[Sibling], age: int, rung: int
@@ -197,6 +199,7 @@ class Selection:
         self._retention.add_member(segment)
         if checkpoint is not None:
             self._retention.add(segment.number, checkpoint, state)
+        self._retention.release(state)
 
     def _write_member(self, phase: Phase, sibling: Sibling) -> dict[str, Any] | None:
         """Write the best weights of a closed sibling if an ensemble may need them."""
@@ -228,4 +231,4 @@ def _ask_study(sibling: Sibling) -> bool:
 
 def _file_label(phase: Phase, sibling: Sibling) -> str:
     """The part of a file name that identifies a sibling."""
-    return f"{phase.role}-{phase.cycle:03d}-{sibling.branch}"
+    return file_label(phase.role, phase.cycle, sibling.branch)

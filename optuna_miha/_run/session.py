@@ -17,6 +17,7 @@ from optuna_miha._history.lineage import Lineage
 from optuna_miha._model.model_fn import Initial, build_initial, build_recipe
 from optuna_miha._model.recipe import Recipe
 from optuna_miha._model.recipe_options import check_no_options
+from optuna_miha._model.tensors import n_bytes_of
 from optuna_miha._report.dashboard import Dashboard
 from optuna_miha._report.picture import lineage_picture
 from optuna_miha._results.result import Result, make_result
@@ -57,6 +58,7 @@ from optuna_miha._training.preflight import (
     check_fresh,
 )
 from optuna_miha._training.scheduler_checks import check_scheduler
+from optuna_miha._training.spool import Spool, may_be_large
 from optuna_miha._training.trainer_context import check_recipe
 from optuna_miha._training.trial_steps import check_copyable, check_mutations, check_training
 from optuna_miha.exceptions import StudyLockedError
@@ -82,6 +84,7 @@ class Session:
             the run is finished. In this case there are no workers.
         lease: The exclusive right to run the study; :obj:`None` if nothing is to be written.
         store: The checkpoint store.
+        spool: Reads and writes large states.
         workers: The workers that run jobs.
         open_workers: Closes the workers.
         running: The running trials by number, for Optuna's heartbeats.
@@ -97,6 +100,7 @@ class Session:
     stretches: list[Stretch] | None
     lease: Lease | None = None
     store: CheckpointStore = field(init=False)
+    spool: Spool = field(init=False)
     workers: Workers = field(init=False)
     open_workers: ExitStack = field(init=False, default_factory=ExitStack)
     running: dict[int, optuna.Trial] = field(init=False)
@@ -185,7 +189,7 @@ def open_session(arguments: Arguments) -> Iterator[Session]:
             workers = make_workers(context, arguments.n_jobs, arguments.executor)
             stack.enter_context(session.open_workers)
             session.workers = session.open_workers.enter_context(workers)
-        monitor = _preflight(session, initial, recipe, params, is_new=is_new)
+        monitor, n_bytes = _preflight(session, initial, recipe, params, is_new=is_new)
         del recipe  # Otherwise it would occupy device memory during the whole run.
         if session.stretches is not None:
             session.workers.check()
@@ -201,6 +205,8 @@ def open_session(arguments: Arguments) -> Iterator[Session]:
             session.dashboard = Dashboard(study)
             session.running = stack.enter_context(heartbeats(study))
         if session.stretches is not None:
+            session.spool = Spool(session.store, keeps_members=arguments.keep != "final")
+            session.workers.share(session.spool, expects_large=may_be_large(n_bytes))
             stack.enter_context(stoppable(study))
         yield session
 
@@ -235,8 +241,12 @@ def _recover_history(session: Session) -> bool:
 
 def _preflight(
     session: Session, initial: Initial, recipe: Recipe, params: dict[str, Any], *, is_new: bool
-) -> dict[str, Any] | None:
-    """Check whatever would fail during training; returns what is monitored, if it is known."""
+) -> tuple[dict[str, Any] | None, int]:
+    """Check whatever would fail during training.
+
+    Returns:
+        What is monitored, if it is known, and the bytes of the state after a step.
+    """
     if session.context.trainer is None:  # The values of a trainer may have any direction.
         check_direction(session.study, recipe)
     else:
@@ -259,7 +269,7 @@ def _preflight(
     if is_new:
         catch = session.arguments.catch
         check_mutations(session.context, state, initial, session.plan, catch)
-    return monitor
+    return monitor, n_bytes_of(state)
 
 
 def _has_to_write(session: Session) -> bool:

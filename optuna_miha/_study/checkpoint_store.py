@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import re
@@ -19,7 +18,14 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna_miha._history.attribute_reader import is_file_name
 from optuna_miha._history.error_text import describe_error
 from optuna_miha._study.checkpoint_content import check_state, check_weights
-from optuna_miha._study.optuna_internals import artifact_folder
+from optuna_miha._study.checkpoint_file import (
+    is_large,
+    open_buffer,
+    verified,
+    write_content,
+    write_file,
+)
+from optuna_miha._study.optuna_internals import artifact_folder, is_plain_folder
 from optuna_miha._training.state import State
 from optuna_miha.exceptions import CheckpointError, CheckpointLostError
 
@@ -106,22 +112,28 @@ class CheckpointStore:
         Raises:
             CheckpointError: If all retries fail.
         """
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        reference = {
-            "id": "-".join(filter(None, (label, self._run_id, f"{uuid.uuid4().hex[:12]}.pt"))),
-            "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(),
-        }
-        self._write(reference["id"], buffer)
-        return reference
+        name = "-".join(filter(None, (label, self._run_id, f"{uuid.uuid4().hex[:12]}.pt")))
+        folder = artifact_folder(self._artifact_store)
+        # A subclass may do more than to write a file.
+        if is_large(state) and folder is not None and is_plain_folder(self._artifact_store):
+            digest = self._with_removal(name, lambda: write_file(state, folder / name))
+        else:
+            with open_buffer(state) as buffer:
+                digest = write_content(state, buffer)
+                self._write(name, buffer)
+        return {"id": name, "sha256": digest}
 
-    def _write(self, name: str, buffer: io.BytesIO) -> None:
+    def _write(self, name: str, buffer: BinaryIO) -> None:
         def write() -> None:
             buffer.seek(0)
             self._artifact_store.write(name, buffer)
 
+        self._with_removal(name, write)
+
+    def _with_removal(self, name: str, write: Callable[[], _T]) -> _T:
+        """Write a file with retries, and remove it if all fail."""
         try:
-            self._with_retries(write, f"write checkpoint {name} to")
+            return self._with_retries(write, f"write checkpoint {name} to")
         except CheckpointError:
             with suppress(Exception):  # An incomplete file occupies disk space.
                 self._artifact_store.remove(name)
@@ -180,21 +192,26 @@ class CheckpointStore:
             CheckpointError: If the store cannot be read.
         """
         name = _file_name(reference)
+
+        def open_verified() -> BinaryIO | None:
+            return verified(self._open(reference), reference["sha256"])
+
         try:
-            content = self.read(reference)
+            file = self._with_retries(open_verified, f"read checkpoint {name} from")
         except ArtifactNotFound:
             raise CheckpointLostError(
                 f"Checkpoint {name} is missing from {_describe(self._artifact_store)}: pass "
                 "the `checkpoint_dir` or `artifact_store` that the study was run with. If it is "
                 f"lost for good, {_RETRAIN_ADVICE}"
             ) from None
-        if hashlib.sha256(content).hexdigest() != reference["sha256"]:
+        if file is None:
             raise CheckpointLostError(
                 f"Checkpoint {name} is damaged: the SHA-256 of the file in "
                 f"{_describe(self._artifact_store)} differs from the one stored in the study. "
                 f"Restore the file from a backup, or {_RETRAIN_ADVICE}"
             )
-        return _parse(content, name)
+        with file:
+            return _parse(file, name)
 
     def load_state(self, reference: Mapping[str, str]) -> State:
         """Read a checkpoint like :meth:`load`, and check that no part of the state is missing.
@@ -308,10 +325,10 @@ def _file_name(reference: Mapping[str, str]) -> str:
     return name
 
 
-def _parse(content: bytes, name: str) -> State:
+def _parse(file: BinaryIO, name: str) -> State:
     """Unpickle a state without running code, because its hash may be forged as well."""
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # Of many types, such as those of zipfile.
         reason = f"{type(error).__name__}: {str(error).partition('. ')[0][:200]}"
     else:

@@ -269,6 +269,11 @@ def artifact_folder(artifact_store: Any) -> Path | None:
     return None
 
 
+def is_plain_folder(artifact_store: Any) -> bool:
+    """Whether a store writes the files of a folder, and does nothing else."""
+    return type(artifact_store) is FileSystemArtifactStore
+
+
 @contextmanager
 def stoppable(study: Study) -> Iterator[None]:
     """Let callbacks call ``study.stop()``, as in ``study.optimize``."""

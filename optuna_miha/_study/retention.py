@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 from optuna_miha._history.lineage import LIBRARY_SIZE, Lineage
 from optuna_miha._history.segment import Segment
 from optuna_miha._study.checkpoint_store import CheckpointStore
+from optuna_miha._training.spool import STORED, inherited, references_of
 from optuna_miha._training.state import State
 
 Keep: TypeAlias = Literal["final", "trunk", "all"]
@@ -41,17 +42,17 @@ class Retention:
         self._states: dict[int, State] = {}
 
     def write(self, state: State, label: str) -> dict[str, Any]:
-        """Write a checkpoint.
+        """Write a checkpoint, unless its state is in the store already.
 
         Args:
-            state: The state to save.
+            state: The state to save, or a reference to it.
             label: Prefix of the file name.
 
         Returns:
             A reference to the checkpoint, to be stored in an attribute of the trial.
         """
         self._verify()
-        reference = self._store.save(state, label)
+        reference = state[STORED] if STORED in state else self._store.save(state, label)
         return {**reference, "best_epoch": state["best"]["epoch"]}
 
     def write_member(self, state: State, violation: float, label: str) -> dict[str, Any] | None:
@@ -79,7 +80,9 @@ class Retention:
             if (violation, sign * best["value"]) > (worst.violation, sign * worst.member["value"]):
                 return None
         self._verify()
-        reference = self._store.save({"weights": best["weights"]}, f"member-{label}")
+        reference = best.get("member")
+        if reference is None:
+            reference = self._store.save({"weights": best["weights"]}, f"member-{label}")
         return {**reference, "value": best["value"]}
 
     def add_member(self, segment: Segment) -> None:
@@ -92,11 +95,30 @@ class Retention:
         self._references[number] = checkpoint
         self._states[number] = state
 
-    def state(self, segment: Segment) -> State:
-        """The state at the end of ``segment``, from memory if it is cached."""
+    def state(self, segment: Segment, *, from_best: bool = False) -> State:
+        """The state that heirs of ``segment`` continue from, or a reference if it is large.
+
+        Args:
+            segment: The segment.
+            from_best: Whether they begin with its best weights instead of the last ones.
+        """
         if segment.number not in self._states:
-            self._states[segment.number] = self._store.load_state(self._references[segment.number])
-        return self._states[segment.number]
+            reference = self._references[segment.number]
+            if "n_bytes" in reference:  # Only large states have it.
+                return inherited({STORED: reference}, from_best=from_best)
+            self._states[segment.number] = self._store.load_state(reference)
+        return inherited(self._states[segment.number], from_best=from_best)
+
+    def release(self, state: State | None) -> None:
+        """Remove the files of a state that is not continued, unless they are kept.
+
+        Args:
+            state: The state; only a reference has files.
+        """
+        kept = {file["id"] for file in (*self._references.values(), *self._members.values())}
+        for reference in references_of(state):
+            if reference["id"] not in kept:
+                self._store.remove(reference)
 
     def needs_checkpoint(self, *, winner: bool, new_best: bool) -> bool:
         """Whether the checkpoint of a finished segment has to be written."""

@@ -28,9 +28,13 @@ from optuna_miha._history.error_text import describe_error
 from optuna_miha._model.rng import lent
 from optuna_miha._training.job import Context, Job, run_job
 from optuna_miha._training.outcome import Outcome
-from optuna_miha._training.pickling import pack
+from optuna_miha._training.sent_states import SentStates
+from optuna_miha._training.spool import Spool
+from optuna_miha._training.state import State
 from optuna_miha._training.worker import (
+    LACKS_STATE,
     OnEpoch,
+    answer_probe,
     collect,
     init_worker,
     pack_context,
@@ -61,6 +65,15 @@ class Workers(AbstractContextManager["Workers"]):
             WorkerError: If no worker can run them.
         """
 
+    def share(self, spool: Spool, *, expects_large: bool) -> None:
+        """Use a spool for large states from now on.
+
+        Args:
+            spool: The spool.
+            expects_large: Whether states may be large. Otherwise nothing is written to find out
+                whether workers can reach the store.
+        """
+
     @abc.abstractmethod
     def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
         """Run ``jobs``, and return the outcomes in the same order.
@@ -79,11 +92,17 @@ class InProcess(Workers):
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._spool: Spool | None = None
+
+    def share(self, spool: Spool, *, expects_large: bool) -> None:
+        """Use a spool from now on."""
+        self._spool = spool
 
     def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
         """Run the jobs one after the other."""
+        run = run_job if self._spool is None else self._spool.run
         return [
-            run_job(self._context, job, functools.partial(on_epoch, index))
+            run(self._context, job, functools.partial(on_epoch, index))
             for index, job in enumerate(jobs)
         ]
 
@@ -109,6 +128,7 @@ class WorkerProcesses(Workers):
     def __init__(self, context: Context, number: int) -> None:
         self._in_process = InProcess(context)
         self._number = number
+        self._states = SentStates()
         # Starting a user-defined trainer a second time may be expensive.
         self._can_halve_jobs = context.trainer is None and context.halves_jobs
         self._folder = Path(tempfile.mkdtemp(prefix="optuna-miha-"))
@@ -130,6 +150,11 @@ class WorkerProcesses(Workers):
                 '`n_jobs` above 1 must do its work under `if __name__ == "__main__":`, because '
                 "each of them imports the script."
             ) from None
+
+    def share(self, spool: Spool, *, expects_large: bool) -> None:
+        """Use a spool from now on, in this process and in the others."""
+        self._in_process.share(spool, expects_large=expects_large)
+        self._states.share(spool, is_tried=expects_large)
 
     def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
         """Run the jobs in parallel, and those of a crashed worker again."""
@@ -166,17 +191,28 @@ class WorkerProcesses(Workers):
         n_halved = _n_left_over(len(pending), self._number) if self._can_halve_jobs else 0
         halved = {index: _halves(jobs[index]) for index in pending[:n_halved]}
 
-        def submit(job: Job) -> Future[bytes | None]:
-            return self._pool.submit(run_remote, self._key, self._packed_context, pack(job))
+        sent: dict[int, Job] = {}
+        between: list[State] = []
+
+        def submit(index: int, job: Job, *, by_value: bool = False) -> Future[bytes | None]:
+            sent[index] = job
+            packed = self._states.pack(job, by_value=by_value)
+            return self._pool.submit(run_remote, self._key, self._packed_context, *packed)
+
+        def submit_again(index: int, _: bytes | None) -> Future[bytes | None]:
+            return submit(index, sent[index], by_value=True)
 
         def submit_second_half(index: int, first: Outcome) -> Future[bytes | None] | None:
             second_half = halved.pop(index, (None, None))[1]
             if second_half is None or first.state is None:
                 return None
-            return submit(replace(second_half, state=first.state))
+            between.append(first.state)
+            return submit(index, replace(second_half, state=first.state))
 
-        futures = {submit(halved.get(index, (jobs[index],))[0]): index for index in pending}
-        collect(futures, outcomes, on_epoch, submit_second_half=submit_second_half)
+        futures = {submit(i, halved.get(i, (jobs[i],))[0]): i for i in pending}
+        collect(futures, outcomes, on_epoch, submit_again, submit_second_half)
+        for state in between:
+            self._states.remove(state)
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._stop(terminate=kind is not None)
@@ -221,6 +257,17 @@ class OnExecutor(Workers):
         self._key = hashlib.sha256(self._packed_context).hexdigest()
         self._executor = executor
         self._devices = context.devices
+        self._states = SentStates()
+
+    def share(self, spool: Spool, *, expects_large: bool) -> None:
+        """Use a spool from now on, if a worker can reach its store."""
+
+        def answer(packed_spool: bytes, question: dict[str, str]) -> dict[str, str]:
+            future = self._executor.submit(answer_probe, packed_spool, question)
+            with lent():
+                return future.result()
+
+        self._states.share(spool, is_tried=expects_large, probe=answer)
 
     def check(self) -> None:
         """Wait until the executor has run a call."""
@@ -248,21 +295,23 @@ class OnExecutor(Workers):
 
     def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
         """Submit all jobs, and report the epochs of each job when it is complete."""
-        packed = [pack(job) for job in jobs]
+        packed = [self._states.pack(job) for job in jobs]
         outcomes: dict[int, Outcome] = {}
 
         def submit(index: int, packed_context: bytes | None = None) -> Future[bytes | None]:
             try:
-                return self._executor.submit(run_remote, self._key, packed_context, packed[index])
+                return self._executor.submit(run_remote, self._key, packed_context, *packed[index])
             except RuntimeError as error:
                 raise _lost_job_error(error) from error
 
-        def submit_with_context(index: int) -> Future[bytes | None]:
+        def submit_again(index: int, lacks: bytes | None) -> Future[bytes | None]:
+            if lacks == LACKS_STATE:
+                packed[index] = self._states.pack(jobs[index], by_value=True)
             return submit(index, self._packed_context)
 
         try:
             pending = {submit(index): index for index in range(len(jobs))}
-            collect(pending, outcomes, on_epoch, submit_with_context=submit_with_context)
+            collect(pending, outcomes, on_epoch, submit_again)
         except (BrokenExecutor, CancelledError) as error:
             raise _lost_job_error(error) from error
         return [outcomes[index] for index in range(len(jobs))]

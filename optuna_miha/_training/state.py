@@ -22,7 +22,8 @@ State: TypeAlias = dict[str, Any]
 and ``best``, the weights with the best validation value in the segment. A state consists of
 tensors, numbers and strings, so that it loads with ``weights_only=True``. Its tensors are on the
 CPU, whatever device the network trains on. If the best weights are the present ones or their
-average, they are the same tensors, in memory and in a checkpoint."""
+average, they are the same tensors, in memory and in a checkpoint. Instead of a large state, a
+reference is passed on; see :class:`~optuna_miha._training.spool.Spool`."""
 
 
 def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +16,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import optuna
 import torch
 
 from optuna_miha._history.curve import EpochResult
@@ -25,8 +26,11 @@ from optuna_miha._training.compute import resolve_device
 from optuna_miha._training.job import Context, Job, run_job
 from optuna_miha._training.outcome import Outcome
 from optuna_miha._training.pickling import pack, unpack
+from optuna_miha._training.spool import Spool
 from optuna_miha._training.torch_settings import settings_in_force
-from optuna_miha.exceptions import WorkerError
+from optuna_miha.exceptions import CheckpointError, WorkerError
+
+_logger = optuna.logging.get_logger("optuna.miha")
 
 OnEpoch: TypeAlias = Callable[[int, EpochResult], None]
 """Called with the index of a job, and the result of one of its epochs."""
@@ -36,6 +40,12 @@ _place: int | None = None
 
 _cached_context: tuple[str, Context] | None = None
 """The last context of this worker, and its key."""
+
+_cached_spool: tuple[bytes, Spool] | None = None
+"""The last spool of this worker, and its serialization. It holds the states that it wrote."""
+
+LACKS_STATE = b""
+"""What a worker returns that cannot read the state of a job."""
 
 
 def pack_context(context: Context, spill: Path | None = None) -> bytes:
@@ -58,7 +68,7 @@ def collect(
     pending: dict[Future[bytes | None], int],
     outcomes: dict[int, Outcome],
     on_epoch: OnEpoch,
-    submit_with_context: Callable[[int], Future[bytes | None]] | None = None,
+    submit_again: Callable[[int, bytes | None], Future[bytes | None]] | None = None,
     submit_second_half: Callable[[int, Outcome], Future[bytes | None] | None] = (
         lambda index, first: None
     ),
@@ -69,7 +79,8 @@ def collect(
         pending: The index of each job by its future; empty afterwards.
         outcomes: Receives the outcome of each job by its index.
         on_epoch: As in ``Workers.run``.
-        submit_with_context: Submits a job again with the context, which its worker lacked.
+        submit_again: Submits a job again, given its index and what its worker returned:
+            :obj:`None` if it lacked the context, :data:`LACKS_STATE` if it lacked the state.
         submit_second_half: Submits the second half of a job, given the outcome of the first; it
             returns :obj:`None` if the job is complete.
     """
@@ -81,9 +92,9 @@ def collect(
             for future in done:
                 index = pending.pop(future)
                 packed = _result_of(future)
-                if packed is None:
-                    assert submit_with_context is not None
-                    pending[submit_with_context(index)] = index
+                if not packed:
+                    assert submit_again is not None
+                    pending[submit_again(index, packed)] = index
                     continue
                 outcome: Outcome = unpack(packed)
                 second_half = submit_second_half(index, outcome)
@@ -115,16 +126,20 @@ def _result_of(future: Future[bytes | None]) -> bytes | None:
         ) from error
 
 
-def run_remote(key: str, packed_context: bytes | None, job: bytes) -> bytes | None:
+def run_remote(
+    key: str, packed_context: bytes | None, job: bytes, packed_spool: bytes | None = None
+) -> bytes | None:
     """Run a job in a worker.
 
     Args:
         key: The key of the context.
         packed_context: The packed context, if it is sent with the job.
         job: The packed job.
+        packed_spool: The packed spool. :obj:`None`: states travel with their jobs.
 
     Returns:
-        The packed outcome; :obj:`None` if the worker lacks the context.
+        The packed outcome; :obj:`None` if the worker lacks the context, and
+        :data:`LACKS_STATE` if it cannot read the state of the job.
     """
     global _cached_context
     with exclusive():  # Jobs of an executor of threads run one at a time.
@@ -137,10 +152,28 @@ def run_remote(key: str, packed_context: bytes | None, job: bytes) -> bytes | No
             unpacked: Job = unpack(job)
             if _place is not None:  # A device belongs to a worker, not to a branch.
                 unpacked = replace(unpacked, index=_place)
-            outcome = run_job(context, unpacked)
+            run = run_job if packed_spool is None else _spool_of(packed_spool).run
+            try:
+                outcome = run(context, unpacked)
+            except CheckpointError as error:
+                _logger.warning(f"A worker cannot read a state. {error}")
+                return LACKS_STATE
     if outcome.exception is not None:
         outcome = replace(outcome, exception=_picklable(outcome.exception))
     return pack(outcome)
+
+
+def _spool_of(packed: bytes) -> Spool:
+    global _cached_spool
+    if _cached_spool is None or _cached_spool[0] != packed:
+        _cached_spool = packed, unpack(packed)
+    return _cached_spool[1]
+
+
+def answer_probe(packed_spool: bytes, question: Mapping[str, str]) -> dict[str, str]:
+    """Show in a worker that it can read and write the files of the run; see :class:`Spool`."""
+    with exclusive():
+        return _spool_of(packed_spool).answer(question)
 
 
 def _picklable(exception: BaseException) -> Any:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -25,6 +26,7 @@ from helpers.problems import explicit, new_study, run
 from optuna_miha._search.phases import Stretch, next_phase
 from optuna_miha._search.plan import race_cost
 from optuna_miha._study.schema import read_lineage, read_stretches
+from optuna_miha._training import spool
 
 _processes = get_context("forkserver")
 _processes.set_forkserver_preload(
@@ -136,9 +138,13 @@ def _kill_at_statement(fatal: int) -> None:
     event.listen(Engine, "commit", count)
 
 
-def run_script(url: str, folder: Path, plan: miha.Plan, n_jobs: int, kill: Kill) -> None:
+def run_script(
+    url: str, folder: Path, plan: miha.Plan, n_jobs: int, kill: Kill, *, by_reference: bool = False
+) -> None:
     """The script of a run, which is the same at every start."""
     os.setsid()
+    if by_reference:
+        spool.LARGE_STATE = 1
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
@@ -163,10 +169,13 @@ def start_process(target: Callable[..., None], *args: object) -> BaseProcess:
     return process
 
 
-def run_and_kill(url: str, folder: Path, plan: miha.Plan, n_jobs: int, kill: Kill) -> bool:
+def run_and_kill(
+    url: str, folder: Path, plan: miha.Plan, n_jobs: int, kill: Kill, *, by_reference: bool
+) -> bool:
     """Run until the run ends or is killed; returns whether it was killed."""
     (folder / "started").unlink(missing_ok=True)
-    process = start_process(run_script, url, folder, plan, n_jobs, kill)
+    script = partial(run_script, by_reference=by_reference)
+    process = start_process(script, url, folder, plan, n_jobs, kill)
     if kill.kind == "time":
         wait_until((folder / "started").exists)
         time.sleep(kill.when)
@@ -201,7 +210,14 @@ def session_members(pid: int) -> list[int]:
 
 
 def kill_and_resume(
-    url: str, folder: Path, plan: miha.Plan, *, n_jobs: int, n_kills: int, rng: random.Random
+    url: str,
+    folder: Path,
+    plan: miha.Plan,
+    *,
+    n_jobs: int,
+    n_kills: int,
+    rng: random.Random,
+    by_reference: bool = False,
 ) -> int:
     """Kill a run at random moments, resume it each time, and let it end after the last kill.
 
@@ -215,13 +231,13 @@ def kill_and_resume(
     for n in range(n_kills):
         # The first kill must not come before the run starts.
         kill = Kill.draw(rng) if n else Kill.draw(rng, ["statement", "checkpoint"])
-        if not run_and_kill(url, folder, plan, n_jobs, kill):
+        if not run_and_kill(url, folder, plan, n_jobs, kill, by_reference=by_reference):
             return n
         spent, current = progress(url, plan)
         # A run validates once before it trains.
         assert counter.count() - counted <= spent - stored + current + 1
         counted, stored = counter.count(), spent
-    assert not run_and_kill(url, folder, plan, n_jobs, Kill("none"))
+    assert not run_and_kill(url, folder, plan, n_jobs, Kill("none"), by_reference=by_reference)
     return n_kills
 
 

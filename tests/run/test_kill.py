@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import services
@@ -77,6 +78,17 @@ def test_run_killed_at_random_times_gives_a_bit_identical_result(
     rng = random.Random(f"{kind} {n_jobs}")
     assert kill_and_resume(url, tmp_path, SHORT, n_jobs=n_jobs, n_kills=n_kills, rng=rng)
     check_same(url, tmp_path, short)
+
+
+def test_a_killed_run_with_states_by_reference_gives_a_bit_identical_result(
+    short: tuple[miha.Result, Path], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"n_jobs": 1, "n_kills": 2, "rng": random.Random(3)}
+    url = f"sqlite:///{tmp_path}/study.db"
+    assert kill_and_resume(url, tmp_path, SHORT, by_reference=True, **options)
+    check_same(url, tmp_path, short)
+    names = [file.name.rsplit("-", 2)[0] for file in (tmp_path / "checkpoints").iterdir()]
+    assert sorted(names) == sorted(f.name.rsplit("-", 2)[0] for f in short[1].glob("*-*-*.pt"))
 
 
 @pytest.mark.long
