@@ -207,7 +207,6 @@ class Population:
         if n_trained:
             self._epoch_seconds = (time.monotonic() - start) / n_trained
         for (sibling, _), outcome in zip(pending, outcomes, strict=True):
-            self._retention.release(sibling.state)
             sibling.state, sibling.error = outcome.state, outcome.error
         for (sibling, trial), outcome in zip(pending, outcomes, strict=True):
             error = outcome.exception

@@ -37,6 +37,7 @@ from optuna_miha._training.worker import (
     answer_probe,
     collect,
     init_worker,
+    lost_job_error,
     pack_context,
     ping,
     run_remote,
@@ -101,10 +102,12 @@ class InProcess(Workers):
     def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
         """Run the jobs one after the other."""
         run = run_job if self._spool is None else self._spool.run
-        return [
-            run(self._context, job, functools.partial(on_epoch, index))
-            for index, job in enumerate(jobs)
-        ]
+        outcomes: list[Outcome] = []
+        for index, job in enumerate(jobs):
+            outcomes.append(run(self._context, job, functools.partial(on_epoch, index)))
+            if self._spool is not None:
+                self._spool.remove_trained(job.state)
+        return outcomes
 
     def __exit__(self, *_: object) -> None:
         pass
@@ -192,7 +195,7 @@ class WorkerProcesses(Workers):
         halved = {index: _halves(jobs[index]) for index in pending[:n_halved]}
 
         sent: dict[int, Job] = {}
-        between: list[State] = []
+        between: dict[int, State] = {}
 
         def submit(index: int, job: Job, *, by_value: bool = False) -> Future[bytes | None]:
             sent[index] = job
@@ -206,13 +209,15 @@ class WorkerProcesses(Workers):
             second_half = halved.pop(index, (None, None))[1]
             if second_half is None or first.state is None:
                 return None
-            between.append(first.state)
+            between[index] = first.state
             return submit(index, replace(second_half, state=first.state))
 
+        def on_outcome(index: int) -> None:
+            for state in (jobs[index].state, between.get(index)):
+                self._states.remove_trained(state)
+
         futures = {submit(i, halved.get(i, (jobs[i],))[0]): i for i in pending}
-        collect(futures, outcomes, on_epoch, submit_again, submit_second_half)
-        for state in between:
-            self._states.remove(state)
+        collect(futures, outcomes, on_epoch, submit_again, on_outcome, submit_second_half)
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._stop(terminate=kind is not None)
@@ -302,18 +307,21 @@ class OnExecutor(Workers):
             try:
                 return self._executor.submit(run_remote, self._key, packed_context, *packed[index])
             except RuntimeError as error:
-                raise _lost_job_error(error) from error
+                raise lost_job_error(error) from error
 
         def submit_again(index: int, lacks: bytes | None) -> Future[bytes | None]:
             if lacks == LACKS_STATE:
                 packed[index] = self._states.pack(jobs[index], by_value=True)
             return submit(index, self._packed_context)
 
+        def on_outcome(index: int) -> None:
+            self._states.remove_trained(jobs[index].state)
+
         try:
             pending = {submit(index): index for index in range(len(jobs))}
-            collect(pending, outcomes, on_epoch, submit_again)
+            collect(pending, outcomes, on_epoch, submit_again, on_outcome)
         except (BrokenExecutor, CancelledError) as error:
-            raise _lost_job_error(error) from error
+            raise lost_job_error(error) from error
         return [outcomes[index] for index in range(len(jobs))]
 
     def __exit__(self, *_: object) -> None:
@@ -347,13 +355,6 @@ def _result_of_ping(future: Future[str | None]) -> str | None:
                 "are busy, or none has the resources that the executor asks for. Start workers "
                 "with these resources, or ask for less."
             )
-
-
-def _lost_job_error(error: Exception) -> WorkerError:
-    return WorkerError(
-        f"The executor lost a job: {describe_error(error)}. It was shut down, or a worker "
-        "died, for example because of too little memory."
-    )
 
 
 def _n_left_over(n_jobs: int, n_processes: int) -> int:

@@ -70,10 +70,10 @@ class SentStates:
         state = job.state if self._spool is None else self._spool.load(job.state)
         return pack(replace(job, state=state)), None
 
-    def remove(self, state: State) -> None:
-        """Delete the files of a state that is not continued."""
+    def remove_trained(self, state: State | None) -> None:
+        """Delete the files of a state that a job has continued, unless it inherited it."""
         if self._spool is not None:
-            self._spool.remove(state)
+            self._spool.remove_trained(state)
 
 
 def _check(spool: Spool, packed: bytes, probe: Probe) -> None:

@@ -115,6 +115,15 @@ class Spool:
         self._cache[reference["id"]] = found
         return found if "best" in state else {k: v for k, v in found.items() if k != "best"}
 
+    def remove_trained(self, state: State | None) -> None:
+        """Delete the files of a state that a job has continued, unless it inherited it.
+
+        Args:
+            state: The state of the job. An heir inherits without the best weights.
+        """
+        if state is not None and "best" in state:
+            self.remove(state)
+
     def remove(self, state: State | None) -> None:
         """Delete the files of a state that is a reference."""
         for reference in references_of(state):

@@ -68,7 +68,8 @@ def collect(
     pending: dict[Future[bytes | None], int],
     outcomes: dict[int, Outcome],
     on_epoch: OnEpoch,
-    submit_again: Callable[[int, bytes | None], Future[bytes | None]] | None = None,
+    submit_again: Callable[[int, bytes | None], Future[bytes | None]],
+    on_outcome: Callable[[int], None],
     submit_second_half: Callable[[int, Outcome], Future[bytes | None] | None] = (
         lambda index, first: None
     ),
@@ -81,6 +82,7 @@ def collect(
         on_epoch: As in ``Workers.run``.
         submit_again: Submits a job again, given its index and what its worker returned:
             :obj:`None` if it lacked the context, :data:`LACKS_STATE` if it lacked the state.
+        on_outcome: Called with the index of each job when it is complete.
         submit_second_half: Submits the second half of a job, given the outcome of the first; it
             returns :obj:`None` if the job is complete.
     """
@@ -93,7 +95,6 @@ def collect(
                 index = pending.pop(future)
                 packed = _result_of(future)
                 if not packed:
-                    assert submit_again is not None
                     pending[submit_again(index, packed)] = index
                     continue
                 outcome: Outcome = unpack(packed)
@@ -105,6 +106,7 @@ def collect(
                 if index in first_halves:
                     outcome = first_halves[index].joined(outcome)
                 outcomes[index] = outcome
+                on_outcome(index)
                 # Report complete jobs only: a job that is lost half-way is trained again.
                 for result in outcome.results:
                     on_epoch(index, result)
@@ -124,6 +126,14 @@ def _result_of(future: Future[bytes | None]) -> bytes | None:
             f"A worker could not run a job: {describe_error(error)}. The worker died "
             "repeatedly, or lacks a module that `model_fn` needs."
         ) from error
+
+
+def lost_job_error(error: Exception) -> WorkerError:
+    """The error to raise if an executor does not return the outcome of a job."""
+    return WorkerError(
+        f"The executor lost a job: {describe_error(error)}. It was shut down, or a worker "
+        "died, for example because of too little memory."
+    )
 
 
 def run_remote(
