@@ -1,8 +1,8 @@
 """Memory, traffic and disk of states of a large network, by reference and by value.
 
-A network of ``--weights-mb`` of weights trains a start-up race of 8, a trunk, and a population of
-8 branches, each epoch with one step. Variants are a single process and an executor of two worker
-processes; states are passed on by reference, as large ones are, or by value, as small ones are.
+A network of ``--weights-mb`` of weights trains on little data: a start-up race of 8 in a single
+process, and a population of 8 branches on an executor of two worker processes. States are passed
+on by reference, as large ones are, or by value, as small ones are.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from _rows import Row, chosen, spread
 _MB = 1e6
 _WEIGHTS_MB = 100.0
 _QUICK_WEIGHTS_MB = 0.1
+WHERE = ("process", "executor")
+HOW = ("value", "reference")
 _SIZE = 8
 """Siblings of the race and of the population."""
 
@@ -157,6 +159,7 @@ def measure_run(where: str, how: str, weights_mb: float) -> Row:
     import torch
 
     import optuna_miha as miha
+    from optuna_miha._search.plan import race_cost
     from optuna_miha._training import spool
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -164,9 +167,18 @@ def measure_run(where: str, how: str, weights_mb: float) -> Row:
     # An unlimited size is what all states had before they could be passed on by reference.
     spool.LARGE_STATE = 1 if how == "reference" else 2**62
     model_fn = ModelFn(round(math.sqrt(weights_mb * _MB / 4)))
-    plan = miha.Plan(
-        90, startup=_SIZE, population_size=_SIZE, n_cycles=1, restarts=False, final_share=0.05
-    )
+    if where == "process":
+        plan = miha.Plan(race_cost(_SIZE) + 1, startup=_SIZE, n_cycles=0, restarts=False)
+    else:
+        plan = miha.Plan(
+            28,
+            startup=1,
+            population_size=_SIZE,
+            branch_epochs=2,
+            fixing_epochs=1,
+            n_cycles=1,
+            restarts=False,
+        )
     executor = CountingExecutor(2) if where == "executor" else None
     with tempfile.TemporaryDirectory() as name, Meter(Path(name)) as meter:
         study = optuna.create_study(
@@ -238,6 +250,8 @@ def main() -> None:
     benchmark.parser.add_argument(
         "--weights-mb", type=float, default=_WEIGHTS_MB, help="default %(default)s"
     )
+    benchmark.parser.add_argument("--where", nargs="+", choices=WHERE, default=WHERE)
+    benchmark.parser.add_argument("--how", nargs="+", choices=HOW, default=HOW)
     args = benchmark.parse()
     weights_mb = _QUICK_WEIGHTS_MB if args.quick else args.weights_mb
     cases = [
@@ -247,8 +261,8 @@ def main() -> None:
             options={"where": where, "how": how, "weights_mb": weights_mb},
             apart=True,
         )
-        for where in ("process", "executor")
-        for how in ("value", "reference")
+        for where in args.where
+        for how in args.how
     ]
     print("\n".join(report(benchmark.run(cases, args))))
 
@@ -256,12 +270,13 @@ def main() -> None:
 def report(rows: list[Row]) -> list[str]:
     """A table in Markdown, and whether the models are identical."""
     lines = [
-        "| | states | seconds | memory in the race, MB | memory in the population, MB "
-        "| most bytes of a rung, MB | most on the disk, MB |",
-        "|---|---|---|---|---|---|---|",
+        "| | states | seconds | growth of the memory, MB | most bytes of a rung, MB "
+        "| most on the disk, MB |",
+        "|---|---|---|---|---|---|",
     ]
     for where in ("process", "executor"):
-        for how in ("value", "reference"):
+        role = "startup" if where == "process" else "branch"
+        for how in [h for h in HOW if any((r["where"], r["how"]) == (where, h) for r in rows)]:
             own = chosen(rows, where=where, how=how)
 
             def megabytes(get: Any, own: list[Row] = own, digits: int = 0) -> str:
@@ -271,18 +286,17 @@ def report(rows: list[Row]) -> list[str]:
             if where == "executor":
                 sent = megabytes(lambda row: max(row["rung_bytes"].values()), digits=2)
             cells = [
-                "one process" if where == "process" else "executor of two processes",
+                "race of 8 in one process" if where == "process" else "population of 8, executor",
                 f"by {how}",
                 spread(own, lambda row: row["wall_s"]).text(0),
-                megabytes(lambda row: row["growth_bytes"]["startup"]),
-                megabytes(lambda row: row["growth_bytes"]["branch"]),
+                megabytes(lambda row, role=role: row["growth_bytes"][role]),
                 sent,
                 megabytes(lambda row: max(row["disk_bytes"].values())),
             ]
             lines.append(f"| {' | '.join(cells)} |")
-    models = {row["model"] for row in rows}
-    equal = "are identical, bit for bit" if len(models) == 1 else "DIFFER"
-    return [*lines, "", f"The models of all runs {equal}."]
+    models = {(row["where"], row["model"]) for row in rows}
+    equal = "are identical, bit for bit" if len(models) == len(WHERE) else "DIFFER"
+    return [*lines, "", f"The models by reference and by value {equal}."]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
+from weakref import WeakMethod
 
 import torch
 from torch.optim import Optimizer
@@ -20,6 +21,8 @@ class OptimizerSteps:
     that the user's code has set, so that learning rate schedulers work on their own values, and
     the rate of a step is the user's rate times a factor. The groups are looked up at every
     step, because ``load_state_dict`` replaces them.
+
+    Steps are watched and scaled as long as this object exists.
 
     Args:
         optimizer: The optimizer. The steps of an optimizer that it wraps, as in implementations
@@ -53,8 +56,8 @@ class OptimizerSteps:
         self._own_rates: list[tuple[dict[str, Any], Any, Any]] = []
         for part in self._parts:
             with suppress(AttributeError):  # A wrapper that does not call `super().__init__`.
-                part.register_step_pre_hook(self._before_step)
-                handle = part.register_step_post_hook(self._after_step)
+                part.register_step_pre_hook(_weakly(self._before_step))
+                handle = part.register_step_post_hook(_weakly(self._after_step))
                 # Before the user's hooks, which may step a scheduler. Private API of torch.
                 hooks = cast("OrderedDict[int, Any]", part._optimizer_step_post_hooks)
                 hooks.move_to_end(handle.id, last=False)
@@ -126,3 +129,19 @@ class OptimizerSteps:
             if group["lr"] is scaled:  # Otherwise, a closure has set another rate.
                 group["lr"] = own
         self._own_rates.clear()
+
+
+def _weakly(method: Callable[..., object]) -> Callable[..., None]:
+    """Return a function that calls a method as long as its object exists.
+
+    A hook that held the object, and thereby the recipe, would be a cycle: the network would occupy
+    the device after its segment, until Python looks for cycles.
+    """
+    reference = WeakMethod(method)
+
+    def call(*args: Any) -> None:
+        bound = reference()
+        if bound is not None:
+            bound(*args)
+
+    return call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from optuna_miha._model.recipe import LrSchedule, Recipe
@@ -67,13 +68,30 @@ class RateCourse:
         self._n_steps = int(state["n_steps"])
 
 
+@dataclass(frozen=True, kw_only=True)
+class CourseInForce:
+    """A course whose factor scales the steps of an optimizer while this object exists.
+
+    Args:
+        course: The course.
+        steps: Scales the steps.
+    """
+
+    course: RateCourse
+    steps: OptimizerSteps
+
+    def begin_epoch(self) -> None:
+        """Count an epoch."""
+        self.course.begin_epoch()
+
+
 def make_course(
     recipe: Recipe,
     n_epochs: int,
     steps_per_epoch: int | None,
     extra: ExtraState,
     share: tuple[float, float],
-) -> RateCourse | None:
+) -> CourseInForce | None:
     """Put the recipe's own factor in force; :obj:`None` if it has none.
 
     Args:
@@ -88,5 +106,5 @@ def make_course(
     assert recipe.optimizer is not None
     course = RateCourse(recipe.lr_schedule, recipe.warmup_steps, n_epochs, steps_per_epoch, share)
     extra.register("miha:steps", course)
-    OptimizerSteps(recipe.optimizer, factor=course.next_factor)
-    return course
+    steps = OptimizerSteps(recipe.optimizer, factor=course.next_factor)
+    return CourseInForce(course=course, steps=steps)

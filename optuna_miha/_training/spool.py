@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -22,10 +21,6 @@ LARGE_STATE = 16 * 2**20
 """Bytes of a state from which on it is written to the store of the run, and a reference to it
 passed on. Smaller states stay in memory and travel with their jobs: writing and reading them would
 take longer than it saves."""
-
-_CACHE_SIZE = 2
-"""States that a process keeps in memory: the trunk, from which the next branch inherits, and the
-last state that it wrote, which the next rung may continue from."""
 
 STORED = "stored"
 """The key of the reference, ``{"id": …, "sha256": …, "n_bytes": …}``, in what is passed on instead
@@ -56,6 +51,9 @@ class StateStore(Protocol):
 class Spool:
     """Writes large states to the store of the run, and reads them from it.
 
+    The last state that was written, and the one that siblings inherit, stay in memory until a
+    job needs another one.
+
     Args:
         store: The store.
         keeps_members: Whether to write the best weights of a segment to a file of their own,
@@ -66,10 +64,10 @@ class Spool:
         self._store = store
         self._keeps_members = keeps_members
         self._limit = LARGE_STATE
-        self._cache: OrderedDict[str, State] = OrderedDict()
+        self._cache: dict[str, State] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_cache": OrderedDict()}
+        return {**vars(self), "_cache": {}}
 
     def run(
         self,
@@ -108,12 +106,14 @@ class Spool:
         if state is None or STORED not in state:
             return state
         reference = state[STORED]
-        found = self._cache.pop(reference["id"], None)
+        found = self._cache.get(reference["id"])
+        self._cache.clear()
         if found is None:
-            self._make_room()
             found = self._store.load_state(reference)
+        if "best" in state:  # No sibling continues from it.
+            return found
         self._cache[reference["id"]] = found
-        return found if "best" in state else {k: v for k, v in found.items() if k != "best"}
+        return {k: v for k, v in found.items() if k != "best"}
 
     def remove_trained(self, state: State | None) -> None:
         """Delete the files of a state that a job has continued, unless it inherited it.
@@ -137,15 +137,9 @@ class Spool:
             best["member"] = self._store.save(
                 {"weights": state["best"]["weights"]}, f"member-{label}"
             )
-        self._make_room()
         self._cache[reference["id"]] = state
         stored = {**reference, "n_bytes": n_bytes_of(state)}
         return {STORED: stored, "epoch": state["epoch"], "best": best}
-
-    def _make_room(self) -> None:
-        """Forget the state that was not used for the longest time."""
-        while len(self._cache) >= _CACHE_SIZE:
-            self._cache.popitem(last=False)
 
     def ask(self) -> dict[str, str]:
         """Write a small file, and return the reference for :meth:`answer`."""

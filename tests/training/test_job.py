@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import random
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +22,7 @@ from helpers.jobs import (
     trainer_of_values,
     values_of,
 )
-from helpers.networks import CPU, recipe, run_context, samples, succeed
+from helpers.networks import CPU, network, recipe, run_context, samples, succeed
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial
 from torch import Tensor, nn
@@ -315,3 +317,25 @@ def test_frozen_batch_norm_is_frozen_in_the_average_too() -> None:
     assert outcome.state is not None
     for part, prefix in (("model", ""), ("ema", "module.")):
         assert torch.equal(outcome.state[part][f"{prefix}1.running_mean"], torch.zeros(6))
+
+
+def test_the_network_of_a_job_is_freed_without_a_search_for_cycles() -> None:
+    alive: list[Any] = []
+
+    def model_fn(trial: Any) -> Recipe:
+        model = network()
+        alive.append(weakref.ref(model))
+        return recipe(
+            model=model,
+            optimizer=torch.optim.Adam(model.parameters(), trial.suggest_float("lr", 1e-4, 1e-2)),
+            warmup_steps=2,
+        )
+
+    context = run_context(model_fn)
+    gc.disable()
+    try:
+        state = succeed(context, params={"lr": 1e-3}, n_epochs=1).state
+        succeed(context, params={"lr": 1e-3}, n_epochs=1, state=state)
+        assert [reference() for reference in alive] == [None, None]
+    finally:
+        gc.enable()

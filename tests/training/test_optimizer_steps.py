@@ -147,7 +147,8 @@ def test_rate_is_restored_in_the_next_epoch_after_a_step_that_failed() -> None:
 
 def test_rate_that_a_closure_sets_is_kept() -> None:
     optimizer = SGD([weight()], lr=1.0)
-    OptimizerSteps(optimizer).scale(0.5)
+    steps = OptimizerSteps(optimizer)
+    steps.scale(0.5)
 
     def closure() -> float:
         optimizer.param_groups[0]["lr"] = 3.0
@@ -160,7 +161,8 @@ def test_rate_that_a_closure_sets_is_kept() -> None:
 def test_rate_that_is_a_tensor_is_scaled_and_restored() -> None:
     parameter = weight()
     optimizer = SGD([parameter], lr=torch.tensor(1.0))
-    OptimizerSteps(optimizer).scale(0.5)
+    steps = OptimizerSteps(optimizer)
+    steps.scale(0.5)
     optimizer.step()
     assert parameter.item() == -0.5
     assert float(optimizer.param_groups[0]["lr"]) == 1.0

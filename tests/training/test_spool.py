@@ -165,7 +165,7 @@ def test_states_are_sent_if_workers_cannot_reach_the_store(
 class LostLater(FileSystemArtifactStore):
     """A store that workers can read and write for a while."""
 
-    n_left = 5
+    n_left = 2
 
     def __reduce__(self) -> Any:
         return _make_lost_later, (str(self._base_path),)
@@ -192,7 +192,6 @@ def test_states_are_sent_to_a_worker_that_loses_the_store(
     by_value: miha.Result, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(checkpoint_store, "RETRY_DELAYS", ())
-    monkeypatch.setattr(spool, "_CACHE_SIZE", 1)
     store, executor = LostLater(tmp_path), Sizes()
     result = run(new_study(), explicit, plan=PLAN, artifact_store=store, executor=executor)
     assert same(weights(result), weights(by_value))
