@@ -26,6 +26,7 @@ import optuna
 
 from optuna_miha._history.error_text import describe_error
 from optuna_miha._model.rng import lent
+from optuna_miha._training.halves import halves_of, n_left_over
 from optuna_miha._training.job import Context, Job, run_job
 from optuna_miha._training.outcome import Outcome
 from optuna_miha._training.sent_states import SentStates
@@ -191,8 +192,8 @@ class WorkerProcesses(Workers):
         processes one and a half times as long as one job, instead of twice.
         """
         pending = [index for index in range(len(jobs)) if index not in outcomes]
-        n_halved = _n_left_over(len(pending), self._number) if self._can_halve_jobs else 0
-        halved = {index: _halves(jobs[index]) for index in pending[:n_halved]}
+        n_halved = n_left_over(len(pending), self._number) if self._can_halve_jobs else 0
+        halved = {index: halves_of(jobs[index]) for index in pending[:n_halved]}
 
         sent: dict[int, Job] = {}
         between: dict[int, State] = {}
@@ -355,20 +356,3 @@ def _result_of_ping(future: Future[str | None]) -> str | None:
                 "are busy, or none has the resources that the executor asks for. Start workers "
                 "with these resources, or ask for less."
             )
-
-
-def _n_left_over(n_jobs: int, n_processes: int) -> int:
-    """Return how many jobs remain after all processes ran the same number, at least one."""
-    return n_jobs % n_processes if n_jobs > n_processes else 0
-
-
-def _halves(job: Job) -> tuple[Job, Job | None]:
-    """Halve a job if possible; the second half still lacks its state."""
-    n_first = job.n_epochs // 2
-    # Annealing and patience depend on all epochs of the job.
-    if n_first == 0 or job.anneal or job.patience is not None:
-        return job, None
-    start, end = job.share
-    middle = start + (end - start) * n_first / job.n_epochs
-    first = replace(job, n_epochs=n_first, share=(start, middle))
-    return first, replace(job, n_epochs=job.n_epochs - n_first, share=(middle, end))

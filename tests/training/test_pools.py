@@ -21,8 +21,9 @@ from helpers.problems import blobs, classifier, explicit, history, new_study, ru
 
 import optuna_miha as miha
 from optuna_miha._training import worker
+from optuna_miha._training.halves import n_left_over
 from optuna_miha._training.job import Job
-from optuna_miha._training.pools import InProcess, OnExecutor, WorkerProcesses, _n_left_over
+from optuna_miha._training.pools import InProcess, OnExecutor, WorkerProcesses
 from optuna_miha.exceptions import WorkerError
 
 pytestmark = pytest.mark.slow
@@ -250,7 +251,7 @@ def test_halved_jobs_have_the_same_outcome_as_whole_ones(
 
 
 def test_jobs_are_left_over_only_if_all_processes_have_one() -> None:
-    left = {n: [_n_left_over(n_jobs, n) for n_jobs in range(1, 8)] for n in (2, 3, 8)}
+    left = {n: [n_left_over(n_jobs, n) for n_jobs in range(1, 8)] for n in (2, 3, 8)}
     assert left == {2: [0, 0, 1, 0, 1, 0, 1], 3: [0, 0, 0, 1, 2, 0, 1], 8: [0] * 7}
 
 
