@@ -159,7 +159,6 @@ def measure_run(where: str, how: str, weights_mb: float) -> Row:
     import torch
 
     import optuna_miha as miha
-    from optuna_miha._search.plan import race_cost
     from optuna_miha._training import spool
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -168,7 +167,7 @@ def measure_run(where: str, how: str, weights_mb: float) -> Row:
     spool.LARGE_STATE = 1 if how == "reference" else 2**62
     model_fn = ModelFn(round(math.sqrt(weights_mb * _MB / 4)))
     if where == "process":
-        plan = miha.Plan(race_cost(_SIZE) + 1, startup=_SIZE, n_cycles=0, restarts=False)
+        plan = miha.Plan(200, startup=_SIZE, restarts=False)  # It is stopped after the race.
     else:
         plan = miha.Plan(
             28,
@@ -191,6 +190,7 @@ def measure_run(where: str, how: str, weights_mb: float) -> Row:
                 plan=plan,
                 executor=executor,
                 checkpoint_dir=name,
+                callbacks=[_stop_after_race] if where == "process" else [],
                 n_threads=1,
                 show_progress_bar=False,
             )
@@ -215,6 +215,13 @@ def measure_run(where: str, how: str, weights_mb: float) -> Row:
         },
         "model": content.hexdigest(),
     }
+
+
+def _stop_after_race(study: Any, trial: Any) -> None:
+    from optuna.trial import TrialState
+
+    if trial.user_attrs["miha:role"] == "startup" and trial.state == TrialState.COMPLETE:
+        study.stop()
 
 
 class _watched_phases:

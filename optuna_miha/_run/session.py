@@ -50,7 +50,7 @@ from optuna_miha._study.stores import open_store
 from optuna_miha._training.data_checks import check_data, check_split
 from optuna_miha._training.job import Context
 from optuna_miha._training.loss_checks import check_valid_loss
-from optuna_miha._training.pools import Workers, make_workers
+from optuna_miha._training.pools import make_workers
 from optuna_miha._training.preflight import (
     check_accumulate,
     check_direction,
@@ -61,6 +61,7 @@ from optuna_miha._training.scheduler_checks import check_scheduler
 from optuna_miha._training.spool import Spool, may_be_large
 from optuna_miha._training.trainer_context import check_recipe
 from optuna_miha._training.trial_steps import check_copyable, check_mutations, check_training
+from optuna_miha._training.workers import Workers
 from optuna_miha.exceptions import StudyLockedError
 
 _logger = optuna.logging.get_logger("optuna.miha")

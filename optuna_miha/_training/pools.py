@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import abc
-import functools
 import hashlib
 import shutil
 import tempfile
@@ -17,7 +15,6 @@ from concurrent.futures import (
     TimeoutError,
 )
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,7 +24,7 @@ import optuna
 from optuna_miha._history.error_text import describe_error
 from optuna_miha._model.rng import lent
 from optuna_miha._training.halves import halves_of, n_left_over
-from optuna_miha._training.job import Context, Job, run_job
+from optuna_miha._training.job import Context, Job
 from optuna_miha._training.outcome import Outcome
 from optuna_miha._training.sent_states import SentStates
 from optuna_miha._training.spool import Spool
@@ -44,6 +41,7 @@ from optuna_miha._training.worker import (
     run_remote,
     warm_up,
 )
+from optuna_miha._training.workers import InProcess, Workers
 from optuna_miha.exceptions import WorkerError
 
 _logger = optuna.logging.get_logger("optuna.miha")
@@ -54,64 +52,6 @@ _PATIENCE = 60.0
 _MAX_CRASHES = 3
 """Worker crashes tolerated per rung. A single crash may be an accident, but a job that is too
 large for the machine crashes every worker that runs it."""
-
-
-class Workers(AbstractContextManager["Workers"]):
-    """Runs the jobs of a rung; a context manager that releases its resources."""
-
-    def check(self) -> None:
-        """Wait until jobs can run.
-
-        Raises:
-            ValueError: If an executor does not accept jobs.
-            WorkerError: If no worker can run them.
-        """
-
-    def share(self, spool: Spool, *, expects_large: bool) -> None:
-        """Use a spool for large states from now on.
-
-        Args:
-            spool: The spool.
-            expects_large: Whether states may be large. Otherwise nothing is written to find out
-                whether workers can reach the store.
-        """
-
-    @abc.abstractmethod
-    def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
-        """Run ``jobs``, and return the outcomes in the same order.
-
-        Raises:
-            WorkerError: If a job could not be completed.
-        """
-
-
-class InProcess(Workers):
-    """Runs jobs one after the other in this process.
-
-    Args:
-        context: The settings that all jobs share.
-    """
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._spool: Spool | None = None
-
-    def share(self, spool: Spool, *, expects_large: bool) -> None:
-        """Use a spool from now on."""
-        self._spool = spool
-
-    def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
-        """Run the jobs one after the other."""
-        run = run_job if self._spool is None else self._spool.run
-        outcomes: list[Outcome] = []
-        for index, job in enumerate(jobs):
-            outcomes.append(run(self._context, job, functools.partial(on_epoch, index)))
-            if self._spool is not None:
-                self._spool.remove_trained(job.state)
-        return outcomes
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 class WorkerProcesses(Workers):
