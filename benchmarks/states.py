@@ -302,7 +302,8 @@ def report(rows: list[Row]) -> list[str]:
             ]
             lines.append(f"| {' | '.join(cells)} |")
     models = {(row["where"], row["model"]) for row in rows}
-    equal = "are identical, bit for bit" if len(models) == len(WHERE) else "DIFFER"
+    is_equal = len(models) == len({row["where"] for row in rows})
+    equal = "are identical, bit for bit" if is_equal else "DIFFER"
     return [*lines, "", f"The models by reference and by value {equal}."]
 
 

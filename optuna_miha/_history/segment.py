@@ -45,7 +45,8 @@ class Segment:
             :obj:`None` unless ``state`` is ``COMPLETE``.
         fitness: The fitness by which siblings are compared; NaN if it failed.
         state: ``COMPLETE``, ``PRUNED`` or ``FAIL``.
-        checkpoint: ``{"id": …, "sha256": …, "best_epoch": …}`` or :obj:`None`.
+        checkpoint: ``{"id": …, "sha256": …, "best_epoch": …}`` or :obj:`None`. A large one also
+            has ``"n_bytes"``.
         averaged_score: The value of the average of its final weights and those of a sibling, if
             this average replaced its weights; otherwise :obj:`None`.
         member: The file with its best weights, which an ensemble can use, and their validation
