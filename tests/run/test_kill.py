@@ -87,8 +87,11 @@ def test_a_killed_run_with_states_by_reference_gives_a_bit_identical_result(
     url = f"sqlite:///{tmp_path}/study.db"
     assert kill_and_resume(url, tmp_path, SHORT, by_reference=True, **options)
     check_same(url, tmp_path, short)
-    names = [file.name.rsplit("-", 2)[0] for file in (tmp_path / "checkpoints").iterdir()]
-    assert sorted(names) == sorted(f.name.rsplit("-", 2)[0] for f in short[1].glob("*-*-*.pt"))
+    files = [
+        sorted(file.name.rsplit("-", 2)[0] for file in folder.glob("*-*-*.pt"))
+        for folder in (tmp_path / "checkpoints", short[1])
+    ]
+    assert files[0] == files[1]
 
 
 @pytest.mark.long
