@@ -13,6 +13,7 @@ from optuna_miha._model.tensors import n_bytes_of
 from optuna_miha._training.job import Context, Job, run_job
 from optuna_miha._training.outcome import Outcome
 from optuna_miha._training.state import State
+from optuna_miha._training.state import from_best as from_best_weights
 from optuna_miha.exceptions import CheckpointError
 
 _logger = optuna.logging.get_logger("optuna.miha")
@@ -24,8 +25,11 @@ take longer than it saves."""
 
 STORED = "stored"
 """The key of the reference, ``{"id": …, "sha256": …, "n_bytes": …}``, in what is passed on instead
-of a state. Beside it are ``epoch``, and, unless it is to be left out, ``best`` with the value and
-the epoch of the best weights, and the reference to their file."""
+of a state. Beside it is ``best`` with the value and the epoch of the best weights, and the
+reference to their file. For an heir, :data:`FROM_BEST` takes its place."""
+
+FROM_BEST = "from_best"
+"""The key of whether an heir begins with the best weights; see :func:`inherited`."""
 
 
 class StateStore(Protocol):
@@ -113,7 +117,7 @@ class Spool:
         if "best" in state:  # No sibling continues from it.
             return found
         self._cache[reference["id"]] = found
-        return {k: v for k, v in found.items() if k != "best"}
+        return inherited(found, from_best=state[FROM_BEST])
 
     def remove_trained(self, state: State | None) -> None:
         """Delete the files of a state that a job has continued, unless it inherited it.
@@ -139,7 +143,7 @@ class Spool:
             )
         self._cache[reference["id"]] = state
         stored = {**reference, "n_bytes": n_bytes_of(state)}
-        return {STORED: stored, "epoch": state["epoch"], "best": best}
+        return {STORED: stored, "best": best}
 
     def ask(self) -> dict[str, str]:
         """Write a small file, and return the reference for :meth:`answer`."""
@@ -165,6 +169,19 @@ class Spool:
     def discard(self, file: Mapping[str, str]) -> None:
         """Delete a question or an answer."""
         self._store.remove(file)
+
+
+def inherited(state: State, *, from_best: bool) -> State:
+    """What an heir gets of a state or of a reference.
+
+    Args:
+        state: The state at the end of its parent.
+        from_best: Whether it begins with the best weights instead of the last ones.
+    """
+    if STORED in state:
+        return {STORED: state[STORED], FROM_BEST: from_best}
+    rest = from_best_weights(state) if from_best else state
+    return {k: v for k, v in rest.items() if k != "best"}
 
 
 def may_be_large(n_bytes: int) -> bool:
