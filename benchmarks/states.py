@@ -167,7 +167,7 @@ def measure_run(where: str, how: str, weights_mb: float) -> Row:
     spool.LARGE_STATE = 1 if how == "reference" else 2**62
     model_fn = ModelFn(round(math.sqrt(weights_mb * _MB / 4)))
     if where == "process":
-        plan = miha.Plan(200, startup=_SIZE, restarts=False)  # It is stopped after the race.
+        plan = miha.Plan(200, startup=_SIZE, anneal="cosine")  # It is stopped after the race.
     else:
         plan = miha.Plan(
             28,
@@ -177,6 +177,7 @@ def measure_run(where: str, how: str, weights_mb: float) -> Row:
             fixing_epochs=1,
             n_cycles=1,
             restarts=False,
+            anneal="cosine",
         )
     executor = CountingExecutor(2) if where == "executor" else None
     with tempfile.TemporaryDirectory() as name, Meter(Path(name)) as meter:

@@ -252,9 +252,8 @@ def _train(
     for name, part in recipe.extra_state.items():
         extra.register(name, part)
     if job.n_epochs == 0:
-        best = validated(recipe, ema, epoch, context.engine)
-        state = capture(recipe, ema, epoch, settings) | _kept(data, extra)
-        return with_best(state, best, "model" if ema is None else "ema")
+        best, source = validated(recipe, ema, epoch, context.engine), "ema" if ema else "model"
+        return with_best(capture(recipe, ema, epoch, settings) | _kept(data, extra), best, source)
     steps = _watched_steps(context, recipe, job)
     # `warmup_cosine` starts at a third of the rate. This suits only a rate that was raised before.
     rate_factor = warmup_cosine if lr_distributions(trial.distributions) else half_cosine
@@ -292,8 +291,7 @@ def _train(
             f"The trainer must yield a result after each of {job.n_epochs} epochs, got none."
         )
     state = capture(recipe, ema, epoch, settings) | _kept(data, extra)
-    source = best_source(best, log.results[-1], epoch, ema, context.sign)
-    return with_best(state, best, source)
+    return with_best(state, best, best_source(best, log.results[-1], epoch, ema, context.sign))
 
 
 def _watched_steps(context: Context, recipe: Recipe, job: Job) -> OptimizerSteps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from optuna_miha._training.pickling import unpack
 from optuna_miha.exceptions import CheckpointLostError
 
 PLAN = miha.Plan(60, startup=4, fixing_epochs=3)
-"""A race, a trunk, a population and a final phase."""
+"""A race, and branches that begin with the best weights of its winner."""
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,8 @@ def test_a_run_continues_from_states_by_reference_and_sweeps_leftovers(
 
 @pytest.mark.slow
 def test_average_of_states_by_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"plan": PLAN, "crossover": miha.AverageWeights()}
+    plan = replace(PLAN, anneal="cosine")
+    settings = {"plan": plan, "crossover": miha.AverageWeights()}
     stored = run(new_study(), explicit, checkpoint_dir=tmp_path, **settings)
     monkeypatch.setattr(spool, "LARGE_STATE", 2**20)
     assert same(weights(stored), weights(run(new_study(), explicit, **settings)))
