@@ -212,7 +212,7 @@ def _variant(
     combined: Callable[[miha.Result], tuple[nn.Module, float]] | None = None,
     **options: Any,
 ) -> Method:
-    """Define a variant of the default plan.
+    """Define a variant of the plan of cycles, on which these ablations were measured.
 
     Args:
         name: Name, ``miha-...``.

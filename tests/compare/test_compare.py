@@ -387,7 +387,6 @@ def test_classic_plan_spends_the_budget_up_to_one_epoch() -> None:
         ({"seeds": [1, 1]}, ValueError, "`seeds` must be .* different"),
         ({"seeds": [-1]}, ValueError, "`seeds` must be .* non-negative integers"),
         ({"n_epochs": 0}, ValueError, "`n_epochs` must be a positive .* got 0"),
-        ({"n_epochs": 20}, ValueError, "n_epochs=20 is too small .* at least 21"),
         (
             {"n_epochs": 12, "methods": ["miha-classic"]},
             ValueError,

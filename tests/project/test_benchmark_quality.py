@@ -192,17 +192,18 @@ def recipe_of(model_fn: Any) -> Any:
 def test_variant_without_a_difference_is_the_method_itself(modules: dict[str, ModuleType]) -> None:
     methods = modules["methods"]
     itself = methods.METHODS["miha"].run(setting(modules))
-    variant = methods._variant("miha-same", "nothing changed").run(setting(modules))
+    same = {"anneal": "rounds"}
+    variant = methods._variant("miha-same", "nothing changed", same).run(setting(modules))
     assert variant.value == itself.value
     assert variant.test == itself.test
     assert variant.epochs == itself.epochs == 24
 
 
 def test_networks_that_are_combined_validate_no_worse(modules: dict[str, ModuleType]) -> None:
-    methods = modules["methods"].METHODS
-    itself = methods["miha"].run(setting(modules))
+    methods = modules["methods"]
+    itself = methods._variant("miha-cycles", "nothing changed").run(setting(modules))
     for name in ("miha-ensemble", "miha-soup"):
-        combined = methods[name].run(setting(modules))
+        combined = methods.METHODS[name].run(setting(modules))
         assert combined.value <= itself.value
         assert combined.epochs == itself.epochs
         assert combined.value == itself.value or combined.test != itself.test
