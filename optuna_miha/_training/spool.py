@@ -107,11 +107,13 @@ class Spool:
             CheckpointLostError: If it is missing or damaged.
             CheckpointError: If the store cannot be read.
         """
+        cached = dict(self._cache)
+        self._cache.clear()
         if state is None or STORED not in state:
             return state
         reference = state[STORED]
-        found = self._cache.get(reference["id"])
-        self._cache.clear()
+        found = cached.pop(reference["id"], None)
+        cached.clear()  # They would occupy memory while a state is read.
         if found is None:
             found = self._store.load_state(reference)
         if "best" in state:  # No sibling continues from it.

@@ -12,6 +12,8 @@ import optuna
 import pytest
 import torch
 from helpers.equality import same
+from helpers.jobs import UNUSED_PARAM, fixed_model_fn
+from helpers.networks import run_context
 from helpers.problems import explicit, history, new_study, run, weights
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
@@ -22,6 +24,7 @@ from optuna_miha._model.tensors import n_bytes_of
 from optuna_miha._study import checkpoint_file, checkpoint_store
 from optuna_miha._study.checkpoint_store import CheckpointStore
 from optuna_miha._training import spool, worker
+from optuna_miha._training.job import Job
 from optuna_miha._training.pickling import unpack
 from optuna_miha.exceptions import CheckpointLostError
 
@@ -124,6 +127,19 @@ def test_a_run_continues_from_states_by_reference_and_sweeps_leftovers(
     assert history(result) == history(by_value)
     kept = {f["id"] for s in result.segments for f in (s.checkpoint, s.member) if f is not None}
     assert {path.name for path in tmp_path.iterdir()} <= kept
+
+
+@pytest.mark.parametrize("inherits", [False, True])
+def test_a_process_keeps_no_state_that_the_next_job_does_not_need(
+    inherits: bool, tmp_path: Path
+) -> None:
+    store = CheckpointStore(FileSystemArtifactStore(tmp_path), run_id="0" * 8)
+    states, context = spool.Spool(store, keeps_members=False), run_context(fixed_model_fn())
+    parent = states.run(context, Job(params=UNUSED_PARAM, state=None, n_epochs=1)).state
+    for _ in range(3):
+        state = spool.inherited(parent, from_best=False) if inherits else None
+        states.run(context, Job(params=UNUSED_PARAM, state=state, n_epochs=1))
+    assert len(states._cache) == (2 if inherits else 1)
 
 
 @pytest.mark.slow
