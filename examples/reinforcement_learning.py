@@ -143,8 +143,11 @@ if __name__ == "__main__":
         direction="maximize",
         sampler=miha.MihaSampler(seed=options.seed),
     )
-    make_plan = miha.Plan.no_search if options.fixed else miha.Plan
+    if options.fixed:
+        plan = miha.Plan.no_search(options.n_epochs)
+    else:  # An agent that meets new states in every epoch does not overfit.
+        plan = miha.Plan(options.n_epochs, restarts=False)
     start = {"lr": 1e-3, "entropy": 1e-2, "horizon": 50.0, "clip": 0.2}
     settings = {"trainer": trainer, "initial_params": start, "device": "cpu"}
-    result = miha.optimize(study, model_fn, plan=make_plan(options.n_epochs), **settings)
+    result = miha.optimize(study, model_fn, plan=plan, **settings)
     print(f"mean return: {result.value:.4f}")
