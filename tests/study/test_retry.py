@@ -174,7 +174,7 @@ def test_a_checkpoint_that_is_damaged_during_the_run_is_trained_again(
     monkeypatch.setattr(
         Retention,
         "state",
-        lambda self, segment: load(self._store, self._references[segment.number]),
+        lambda self, segment, *, from_best: load(self._store, self._references[segment.number]),
     )
     study = new_study()
     result = run(study, plan=SHORT, callbacks=[After(1, damage)], checkpoint_dir=tmp_path)
