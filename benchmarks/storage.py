@@ -117,7 +117,7 @@ def fill(study: Any, n_trials: int) -> None:
         distributions={
             "optimizer": CategoricalDistribution(["adam"]),
             "lr": FloatDistribution(1e-5, 3.0, log=True),
-            "weight_decay": CategoricalDistribution([0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]),
+            "weight_decay": CategoricalDistribution([0.0, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.5]),
         },
         intermediate_values=dict.fromkeys(range(4), _WORST),
         value=_WORST,

@@ -34,8 +34,6 @@ LEAST_ACCURACY = 0.5
 """Of ten classes; guessing gives 0.1."""
 MOST_MSE = 0.027
 """Returning the mean of all pixels gives 0.0277."""
-LEAST_RETURN = -80
-"""Of a pendulum; without torque it is -60.5, and the first epochs of learning are below that."""
 MOST_DISTANCE = 0.4
 """Of a circle of radius 1 and samples; from all samples in its centre it is 0.72."""
 LEAST_RETURN = -60.4
@@ -65,8 +63,6 @@ def test_example_runs_and_learns(path: Path, tmp_path: Path) -> None:
     assert figure is not None, process.stdout
     if figure[1] == "test accuracy":
         assert LEAST_ACCURACY < float(figure[2]) <= 1
-    elif figure[1] == "mean return":
-        assert LEAST_RETURN < float(figure[2]) < 0
     elif figure[1] == "validation distance":
         assert 0 <= float(figure[2]) < MOST_DISTANCE
     elif figure[1] == "mean return":
@@ -80,6 +76,7 @@ def test_there_are_examples() -> None:
     assert EXAMPLES
 
 
+@pytest.mark.long
 def test_experiments_of_the_article_run_and_are_reported(tmp_path: Path) -> None:
     benchmark = EXAMPLES[0].parents[1] / "benchmarks" / "article.py"
     packages = str(Path(optuna_miha.__file__).parents[1])

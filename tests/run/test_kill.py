@@ -64,7 +64,12 @@ def check_same(url: str, folder: Path, undisturbed: tuple[miha.Result, Path]) ->
 
 @pytest.mark.parametrize(
     ("kind", "n_jobs", "n_kills"),
-    [("sqlite", 1, 3), ("sqlite", 2, 1), ("postgresql", 1, 1), ("postgresql", 2, 1)],
+    [
+        ("sqlite", 1, 3),
+        pytest.param("sqlite", 2, 1, marks=pytest.mark.long),
+        ("postgresql", 1, 1),
+        pytest.param("postgresql", 2, 1, marks=pytest.mark.long),
+    ],
 )
 def test_run_killed_at_random_times_gives_a_bit_identical_result(
     kind: str,

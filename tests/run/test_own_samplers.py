@@ -63,6 +63,7 @@ def test_run_that_stops_after_every_trial_equals_an_uninterrupted_one(whole: mih
     assert same(weights(resumed), weights(whole))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_workers_give_the_same_result(whole: miha.Result) -> None:
     result = run(new_study(), with_one_generator()[0], plan=SHORT, n_jobs=2)

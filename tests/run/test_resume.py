@@ -116,7 +116,7 @@ def random_labels(trial: Any) -> miha.Recipe:
     return recipe
 
 
-@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_run_interrupted_between_restarts_resumes_bit_identically(
     n_jobs: int, whole_random_labels: Any, tmp_path: Path
 ) -> None:

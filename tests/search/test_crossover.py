@@ -416,6 +416,7 @@ def uninterrupted_run() -> Callable[[Any], tuple[miha.Result, list[Any]]]:
     return train
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @BOTH
 def test_worker_processes_train_the_same_model_bit_for_bit(

@@ -79,7 +79,7 @@ def longer() -> Any:
     return run(study, plan=None, n_epochs=60)
 
 
-@pytest.mark.parametrize("keep", ["final", "trunk"])
+@pytest.mark.parametrize("keep", ["final", pytest.param("trunk", marks=pytest.mark.long)])
 @pytest.mark.parametrize("way", WAYS)
 def test_copy_and_original_go_on_independently(
     way: Callable[[Path], optuna.Study],
@@ -116,6 +116,7 @@ def run_id(study: optuna.Study) -> str:
     return str(study.user_attrs[attributes.RUN])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", [copy_file_and_folder, copy_study])
 def test_an_interrupted_original_can_be_continued_after_its_copy(
     way: Callable[[Path], optuna.Study], longer: miha.Result, tmp_path: Path
@@ -158,6 +159,7 @@ def test_copies_share_a_folder_of_artifacts(longer: miha.Result, tmp_path: Path)
     check_shared_store(lambda: FileSystemArtifactStore(tmp_path / "store"), tmp_path, longer)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_copies_share_a_bucket(longer: miha.Result, tmp_path: Path) -> None:
     with services.s3() as server:

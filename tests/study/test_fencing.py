@@ -62,7 +62,7 @@ def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
 @pytest.mark.parametrize("moment", ["between trials", "before a write"])
 def test_a_suspended_coordinator_changes_nothing_when_it_wakes_up(
     moment: str,

@@ -206,6 +206,7 @@ def test_with_keep_final_no_second_copy_of_the_model_is_registered(tmp_path: Pat
     assert names == ["schedule-40-epochs.csv"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", ["original", "copy"])
 def test_a_copied_study_does_not_change_the_checkpoints_of_the_original(
     first: str, tmp_path: Path

@@ -200,7 +200,7 @@ def memory_hungry(trial: Any) -> miha.Recipe:
     return recipe
 
 
-@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_branch_that_needs_too_much_memory_fails_alone(n_jobs: int, tmp_path: Path) -> None:
     plan = miha.Plan(
         90,

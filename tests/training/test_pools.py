@@ -306,6 +306,7 @@ def test_model_fn_of_a_script_is_supported(tmp_path: Path) -> None:
     assert process.stdout == "trained 30\n", process.stderr
 
 
+@pytest.mark.long
 def test_script_without_a_main_guard_gets_a_helpful_error(tmp_path: Path) -> None:
     process = run_script(tmp_path, "main()\n")
     assert process.returncode == 1
