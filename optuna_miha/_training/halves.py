@@ -20,5 +20,7 @@ def halves_of(job: Job) -> tuple[Job, Job | None]:
         return job, None
     start, end = job.share
     middle = start + (end - start) * n_first / job.n_epochs
+    course = job.course and replace(job.course, begin=job.course.begin + n_first)
     first = replace(job, n_epochs=n_first, share=(start, middle))
-    return first, replace(job, n_epochs=job.n_epochs - n_first, share=(middle, end))
+    n_rest = job.n_epochs - n_first
+    return first, replace(job, n_epochs=n_rest, course=course, share=(middle, end))

@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from helpers.networks import recipe, run_context
 from helpers.problems import blobs, classifier, explicit, history, new_study, run, weights
 
 import optuna_miha as miha
+from optuna_miha._search.learning_rate import Course
 from optuna_miha._training import worker
 from optuna_miha._training.halves import n_left_over
 from optuna_miha._training.job import Job
@@ -235,11 +237,12 @@ def test_epochs_are_reported_with_the_index_of_their_job() -> None:
         assert sorted(seen) == [0, 1, 1, 2, 2, 2]
 
 
+@pytest.mark.parametrize("course", [None, Course(n_epochs=8, begin=2)])
 @pytest.mark.parametrize("n_jobs", [1, 2, 3, 5])
 def test_halved_jobs_have_the_same_outcome_as_whole_ones(
-    n_jobs: int, two_processes: WorkerProcesses
+    n_jobs: int, course: Course | None, two_processes: WorkerProcesses
 ) -> None:
-    jobs = [job(n) for n in (4, 3, 1, 2, 5)][:n_jobs]
+    jobs = [replace(job(n), course=course) for n in (4, 3, 1, 2, 5)][:n_jobs]
     whole = InProcess(run_context(model_fn_of_lr)).run(jobs, lambda *_: None)
     seen: list[int] = []
     outcomes = two_processes.run(jobs, lambda index, _: seen.append(index))
