@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
 from _quality import Results
+from _quality_figure import FIXED
 from _quality_tables import COMPARED, OURS, ordinary
+from _svg import digest_of, pyplot, save
 from methods import METHODS
 from tasks import TASKS
 
-FIXED = "no-search"
 _OURS_COLOUR, _COLOUR = "#D55E00", "#8FB8DE"
 
 
@@ -49,8 +47,7 @@ def losses(results: Results) -> str:
 
 def bars_digest(results: Results) -> str:
     """A hash of the drawn values, stored in the picture to detect an outdated one."""
-    content = json.dumps([results.n_epochs, bars(results)], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return digest_of([results.n_epochs, bars(results)])
 
 
 def draw_bars(results: Results, path: Path) -> None:
@@ -59,12 +56,7 @@ def draw_bars(results: Results, path: Path) -> None:
     Raises:
         LookupError: If there is no run without search.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "bars"  # Makes the ids deterministic.
-    matplotlib.rcParams["svg.fonttype"] = "none"
-    from matplotlib import pyplot as plt
+    plt = pyplot("bars")
 
     drawn = bars(results)
     figure, axes = plt.subplots(figsize=(8.4, 0.5 + 0.27 * len(drawn)))
@@ -90,10 +82,7 @@ def draw_bars(results: Results, path: Path) -> None:
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right", "left"]].set_visible(False)
     figure.tight_layout(pad=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    described: dict[str, Any] = {"Date": None, "Description": bars_digest(results)}
-    figure.savefig(path, format="svg", metadata=described)
-    plt.close(figure)
+    save(figure, path, bars_digest(results))
 
 
 _LABELS = {

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
 from _quality import Results
 from _quality_tables import COMPARED, OURS
+from _svg import digest_of, pyplot, save
 from tasks import TASKS
 
 FIXED = "no-search"
@@ -40,8 +38,7 @@ def points(results: Results) -> dict[str, dict[str, float]]:
 
 def digest(results: Results) -> str:
     """A hash of the plotted values, stored in the figure to detect an outdated one."""
-    content = json.dumps([results.n_epochs, points(results)], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return digest_of([results.n_epochs, points(results)])
 
 
 def draw(results: Results, path: Path) -> None:
@@ -50,12 +47,7 @@ def draw(results: Results, path: Path) -> None:
     Raises:
         LookupError: If there is no run without search.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "quality"  # Makes the ids deterministic.
-    matplotlib.rcParams["svg.fonttype"] = "none"
-    from matplotlib import pyplot as plt
+    plt = pyplot("quality")
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     drawn = points(results)
@@ -94,7 +86,4 @@ def draw(results: Results, path: Path) -> None:
     axes.tick_params(axis="y", length=0)
     figure.legend(loc="upper center", ncols=5, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.62 / figure.get_figheight()))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    described: dict[str, Any] = {"Date": None, "Description": digest(results)}
-    figure.savefig(path, format="svg", metadata=described)
-    plt.close(figure)
+    save(figure, path, digest(results))

@@ -7,7 +7,6 @@ on by reference, as large ones are, or by value, as small ones are.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tempfile
 import threading
@@ -157,6 +156,7 @@ def measure_run(where: str, how: str, weights_mb: float) -> Row:
     """
     import optuna
     import torch
+    from _runs import digest
 
     import optuna_miha as miha
     from optuna_miha._training import spool
@@ -200,9 +200,6 @@ def measure_run(where: str, how: str, weights_mb: float) -> Row:
         checkpoint = Path(name, result.trial.user_attrs["miha:checkpoint"]["id"]).stat().st_size
         if executor is not None:
             executor.shutdown()
-    content = hashlib.sha256()
-    for value in result.model.state_dict().values():
-        content.update(value.numpy().tobytes())
     return {
         **row,
         "weights_bytes": sum(p.nbytes for p in result.model.parameters()),
@@ -214,7 +211,7 @@ def measure_run(where: str, how: str, weights_mb: float) -> Row:
             role: max(total for rung, total in n_bytes.items() if rung[0] == role)
             for role in sorted(roles)
         },
-        "model": content.hexdigest(),
+        "model": digest(result.model),
     }
 
 
