@@ -175,12 +175,12 @@ class _SchedulerPart(_Part):
         super().__init__(name, part)
         groups = part.optimizer.param_groups
         # A warm-up may begin at zero, so that the present rate is no reference.
-        self._base_rates = [_number(group.get("initial_lr", group["lr"])) for group in groups]
+        self._base_rates = [float(group.get("initial_lr", group["lr"])) for group in groups]
         self._base_momenta = [_momenta(group) for group in groups]
 
     def capture(self) -> dict[str, Any]:
         groups = self.part.optimizer.param_groups
-        rates, momenta = [_number(group["lr"]) for group in groups], list(map(_momenta, groups))
+        rates, momenta = [float(group["lr"]) for group in groups], list(map(_momenta, groups))
         return {
             **super().capture(),
             "settings": self._first,
@@ -218,10 +218,6 @@ def _with_learned(own: Any, before: Any, now: Any) -> Any:
 def _momenta(group: Mapping[str, Any]) -> dict[str, Any]:
     """The momentum of a parameter group, which a scheduler such as OneCycleLR sets."""
     return {key: copy_tensors(group[key]) for key in ("momentum", "betas") if key in group}
-
-
-def _number(rate: Any) -> float:
-    return float(rate)
 
 
 def _set_rate(group: dict[str, Any], rate: float) -> None:
