@@ -103,16 +103,15 @@ class Dashboard:
     def _save_trial_notes(self) -> None:
         """Describe each finished trial that has no note yet."""
         lineage, address = read_lineage(self._study), trial_address(self._study)
+        new = [s for s in lineage if s.number not in self._noted]
         trials = self._study.get_trials(deepcopy=False)
-        notes = {
-            s.number: trial_note(
-                lineage, s, address, trials[s.number].user_attrs.get(attributes.ERROR)
-            )
-            for s in lineage
-            if s.number not in self._noted
-        }
+        notes = []
+        for segment in new:
+            trial = trials[segment.number]
+            error = trial.user_attrs.get(attributes.ERROR)
+            notes.append((trial, trial_note(lineage, segment, address, error)))
         add_trial_notes(self._study, notes)
-        self._noted |= notes.keys()
+        self._noted |= {segment.number for segment in new}
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
         """Call ``action``; if it fails, warn the first time instead of raising."""
