@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,12 @@ OTHER_PRIVATE = {
 def test_root_holds_only_public_modules_and_rooms() -> None:
     files = {path.name for path in ROOT.glob("*.py")}
     assert files == {"__init__.py", "__main__.py", "_version.py", "exceptions.py", "fitness.py"}
+
+
+def test_names_of_test_modules_are_unique() -> None:
+    """Python imports them by their names alone, as their folders are no packages."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 @pytest.mark.parametrize("name", MODULES)
