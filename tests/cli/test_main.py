@@ -28,7 +28,7 @@ def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def first_demo(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
     """A short demo; its folder is the third argument from the end."""
-    return demo(tmp_path_factory.mktemp("demo") / "demo", "--n-epochs", "24")
+    return demo(tmp_path_factory.mktemp("demo") / "demo", "--n-epochs", "12")
 
 
 def test_demo_trains_prints_the_result_and_can_be_continued(
@@ -36,14 +36,14 @@ def test_demo_trains_prints_the_result_and_can_be_continued(
 ) -> None:
     first, folder = first_demo, Path(first_demo.args[-3])
     assert first.returncode == 0, first.stderr
-    rows = re.findall(r"(optuna_miha|no search) +(0|1)\.(\d{3}) +0\.(\d{3}) +24", first.stdout)
+    rows = re.findall(r"(optuna_miha|no search) +(0|1)\.(\d{3}) +0\.(\d{3}) +12", first.stdout)
     assert [row[0] for row in rows] == ["optuna_miha", "no search"]
     assert "The result is " in first.stdout
     assert re.search(r"epochs +role", first.stdout)
     assert (folder / "lineage.png").stat().st_size > 10_000
     assert "<picture>" in (folder / "report.html").read_text(encoding="utf-8")
     assert "cycle 1: " in first.stdout
-    assert "24/24" in first.stderr  # The progress bar.
+    assert "12/12" in first.stderr  # The progress bar.
     assert f"optuna-miha dashboard sqlite:///{folder}/motifs.db" in first.stdout
     study = optuna.load_study(study_name="motifs", storage=f"sqlite:///{folder}/motifs.db")
     assert f"trial {study.best_trial.number} " in first.stdout
@@ -55,7 +55,7 @@ def test_demo_trains_prints_the_result_and_can_be_continued(
     assert resume is not None
     second = demo(folder, *resume[1].split())
     assert second.returncode == 0, second.stderr
-    assert "48 epochs trained in all" in second.stdout
+    assert "24 epochs trained in all" in second.stdout
 
 
 def test_negative_seed_prints_an_error_without_traceback(
@@ -252,7 +252,7 @@ def test_progress_bar_writes_separate_lines_if_stderr_is_not_a_terminal(
 ) -> None:
     lines = [line for line in first_demo.stderr.splitlines() if "epoch/s" in line]
     assert 1 <= len(lines) < 12
-    assert "24/24" in first_demo.stderr
+    assert "12/12" in first_demo.stderr
     assert "\r" not in first_demo.stderr
 
 

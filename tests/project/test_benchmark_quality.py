@@ -90,6 +90,7 @@ def test_every_run_is_a_line_with_its_figures(folder: Path) -> None:
     assert {"cpu", "torch", "optuna", "scikit-learn"} <= set(versions[row["version"]])
 
 
+@pytest.mark.long
 def test_second_call_runs_only_what_is_missing(
     modules: dict[str, ModuleType], run: Run, folder: Path, tmp_path: Path
 ) -> None:
@@ -108,6 +109,7 @@ def test_second_call_runs_only_what_is_missing(
     assert figures[0] == figures[1]
 
 
+@pytest.mark.long
 def test_failed_run_is_recorded_and_the_others_go_on(run: Run, tmp_path: Path) -> None:
     # A cycle of the published loop does not fit into so few epochs.
     options = ("--budgets", 5, "--seeds", 1, "--methods", "miha-classic", "no-search")

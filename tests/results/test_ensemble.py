@@ -506,7 +506,9 @@ class TestReproduction:
         assert_equal(loaded.ensemble(), ensemble)
         assert loaded.ensemble().trials == ensemble.trials
 
-    @pytest.mark.parametrize("n", [2, 4, 7, 9, 11])
+    @pytest.mark.parametrize(
+        "n", [2, *(pytest.param(n, marks=pytest.mark.long) for n in (4, 7, 11)), 9]
+    )
     def test_of_a_resumed_run_is_the_same(
         self, n: int, result: miha.Result, tmp_path: Path
     ) -> None:
@@ -515,6 +517,7 @@ class TestReproduction:
             run(new_study(storage), callbacks=[_InterruptAfter(n)])
         assert_equal(run(new_study(storage)).ensemble(), result.ensemble())
 
+    @pytest.mark.long
     def test_of_a_run_in_two_processes_is_the_same(self, result: miha.Result) -> None:
         assert_equal(run(new_study(), n_jobs=2).ensemble(), result.ensemble())
 

@@ -65,7 +65,8 @@ def check_same(url: str, folder: Path, undisturbed: tuple[miha.Result, Path]) ->
 @pytest.mark.parametrize(
     ("kind", "n_jobs", "n_kills"),
     [
-        ("sqlite", 1, 3),
+        ("sqlite", 1, 1),
+        pytest.param("sqlite", 1, 3, marks=pytest.mark.long),
         pytest.param("sqlite", 2, 1, marks=pytest.mark.long),
         ("postgresql", 1, 1),
         pytest.param("postgresql", 2, 1, marks=pytest.mark.long),

@@ -118,7 +118,7 @@ def test_classic_plan_trains_the_published_number_of_epochs() -> None:
             assert segment.mutation == "no change" or any(k in segment.mutation for k in kinds)
 
 
-@pytest.mark.parametrize("model_fn", [classifier, explicit])
+@pytest.mark.parametrize("model_fn", [classifier, pytest.param(explicit, marks=pytest.mark.long)])
 def test_same_seed_gives_the_same_run_and_another_seed_a_different_one(model_fn: Any) -> None:
     first, second = run(new_study(), model_fn), run(new_study(), model_fn)
     assert history(first) == history(second)
@@ -706,7 +706,7 @@ def selective(trial: Any) -> miha.Recipe:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_trial_that_model_fn_prunes_ends_alone(n_jobs: int) -> None:
     study = new_study()
     plan = miha.Plan(90, startup=4, mutations=("lr",), fixing_epochs=3, anneal="cosine")

@@ -99,8 +99,8 @@ def new(name: str, *, with_trials: bool) -> optuna.Study:
     [
         ("median", False),
         ("median", True),
-        ("percentile", False),
-        ("patient", False),
+        pytest.param("percentile", False, marks=pytest.mark.long),
+        pytest.param("patient", False, marks=pytest.mark.long),
         ("patient slope", True),
         ("threshold", True),
         ("wilcoxon", True),

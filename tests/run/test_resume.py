@@ -59,7 +59,9 @@ def whole_random_labels() -> Any:
     return run(new_study(seed=1), random_labels, plan=OVERFITTING)
 
 
-@pytest.mark.parametrize("fatal", [50, 170, 333, 480])
+@pytest.mark.parametrize(
+    "fatal", [50, *(pytest.param(n, marks=pytest.mark.long) for n in (170, 333)), 480]
+)
 def test_killed_run_resumes_bit_identically(
     fatal: int, whole_explicit: Any, tmp_path: Path
 ) -> None:
@@ -91,7 +93,12 @@ class RaiseAfter:
 
 @pytest.mark.parametrize(
     ("n", "error"),
-    [(1, KeyboardInterrupt), (4, KeyboardInterrupt), (7, RuntimeError), (8, KeyboardInterrupt)],
+    [
+        (1, KeyboardInterrupt),
+        pytest.param(4, KeyboardInterrupt, marks=pytest.mark.long),
+        (7, RuntimeError),
+        pytest.param(8, KeyboardInterrupt, marks=pytest.mark.long),
+    ],
 )
 def test_run_interrupted_between_two_siblings_resumes_with_the_others(
     n: int, error: type[BaseException], whole_tiny: Any, tmp_path: Path
@@ -276,7 +283,9 @@ def test_load_result_with_the_wrong_folder_changes_nothing(tmp_path: Path) -> No
     assert same(weights(miha.load_result(study, classifier)), weights(first))
 
 
-@pytest.mark.parametrize("n", range(6, 12))
+@pytest.mark.parametrize(
+    "n", [6, 7, 8, *(pytest.param(n, marks=pytest.mark.long) for n in (9, 10, 11))]
+)
 def test_run_interrupted_around_an_enqueued_trial_can_be_resumed(n: int) -> None:
     study = new_study(pruner=optuna.pruners.NopPruner())
     study.enqueue_trial({"lr": 0.01})

@@ -45,7 +45,7 @@ def files(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keep", ["final", "trunk"])
+@pytest.mark.parametrize("keep", ["final", pytest.param("trunk", marks=pytest.mark.long)])
 def test_it_ends_as_if_it_had_not_been_killed(
     keep: str, whole: miha.Result, tmp_path: Path
 ) -> None:

@@ -215,7 +215,9 @@ def test_a_copy_of_a_study_that_is_running_is_free(tmp_path: Path) -> None:
             pass
 
 
-@pytest.mark.parametrize("way", [copy_file_and_folder, copy_study])
+@pytest.mark.parametrize(
+    "way", [copy_file_and_folder, pytest.param(copy_study, marks=pytest.mark.long)]
+)
 def test_a_copy_of_a_study_of_an_earlier_version_is_recognized_by_its_folder(
     way: Callable[[Path], optuna.Study], tmp_path: Path
 ) -> None:

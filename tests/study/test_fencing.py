@@ -63,7 +63,9 @@ def state_of(pid: int) -> str:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
-@pytest.mark.parametrize("moment", ["between trials", "before a write"])
+@pytest.mark.parametrize(
+    "moment", [pytest.param("between trials", marks=pytest.mark.long), "before a write"]
+)
 def test_a_suspended_coordinator_changes_nothing_when_it_wakes_up(
     moment: str,
     kind: str,

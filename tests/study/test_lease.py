@@ -63,7 +63,7 @@ def coordinator(storage: str, folder: Path) -> Iterator[BaseProcess]:
         process.join()
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
 def test_a_live_coordinator_locks_the_study_and_a_dead_one_is_replaced_at_once(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -86,7 +86,9 @@ def test_a_live_coordinator_locks_the_study_and_a_dead_one_is_replaced_at_once(
         assert run(new_study(storage), plan=BRIEF).n_epochs_trained == 24
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_a_coordinator_that_gets_a_signal_releases_the_study(
     number: signal.Signals, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,8 +145,18 @@ def test_resuming_removes_orphans_of_a_killed_run_and_keeps_other_files(
     assert all(path.exists() for path in others)
 
 
-@pytest.mark.parametrize("n_trials", [1, 3, 4, 99])
-@pytest.mark.parametrize("keep", ["final", "trunk"])
+@pytest.mark.parametrize(
+    ("keep", "n_trials"),
+    [
+        ("final", 3),
+        ("trunk", 3),
+        ("final", 99),
+        *(
+            pytest.param(keep, n, marks=pytest.mark.long)
+            for keep, n in itertools.product(("final", "trunk"), (1, 4))
+        ),
+    ],
+)
 def test_cleaning_does_not_change_the_result_of_a_run(
     keep: str, n_trials: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,7 @@ def test_a_run_waits_for_a_server_that_restarts(
     assert "The storage has recovered" in log.text
 
 
+@pytest.mark.long
 def test_a_run_waits_for_a_file_that_is_moved_away_and_back(
     whole: miha.Result, log: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:

@@ -121,6 +121,7 @@ def test_branches_inherit_the_memory_layout_of_the_weights() -> None:
     assert {is_channels_last for _, is_channels_last, _ in RecordingNetwork.records} == {True}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_memory_layout_does_not_depend_on_the_number_of_jobs() -> None:
     settings = {"plan": SHORT, "channels_last": True, "precision": "bf16"}

@@ -71,6 +71,7 @@ def test_dask_and_postgresql_give_the_same_result_as_one_process(
         assert same(weights(again), weights(whole_tiny))
 
 
+@pytest.mark.long
 def test_interrupted_run_on_postgresql_resumes_to_the_same_result(
     postgresql: services.PostgreSQL, whole_tiny: miha.Result, tmp_path: Path
 ) -> None:

@@ -321,6 +321,7 @@ def test_script_without_a_main_guard_gets_a_helpful_error(tmp_path: Path) -> Non
     assert not study.user_attrs
 
 
+@pytest.mark.long
 def test_run_restores_the_threads_and_removes_its_data_file(temporary_folder: Path) -> None:
     before = torch.get_num_threads()
     run(new_study(), n_jobs=2, plan=SHORT)
