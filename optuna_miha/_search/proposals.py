@@ -117,7 +117,10 @@ class Proposals:
     def reference_params(self, phase: Phase) -> Params:
         """See :class:`Proposer`."""
         reference = self._lineage.best() if phase.role == "restart" else phase.parent
-        return self._context.initial_params if reference is None else reference.params
+        if reference is None:
+            return self._context.initial_params
+        # The peak of heirs is higher by rule, which is no mutation: the control has it, too.
+        return self._params_for(phase.role, reference) if phase.by_step else reference.params
 
     def _restart_params(self, phase: Phase) -> Params | None:
         """The best parameters so far; from the second restart on, with changes."""
