@@ -39,6 +39,8 @@ OTHER_PRIVATE = {
     # Python's; before 3.14 there is no other way to end workers at once.
     "_training/pools.py": {"_processes"},
     "_training/worker.py": {"_exit"},
+    # Python's and Dask's; executors have no interface for their number of workers.
+    "_training/executor_size.py": {"_client", "_max_workers"},
 }
 """Names that begin with an underscore and are not Optuna's."""
 

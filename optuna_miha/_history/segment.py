@@ -85,14 +85,9 @@ class Segment:
         outcome = self.state.name.lower() if self.value is None else f"value {self.value:.6g}"
         change = textwrap.shorten(self.mutation, 60, placeholder=" …")
         return (
-            f"Segment(trial {self.number}: {self.role} of {self.cycle_name}, epochs "
+            f"Segment(trial {self.number}: {self.role} of cycle {self.cycle}, epochs "
             f"{self.birth}-{self.end}, {outcome}, {change})"
         )
-
-    @property
-    def cycle_name(self) -> str:
-        """Its cycle in texts for people, such as ``"round 2"``."""
-        return cycle_name(self.cycle, by_step=self.by_step)
 
     @property
     def end(self) -> int:
@@ -123,19 +118,9 @@ def role_name(role: str) -> str:
 
 
 def place_of(segment: Segment) -> str:
-    """Role and cycle of a segment, such as ``"branch of round 2"``."""
+    """Role and cycle of a segment, such as ``"branch of cycle 3"``."""
     is_in_cycle = segment.role in ("branch", "trunk") and segment.cycle > 0
-    return role_name(segment.role) + (f" of {segment.cycle_name}" if is_in_cycle else "")
-
-
-def cycle_name(cycle: int, *, by_step: bool) -> str:
-    """The name of a cycle in texts for people.
-
-    Args:
-        cycle: Its number.
-        by_step: Whether its segments are annealed by the step, which makes it a round.
-    """
-    return f"{'round' if by_step else 'cycle'} {cycle}"
+    return role_name(segment.role) + (f" of cycle {segment.cycle}" if is_in_cycle else "")
 
 
 def position_of(role: Role, cycle: int, branch: int) -> tuple[int, int, int]:

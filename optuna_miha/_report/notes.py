@@ -49,13 +49,12 @@ def study_note(lineage: Lineage, address: str) -> str:
         lines += [_escape(line), ""]
     cycles = cycles_of(lineage)
     if cycles:
-        header = f"| {cycles[0].kind} | best change | value | control | trial |"
-        lines += [header, "|---|---|---|---|---|"]
+        lines += ["| cycle | best change | value | control | trial |", "|---|---|---|---|---|"]
     for cycle in cycles:
         change = cycle.change if cycle.is_continued else f"{cycle.change} (not continued)"
+        control = "" if cycle.control is None else number(cycle.control)
         trial = "" if cycle.winner is None else _link(cycle.winner, address)
-        change, course = _escape(change), _escape(cycle.course)
-        cells = (str(cycle.number), change, course, cycle.comparison, trial)
+        cells = (str(cycle.number), _escape(change), _escape(cycle.course), control, trial)
         lines.append(f"| {' | '.join(cells)} |")
     restarts = [s for s in lineage if s.role == "restart"]
     lines += ["", *(f"- {_escape(as_sentence(restart_line(lineage, s)))}" for s in restarts)]

@@ -26,8 +26,11 @@ from optuna_miha._training.compute import (
     resolve_own_device,
     resolve_worker_devices,
 )
+from optuna_miha._training.executor_size import n_workers_of
 from optuna_miha._training.trainer_context import AnyTrainer, check_trainer
 from optuna_miha.fitness import Fitness, last_value
+
+_logger = optuna.logging.get_logger("optuna.miha")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,19 @@ class Arguments:
     timeout: float
     catch: tuple[type[Exception], ...]
     show_progress_bar: bool
+
+    @property
+    def n_workers(self) -> int:
+        """The number of workers, for which a new plan is made."""
+        if self.executor is None:
+            return self.n_jobs
+        n_workers = n_workers_of(self.executor)
+        if n_workers is None and self.plan is None:
+            _logger.warning(
+                f"A {type(self.executor).__qualname__} does not say how many workers it has: the "
+                "plan is that of one worker. Pass `plan=Plan(n_epochs, n_workers=...)`."
+            )
+        return n_workers or 1
 
     @property
     def budget(self) -> int | None:

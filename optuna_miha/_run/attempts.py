@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import optuna
@@ -171,5 +172,8 @@ def _rounds_text(plan: Plan, n_epochs: int) -> str:
     race = f"a start-up race of {size} configurations" if size > 1 else "no start-up race"
     n_rounds = plan.n_rounds(n_epochs)
     rounds = "a round" if n_rounds == 1 else f"{n_rounds} rounds"
-    heirs = "one heir" if plan.population_size == 1 else f"{plan.population_size} heirs"
-    return f"including all branches; {race}, then {rounds} of {heirs}"
+    heirs = "one heir" if plan.n_heirs == 1 else f"{plan.n_heirs} heirs"
+    width = ""
+    if plan.width > 1:
+        width = f", about {math.ceil(n_epochs / plan.width)} in each of {plan.width} workers"
+    return f"including all branches{width}; {race}, then {rounds} of {heirs}"

@@ -17,7 +17,8 @@ from optuna_miha._run.selection import Selection
 from optuna_miha._run.session import Session
 from optuna_miha._run.story import log_end_of, log_result, log_start_of, log_stop, phase_label
 from optuna_miha._search.phases import Phase, Stretch, next_phase
-from optuna_miha._search.plan import Plan, race_cost, race_rungs
+from optuna_miha._search.plan import Plan
+from optuna_miha._search.startup_race import race_cost, race_rungs
 from optuna_miha._study.optuna_internals import is_stopped
 from optuna_miha._study.setup import record_progress
 

@@ -60,9 +60,9 @@ def optimize(
     segment of training is a trial of ``study``.
 
     A second call with the same study resumes an interrupted run, continues a finished run with a
-    larger ``n_epochs``, or returns the result of a finished run. For a given seed, device and
-    number of threads, the result does not depend on ``n_jobs`` or on interruptions, provided that
-    the sampler and the pruner are those of this package.
+    larger ``n_epochs``, or returns the result of a finished run. For a given plan, seed, device
+    and number of threads, the result does not depend on ``n_jobs`` or on interruptions, provided
+    that the sampler and the pruner are those of this package.
 
     Args:
         study:
@@ -79,10 +79,13 @@ def optimize(
         plan: How the budget is spent; replaces ``n_epochs``.
         n_jobs:
             Number of worker processes on this machine; 1 trains in this process. A script that
-            uses more must guard the call with ``if __name__ == "__main__":``.
+            uses more must guard the call with ``if __name__ == "__main__":``. The plan of a new
+            study keeps as many workers busy, unless ``plan`` says otherwise
+            (:class:`Plan`, ``n_workers``). A study that is resumed keeps its plan.
         executor:
             Any :class:`concurrent.futures.Executor`, such as Dask's ``client.get_executor()``,
-            to use instead of worker processes. It is not shut down.
+            to use instead of worker processes. It is not shut down. The plan of a new study
+            keeps all its workers busy, like that of ``n_jobs``.
         fitness:
             Computes the fitness of a branch from its curve; default
             :func:`optuna_miha.fitness.last_value`.

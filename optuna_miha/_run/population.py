@@ -21,9 +21,9 @@ from optuna_miha._run.session import Session
 from optuna_miha._search.learning_rate import Course
 from optuna_miha._search.mutation import describe
 from optuna_miha._search.phases import Phase, Stretch
-from optuna_miha._search.plan import race_cost
 from optuna_miha._search.proposals import Proposer
 from optuna_miha._search.sampler import MihaSampler
+from optuna_miha._search.startup_race import race_cost
 from optuna_miha._study.buffered_trial import BufferedTrial
 from optuna_miha._study.retention import Retention
 from optuna_miha._study.sibling import Sibling

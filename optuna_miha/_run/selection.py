@@ -14,8 +14,8 @@ from optuna_miha._history.segment import make_curve
 from optuna_miha._run.pruner_view import PrunerView, is_stateless
 from optuna_miha._run.session import Session
 from optuna_miha._search.phases import Phase
-from optuna_miha._search.plan import race_rungs
 from optuna_miha._search.pruner import SlopePruner
+from optuna_miha._search.startup_race import race_rungs
 from optuna_miha._study.retention import Retention
 from optuna_miha._study.sibling import Sibling
 from optuna_miha._study.trial_log import TrialLog

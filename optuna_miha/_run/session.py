@@ -164,7 +164,7 @@ def open_session(arguments: Arguments) -> Iterator[Session]:
     """
     study = arguments.study
     check_study(study)
-    plan = resolve_plan(study, arguments.n_epochs, arguments.plan)
+    plan = resolve_plan(study, arguments.n_epochs, arguments.plan, n_workers=arguments.n_workers)
     check_crossover(arguments.crossover, plan, custom_trainer=arguments.trainer is not None)
     resolve_components(study)
     seed = resolve_seed(study)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import optuna
 
 from optuna_miha._history.lineage import Lineage
-from optuna_miha._history.segment import cycle_name, role_name
+from optuna_miha._history.segment import role_name
 from optuna_miha._results.summary import (
     as_sentence,
     best_line,
@@ -27,10 +27,11 @@ def phase_label(phase: Phase, lineage: Lineage) -> str:
     """The name of a phase in the progress bar."""
     name = role_name(phase.role)
     if phase.role == "restart":
-        return f"{name} {1 + sum(s.role == phase.role for s in lineage)}"
+        first = 1 + sum(s.role == phase.role and s.cycle < phase.cycle for s in lineage)
+        last = first + phase.size - 1
+        return f"{name} {first}" if first == last else f"{name}s {first} to {last}"
     is_in_cycle = phase.role in ("branch", "trunk") and phase.cycle > 0
-    cycle = cycle_name(phase.cycle, by_step=phase.by_step)
-    return f"{cycle}, {name}" if is_in_cycle else name
+    return f"cycle {phase.cycle}, {name}" if is_in_cycle else name
 
 
 def log_start_of(phase: Phase, lineage: Lineage) -> None:
@@ -56,10 +57,10 @@ def _lines(phase: Phase, lineage: Lineage, stretch: Stretch) -> Iterator[str]:
     elif phase.role == "restart":
         restarts = [s for s in lineage if s.role == "restart" and s.cycle >= stretch.first_cycle]
         reason = overfitting_line(lineage, stretch.first_cycle)
-        if len(restarts) == 1 and reason is not None:
+        if all(s.cycle == phase.cycle for s in restarts) and reason is not None:
             yield reason
-        if restarts and restarts[-1].cycle == phase.cycle:
-            yield restart_line(lineage, restarts[-1])
+        for _, restart in sorted(lineage.group("restart", phase.cycle).items()):
+            yield restart_line(lineage, restart)
     elif phase.role == "final":
         line = final_line(lineage)
         if line is not None:

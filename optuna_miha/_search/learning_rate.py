@@ -129,7 +129,9 @@ def divergence_factor(lineage: Lineage, parent: Segment | None) -> float:
     return float(DIVERGENCE_FACTOR ** sum(s.is_diverged for s in attempts))
 
 
-def peak_factor(plan: Plan, lineage: Lineage, role: Role, before: float = math.inf) -> float:
+def peak_factor(
+    plan: Plan, lineage: Lineage, role: Role, *, cycle: int, before: float = math.inf
+) -> float:
     """The peak of the learning rate of a training, in multiples of a constant learning rate.
 
     Args:
@@ -137,10 +139,12 @@ def peak_factor(plan: Plan, lineage: Lineage, role: Role, before: float = math.i
         lineage: The history. After the trunk or a restart diverged, the learning rate is not
             raised.
         role: The role of the training.
-        before: Only divergences of trials with a lower number count.
+        cycle: The cycle of the training. In rounds, only divergences of earlier cycles count,
+            so that siblings do not depend on each other.
+        before: In cycles, only divergences of trials with a lower number count.
     """
     if plan.is_annealed:
-        controls = (s for s in lineage if s.role in ("branch", "restart") and s.number < before)
+        controls = (s for s in lineage if s.role in ("branch", "restart") and s.cycle < cycle)
         is_raised = role == "branch" and not any(s.is_diverged for s in controls)
         return _HEIR_FACTOR if is_raised else 1.0
     if plan.anneal is None or role not in _PEAK_FACTORS:

@@ -7,10 +7,8 @@ from bisect import bisect_left, bisect_right
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, Literal
 
-from optuna_miha._history.scalars import as_int
-
-_RACE_EPOCHS = 3
-"""Epochs of the first rung of the start-up race. Each later rung doubles the survivors' age."""
+from optuna_miha._search.plan_counts import COUNTS, MAX_COUNT, checked_count
+from optuna_miha._search.startup_race import race_cost
 
 
 @dataclass(frozen=True)
@@ -36,15 +34,24 @@ class Plan:
             to three times its value, if it is a float parameter named ``lr``, then it falls to
             zero along half a cosine.
             :obj:`None`: cycles; the final phase continues the present trunk at a constant rate.
+        n_workers:
+            Only in rounds: number of workers that the plan keeps busy. The race and each round
+            have a multiple of this number of networks, so that ``n_epochs`` epochs take as long
+            as ``n_epochs / n_workers`` epochs of one worker. The result depends on this number,
+            not on the number of processes that train. :obj:`None`: the number of workers when
+            the study begins, ``n_jobs`` or that of the executor; the study stores it.
         population_size:
             Branches per round or cycle, including the control. Default 2 in rounds, 3 in cycles.
+            In rounds, the next multiple of ``n_workers``.
         startup:
             Maximum number of configurations in the start-up race. The race has fewer if
             ``startup_share`` does not suffice for them. ``1``: there is no race, and the initial
-            configuration is the trunk. Default 3 before rounds, 8 before cycles.
+            configuration is the trunk. Default 3 before rounds, 8 before cycles. Before rounds,
+            the next multiple of ``n_workers``.
         startup_share:
             Maximum cost of the race, as a share of ``n_epochs``. Default 0.5 before rounds, 0.26
-            before cycles.
+            before cycles. With several workers, each network of the race takes at most 24 % of the
+            epochs that one worker trains.
         ema_decay:
             Decay per epoch of the moving average of the weights:
             ``average = decay * average + (1 - decay) * weights``. Branches are judged by the
@@ -95,6 +102,7 @@ class Plan:
     n_epochs: int = 200
     _: KW_ONLY
     anneal: Literal["rounds", "cosine"] | None = "rounds"
+    n_workers: int | None = None
     population_size: int = None  # type: ignore[assignment]
     startup: int = None  # type: ignore[assignment]
     startup_share: float = None  # type: ignore[assignment]
@@ -123,19 +131,8 @@ class Plan:
             )
         if isinstance(self.mutations, list):  # After reading the plan from JSON.
             object.__setattr__(self, "mutations", tuple(self.mutations))
-        for name, minimum in _MINIMUMS.items():
-            value = as_int(getattr(self, name))
-            if value is None and name in _OPTIONAL:
-                continue
-            object.__setattr__(self, name, value)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"`{name}` must be an integer, got {value!r}.")
-            if value < minimum:
-                raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
-            if value > _MAX_VALUE:
-                n_bits = value.bit_length()  # Python limits the digits of `repr`.
-                shown = value if n_bits < 100 else f"a number of {n_bits} bits"
-                raise ValueError(f"`{name}` must be at most {_MAX_VALUE}, got {shown}.")
+        for name in COUNTS:
+            object.__setattr__(self, name, checked_count(name, getattr(self, name)))
         for name in ("startup_share", "final_share", "ema_decay"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < 1:
@@ -145,11 +142,28 @@ class Plan:
                 "`n_cycles` must be at least 1 in a plan of rounds, got 0: pass also "
                 '`anneal="cosine"`, or use `Plan.no_search`.'
             )
+        self._check_workers()
         if self.n_cycles != 0 and not self._has_room_for_a_cycle(self.n_epochs):
             raise ValueError(
                 f"n_epochs={self.n_epochs} is too small for one cycle: this plan needs at least "
                 f"{self.least_n_epochs()} epochs. Raise `n_epochs`, or lower `population_size` "
                 f"({self.population_size}) or `branch_epochs` ({self.branch_epochs})."
+            )
+
+    def _check_workers(self) -> None:
+        if self.n_workers in (None, 1):
+            return
+        if not self.is_annealed:
+            raise ValueError(
+                f"`n_workers` must be 1 in a plan of cycles, whose trunk trains alone, got "
+                f'{self.n_workers}: use `anneal="rounds"`.'
+            )
+        least = self.width * MIN_EPOCHS_PER_WORKER
+        if self.n_epochs < least:
+            raise ValueError(
+                f"n_epochs={self.n_epochs} is too small for {self.n_workers} workers, which need "
+                f"{least} for a race and a round: raise `n_epochs`, or lower `n_workers` to "
+                f"{max(1, self.n_epochs // MIN_EPOCHS_PER_WORKER)}."
             )
 
     def __repr__(self) -> str:
@@ -241,6 +255,22 @@ class Plan:
         return self.anneal == "rounds"
 
     @property
+    def width(self) -> int:
+        """Number of networks that train at the same time, each in a worker of its own."""
+        return self.n_workers or 1
+
+    @property
+    def n_heirs(self) -> int:
+        """Heirs of a round that has the epochs for them."""
+        return self.whole_waves(self.population_size, MAX_COUNT)
+
+    def whole_waves(self, size: int, affordable: int) -> int:
+        """Siblings that occupy all workers: at least ``size``, if so many are affordable."""
+        if affordable < self.width:
+            return max(1, affordable)
+        return self.width * min(math.ceil(size / self.width), affordable // self.width)
+
+    @property
     def population_epochs(self) -> int:
         """Epochs of a population without pruning."""
         return self.population_size * self.branch_epochs
@@ -261,12 +291,15 @@ class Plan:
         """Rounds of heirs if the budget is ``n_epochs``."""
         if self.n_cycles is not None:
             return self.n_cycles
-        return 1 if n_epochs < _TWO_ROUNDS else 2
+        return 2 if n_epochs >= _TWO_ROUNDS and n_epochs >= _TWO_WIDE_ROUNDS * self.width else 1
 
     def race_size(self, n_epochs: int) -> int:
         """Configurations in the race if the budget is ``n_epochs``; 1: there is no race."""
         if self.is_annealed:
-            return max(1, min(self.startup, int(self.startup_share * n_epochs) // MIN_EPOCHS))
+            if self.startup == 1:
+                return 1
+            affordable = int(self.startup_share * n_epochs) // MIN_EPOCHS
+            return self.whole_waves(self.startup, affordable)
         spare = n_epochs - self.reserve(n_epochs) - self.population_epochs - 1
         affordable = min(math.floor(self.startup_share * n_epochs), spare)
         # The cost increases with the size. Bisection is fast even if `startup` is very large.
@@ -274,7 +307,7 @@ class Plan:
 
     def least_n_epochs(self) -> int:
         """The smallest budget that suffices for one cycle, in epochs."""
-        return bisect_left(range(_MAX_VALUE), True, key=self._has_room_for_a_cycle)
+        return bisect_left(range(MAX_COUNT), True, key=self._has_room_for_a_cycle)
 
     def _has_room_for_a_cycle(self, n_epochs: int) -> bool:
         if self.is_annealed:
@@ -293,8 +326,14 @@ class Plan:
 _TWO_ROUNDS = 120
 """Budget from which there are two rounds of heirs."""
 
+_TWO_WIDE_ROUNDS = 24
+"""Epochs of each of several workers from which there are two rounds of heirs."""
+
 MIN_EPOCHS = 4
 """Epochs of the shortest annealed training in a race or a round."""
+
+MIN_EPOCHS_PER_WORKER = 2 * MIN_EPOCHS
+"""Epochs that each of several workers trains at least: in a race and in a round."""
 
 _DEFAULTS: dict[str | None, dict[str, Any]] = {
     "rounds": {
@@ -311,40 +350,3 @@ _DEFAULTS: dict[str | None, dict[str, Any]] = {
     },
 }
 _DEFAULTS[None] = _DEFAULTS["cosine"]
-
-_MAX_VALUE = 10**9
-"""Upper bound of all integers in a plan: far above any real budget, and exact as a float."""
-
-_MINIMUMS = {
-    "n_epochs": 1,
-    "population_size": 1,
-    "branch_epochs": 1,
-    "fixing_epochs": 0,
-    "startup": 1,
-    "patience": 1,
-    "runup_epochs": 0,
-    "n_cycles": 0,
-}
-_OPTIONAL = {"patience", "runup_epochs", "n_cycles"}
-
-
-def race_rungs(size: int) -> list[tuple[int, int]]:
-    """The rungs of a race between ``size`` configurations, halved until one is left.
-
-    Returns:
-        One pair per rung: number of configurations, and epochs of each of them. For eight
-        configurations it is ``[(8, 3), (4, 3), (2, 6)]``, 48 epochs in total.
-    """
-    rungs = []
-    age = 0
-    while size > 1:
-        epochs = max(age, _RACE_EPOCHS)
-        rungs.append((size, epochs))
-        age += epochs
-        size = math.ceil(size / 2)
-    return rungs
-
-
-def race_cost(size: int) -> int:
-    """Epochs of a race between ``size`` configurations."""
-    return sum(n * epochs for n, epochs in race_rungs(size))

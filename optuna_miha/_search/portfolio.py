@@ -40,8 +40,28 @@ ANNEALED_PORTFOLIO: tuple[dict[str, Any], ...] = (
         "weight_decay": 0.3,
         "dropout": 0.3,
     },
+    {"optimizer": "adamw", "lr": 1e-2, "activation": "gelu", "weight_decay": 0.3},
+    {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "activation": "gelu", "weight_decay": 1e-3},
+    {
+        "optimizer": "adamw",
+        "lr": 1e-2,
+        "activation": "gelu",
+        "weight_decay": 1e-2,
+        "dropout": 0.3,
+    },
+    {"optimizer": "adamw", "lr": 3e-3, "activation": "relu", "weight_decay": 1e-2},
+    {
+        "optimizer": "adamw",
+        "lr": 3e-2,
+        "activation": "silu",
+        "weight_decay": 0.1,
+        "dropout": 0.1,
+    },
 )
-"""A calm and a bold configuration, whose rates are peaks of an annealed training."""
+"""A calm and a bold configuration, and others between them for the race of several workers.
+
+Their rates are peaks of an annealed training.
+"""
 
 _USUAL_BATCH_SIZES = (16, 64)
 """Bounds of usual batch sizes. If the initial one is outside of them, other candidates use 32."""

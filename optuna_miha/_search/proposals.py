@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import optuna
 
 from optuna_miha._history.lineage import Lineage
-from optuna_miha._history.segment import Role, Segment
+from optuna_miha._history.segment import Segment
 from optuna_miha._search.learning_rate import (
     INITIAL_PEAK,
     divergence_factor,
@@ -88,10 +88,10 @@ class Proposals:
                 return sampler.propose_startup(self._context, branch)
             return None
         if phase.role == "restart":
-            return self._restart_params(phase)
+            return self._restart_params(phase, branch)
         params, distributions = self._context.initial_params, self._context.distributions
         if parent is not None:
-            params, distributions = self._params_for(phase.role, parent), parent.distributions
+            params, distributions = self._params_for(phase, parent), parent.distributions
         if phase.role in ("trunk", "final"):
             lowered = scale_lr(params, distributions, divergence_factor(self._lineage, parent))
             if lowered != params:
@@ -116,25 +116,24 @@ class Proposals:
 
     def reference_params(self, phase: Phase) -> Params:
         """See :class:`Proposer`."""
-        reference = self._lineage.best() if phase.role == "restart" else phase.parent
-        if reference is None:
-            return self._context.initial_params
-        # The peak of heirs is higher by rule, which is no mutation: the control has it, too.
-        return self._params_for(phase.role, reference) if phase.by_step else reference.params
+        is_restart = phase.role == "restart"
+        reference = self._lineage.best_before(phase.cycle) if is_restart else phase.parent
+        return self._context.initial_params if reference is None else reference.params
 
-    def _restart_params(self, phase: Phase) -> Params | None:
+    def _restart_params(self, phase: Phase, branch: int) -> Params | None:
         """The best parameters so far; from the second restart on, with changes."""
-        best, sampler = self._lineage.best(), self._study.sampler
+        best, sampler = self._lineage.best_before(phase.cycle), self._study.sampler
         assert best is not None
-        params = self._params_for(phase.role, best)
-        if not any(s.role == "restart" for s in self._lineage):
+        params = self._params_for(phase, best)
+        earlier = [s for s in self._lineage if s.role == "restart" and s.cycle < phase.cycle]
+        number = len(earlier) + branch
+        if number == 0:
             return params
         if isinstance(sampler, MihaSampler) and phase.by_step:
-            earlier = [s for s in self._lineage if s.role == "restart"]
             return sampler.propose_branch(
                 self._context,
-                earlier[0].cycle,
-                len(earlier) - 1,
+                earlier[0].cycle if earlier else phase.cycle,
+                number - 1,
                 params,
                 best.distributions,
                 is_overfitted=True,
@@ -143,8 +142,10 @@ class Proposals:
             return sampler.propose_restart(self._context, phase.cycle, params, best.distributions)
         return None
 
-    def _params_for(self, role: Role, segment: Segment) -> Params:
-        """The parameters of ``segment``, with the learning rate scaled for another role."""
-        new = peak_factor(self._plan, self._lineage, role)
-        old = peak_factor(self._plan, self._lineage, segment.role, segment.number)
+    def _params_for(self, phase: Phase, segment: Segment) -> Params:
+        """The parameters of ``segment``, with the learning rate scaled for the role of a phase."""
+        new = peak_factor(self._plan, self._lineage, phase.role, cycle=phase.cycle)
+        old = peak_factor(
+            self._plan, self._lineage, segment.role, cycle=segment.cycle, before=segment.number
+        )
         return scale_lr(segment.params, segment.distributions, new / old)

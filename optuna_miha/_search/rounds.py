@@ -18,6 +18,9 @@ _OVERFITTED_SHARE = 0.85
 """If the best weights came before this share of a training, the network overfits: more epochs of
 the same weights do not help it."""
 
+_WIDE_SHARE = 0.24
+"""Longest training in the race of several workers, as a share of the epochs of one worker."""
+
 _INNER_SHARE = 0.37
 """Share of the remaining epochs that a round takes which is not the last one."""
 
@@ -39,14 +42,14 @@ def next_round(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
             return race
     restarts = [s for s in lineage if s.role == "restart" and s.cycle >= first]
     if restarts:
-        restarts.sort(key=lambda s: s.cycle)
         restart = next_restart(plan, stretch, lineage, restarts)
-        return restart or _tail(plan, stretch, lineage, restarts[-1].cycle + 1)
+        return restart or _tail(plan, stretch, lineage, max(s.cycle for s in restarts) + 1)
     n_rounds = plan.n_rounds(stretch.end - stretch.start)
     for cycle in range(first, first + n_rounds):
         parent, rest = _parent(lineage, cycle), _rest(stretch, lineage, cycle)
         has_begun = bool(lineage.group("branch", cycle))
-        if rest <= 0 or (rest < MIN_EPOCHS and not has_begun and parent is not None):
+        least = MIN_EPOCHS * plan.width
+        if rest <= 0 or (rest < least and not has_begun and parent is not None):
             return None
         if not has_begun and parent is not None and is_overfitted(parent):
             restart = next_restart(plan, stretch, lineage, [])
@@ -70,7 +73,7 @@ def is_overfitted(segment: Segment) -> bool:
 def _tail(plan: Plan, stretch: Stretch, lineage: Lineage, cycle: int) -> Phase | None:
     """One more round for epochs that failures or restarts left; :obj:`None` for a few of them."""
     rest = _rest(stretch, lineage, cycle)
-    if rest < MIN_EPOCHS:
+    if rest < MIN_EPOCHS * plan.width:
         return None
     phase = _round(plan, cycle, _parent(lineage, cycle), rest)
     is_finished = all_finished(lineage.group("branch", cycle), phase.size)
@@ -93,33 +96,43 @@ def _rest(stretch: Stretch, lineage: Lineage, cycle: int) -> int:
 
 
 def _race(plan: Plan, n_epochs: int) -> Phase:
-    """The race: annealed trainings from the initial weights, some of them cut half-way."""
+    """The race: annealed trainings from the initial weights, some of them cut half-way.
+
+    Where every worker has one of them, none is cut: its worker would idle.
+    """
     size = plan.race_size(n_epochs)
-    n_left = size // 2 + 1
+    width = min(plan.width, size)
+    n_left = size // 2 + 1 if width == 1 else width * math.ceil(size / (2 * width))
     # The shortest budgets do not suffice for heirs.
     share = plan.startup_share if n_epochs >= 2 * MIN_EPOCHS else 1.0
-    affordable = math.floor(share * n_epochs)
+    affordable = math.floor(share * n_epochs / width)
 
     def cost(length: int) -> int:
+        """Epochs of the race that follow each other."""
         first = math.ceil(length / 2)
-        return size * first + n_left * (length - first)
+        return math.ceil(size / width) * first + math.ceil(n_left / width) * (length - first)
 
     length = max(1, bisect_right(range(1, n_epochs + 1), affordable, key=cost))
+    if plan.width > 1:
+        length = min(length, max(MIN_EPOCHS, math.floor(_WIDE_SHARE * n_epochs / plan.width)))
     first = math.ceil(length / 2)
+    is_cut = size > width and plan.prune and length > 1
     return Phase(
         role="startup",
         cycle=0,
         parent=None,
         n_epochs=length,
         size=size,
-        rungs=(first, length - first) if size > 1 and plan.prune and length > 1 else (length,),
+        rungs=(first, length - first) if is_cut else (length,),
         n_left=n_left,
         by_step=True,
     )
 
 
 def _round(plan: Plan, cycle: int, parent: Segment | None, n_epochs: int) -> Phase:
-    """A round of heirs: all train for a third of its length, and the best trains the rest.
+    """A round of heirs: all train for a third of its length, and the best train the rest.
+
+    As many train the rest as there are workers. Where every worker has one heir, none is cut.
 
     Args:
         plan: The run's plan.
@@ -127,10 +140,11 @@ def _round(plan: Plan, cycle: int, parent: Segment | None, n_epochs: int) -> Pha
         parent: The segment whose best weights the heirs continue.
         n_epochs: Epochs of all heirs together.
     """
-    size = max(1, min(plan.population_size, n_epochs // MIN_EPOCHS))
-    first = max(1, n_epochs // (size + 2))
-    length = n_epochs - (size - 1) * first if plan.prune else n_epochs // size
-    is_cut = size > 1 and plan.prune
+    size = plan.whole_waves(plan.population_size, n_epochs // MIN_EPOCHS)
+    width = min(plan.width, size)
+    is_cut = size > width and plan.prune
+    first = max(1, n_epochs // (size + 2 * width))
+    length = first + (n_epochs - size * first) // width if is_cut else n_epochs // size
     return Phase(
         role="branch",
         cycle=cycle,
@@ -138,6 +152,6 @@ def _round(plan: Plan, cycle: int, parent: Segment | None, n_epochs: int) -> Pha
         n_epochs=length,
         size=size,
         rungs=(first, length - first) if is_cut else (length,),
-        n_left=1,
+        n_left=width,
         by_step=True,
     )

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_miha._history import attributes
 from optuna_miha._search.mutation import has_effect, mutate
 from optuna_miha._search.mutation_rules import Distributions, Params, ValueMutation
+from optuna_miha._search.plan import Plan
 from optuna_miha._search.portfolio import (
     ANNEALED_PORTFOLIO,
     PORTFOLIO,
@@ -295,14 +296,14 @@ class SearchContext:
 def read_search_context(study: Study) -> SearchContext:
     """Read the context of the run that a study contains."""
     attrs = study.user_attrs
-    plan = attrs[attributes.PLAN]
-    first_branch = int(plan.get("control", True))
+    plan = Plan(**attrs[attributes.PLAN])
+    first_branch = int(plan.control)
     return SearchContext(
         seed=int(attrs[attributes.RUN_SEED]),
         initial_params=attrs[attributes.INITIAL],
         distributions={k: json_to_distribution(v) for k, v in attrs[attributes.SPACE].items()},
-        mutations=plan["mutations"],
+        mutations=plan.mutations,
         first_branch=first_branch,
-        n_mutated=max(1, plan["population_size"] - first_branch),
-        is_annealed=plan["anneal"] == "rounds",
+        n_mutated=max(1, plan.n_heirs - first_branch),
+        is_annealed=plan.is_annealed,
     )

@@ -20,7 +20,7 @@ from optuna_miha._history.lineage import Lineage
 from optuna_miha._model.model_fn import Initial
 from optuna_miha._model.verbosity import ignored
 from optuna_miha._search.phases import Phase, Stretch, next_phase
-from optuna_miha._search.plan import Plan
+from optuna_miha._search.plan import MIN_EPOCHS_PER_WORKER, Plan
 from optuna_miha._search.pruner import SlopePruner
 from optuna_miha._search.sampler import MihaSampler
 from optuna_miha._study.lease import Lease
@@ -63,10 +63,18 @@ def resolve_components(study: optuna.Study) -> None:
         )
 
 
-def resolve_plan(study: optuna.Study, n_epochs: int | None, plan: Plan | None) -> Plan:
+def resolve_plan(
+    study: optuna.Study, n_epochs: int | None, plan: Plan | None, n_workers: int
+) -> Plan:
     """The plan of the run: the stored one, or the requested one for a new run.
 
     The budget may grow and is not compared; see :func:`resolve_stretches`.
+
+    Args:
+        study: The study.
+        n_epochs: The requested budget.
+        plan: The requested plan.
+        n_workers: The number of workers, for which a new plan is made that names no number.
 
     Raises:
         PlanMismatchError: If the stored and the requested plan differ in more than the budget.
@@ -79,11 +87,14 @@ def resolve_plan(study: optuna.Study, n_epochs: int | None, plan: Plan | None) -
         )
     attr = study.user_attrs.get(attributes.PLAN)
     if attr is None:
-        if plan is not None:
-            return plan
-        return Plan() if n_epochs is None else Plan(n_epochs)
+        if plan is None:
+            plan = Plan() if n_epochs is None else Plan(n_epochs)
+        return _widened(plan, n_workers)
     stored_plan = Plan(**attr)
     requested, stored = (plan or stored_plan).asdict(), stored_plan.asdict()
+    # A plan without a number of workers continues with that of the study.
+    stored["n_workers"] = stored_plan.width
+    requested["n_workers"] = requested["n_workers"] or stored_plan.width
     names = [k for k in stored if k != "n_epochs" and stored[k] != requested[k]]
     if names:
         differences = ", ".join(f"{k}={requested[k]!r} (stored: {stored[k]!r})" for k in names)
@@ -93,6 +104,21 @@ def resolve_plan(study: optuna.Study, n_epochs: int | None, plan: Plan | None) -
             "or start a study with another name."
         )
     return stored_plan
+
+
+def _widened(plan: Plan, n_workers: int) -> Plan:
+    """A new plan for a number of workers, or for as many as its budget suffices for."""
+    if not plan.is_annealed or plan.n_workers is not None:
+        return plan
+    affordable = max(1, plan.n_epochs // MIN_EPOCHS_PER_WORKER)
+    if n_workers > affordable:
+        _logger.warning(
+            f"{plan.n_epochs} epochs suffice for {affordable} of {n_workers} workers, each of "
+            f"which trains at least {MIN_EPOCHS_PER_WORKER}: the others idle. Raise `n_epochs` to "
+            f"{n_workers * MIN_EPOCHS_PER_WORKER}."
+        )
+    width = min(n_workers, affordable)
+    return plan if width == 1 else replace(plan, n_workers=width)
 
 
 def resolve_stretches(

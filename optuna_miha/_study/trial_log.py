@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_miha._history import attributes
 from optuna_miha._history.segment import Segment, segment_of
 from optuna_miha._search.phases import Phase
-from optuna_miha._search.plan import race_rungs
+from optuna_miha._search.startup_race import race_rungs
 from optuna_miha._study.buffered_trial import BufferedTrial
 from optuna_miha._study.lease import Lease
 from optuna_miha._study.optuna_internals import enqueued_params, tell

@@ -24,7 +24,7 @@ from sqlalchemy.engine import Engine
 import optuna_miha as miha
 from helpers.problems import explicit, new_study, run
 from optuna_miha._search.phases import Stretch, next_phase
-from optuna_miha._search.plan import race_cost
+from optuna_miha._search.startup_race import race_cost
 from optuna_miha._study.schema import read_lineage, read_stretches
 from optuna_miha._training import spool
 

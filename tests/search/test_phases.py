@@ -21,7 +21,7 @@ from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import ROLES, Role
 from optuna_miha._search.learning_rate import peak_factor, scale_lr
 from optuna_miha._search.phases import Phase, Stretch, next_phase
-from optuna_miha._search.plan import race_rungs
+from optuna_miha._search.startup_race import race_rungs
 
 MAX_PHASES = 1_000
 """More phases than any plan of these tests has. A run that reaches this number does not end."""
@@ -481,14 +481,16 @@ def test_a_branch_from_before_an_interruption_is_not_the_parent_of_its_siblings(
 
 def test_the_peak_rate_is_raised_in_restarts_and_the_final_phase() -> None:
     lineage = Lineage(StudyDirection.MINIMIZE)
-    assert {role: peak_factor(Plan(90, anneal="cosine"), lineage, role) for role in ROLES} == {
+    assert {
+        role: peak_factor(Plan(90, anneal="cosine"), lineage, role, cycle=9) for role in ROLES
+    } == {
         "startup": 1,
         "branch": 1,
         "trunk": 1,
         "restart": 2,
         "final": 3,
     }
-    assert {peak_factor(Plan(90, anneal=None), lineage, role) for role in ROLES} == {1}
+    assert {peak_factor(Plan(90, anneal=None), lineage, role, cycle=9) for role in ROLES} == {1}
 
 
 @pytest.mark.parametrize("role", ["trunk", "restart"])
@@ -496,17 +498,17 @@ def test_the_peak_rate_is_not_raised_after_the_trunk_or_a_restart_diverged(role:
     diverged = {"scores": (1.0, math.nan), "value": None, "state": TrialState.FAIL}
     lineage = Lineage(StudyDirection.MINIMIZE, [segment(4), segment(5, role=role, **diverged)])
     assert (
-        peak_factor(Plan(90, anneal="cosine"), lineage, "final")
-        == peak_factor(Plan(90, anneal="cosine"), lineage, "restart")
+        peak_factor(Plan(90, anneal="cosine"), lineage, "final", cycle=9)
+        == peak_factor(Plan(90, anneal="cosine"), lineage, "restart", cycle=9)
         == 1
     )
-    assert peak_factor(Plan(90, anneal="cosine"), lineage, "final", 3) == 3, (
+    assert peak_factor(Plan(90, anneal="cosine"), lineage, "final", cycle=9, before=3) == 3, (
         "Raised before training diverged."
     )
     # A branch may diverge because of its mutation, a final phase because of the raised rate.
     for harmless in (segment(5, role="branch", **diverged), segment(5, role="final", **diverged)):
         lineage = Lineage(StudyDirection.MINIMIZE, [segment(4), harmless])
-        assert peak_factor(Plan(90, anneal="cosine"), lineage, "final") == 3
+        assert peak_factor(Plan(90, anneal="cosine"), lineage, "final", cycle=9) == 3
 
 
 @given(lr=st.floats(1e-5, 1.0), factor=st.floats(0.01, 10.0))

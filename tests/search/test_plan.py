@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optuna_miha import Plan
-from optuna_miha._search.plan import race_cost, race_rungs
+from optuna_miha._search.startup_race import race_cost, race_rungs
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable
 
@@ -17,11 +18,12 @@ from optuna_miha import Plan
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._search.learning_rate import Course, peak_factor
 from optuna_miha._search.phases import Phase, Stretch, next_phase
+from optuna_miha._search.plan import MIN_EPOCHS
 
 
 def lengths(phase: Phase) -> list[int]:
     """The epochs of each sibling if the lowest branch indices survive."""
-    if len(phase.rungs) == 1:
+    if len(phase.rungs) < 2:
         return [phase.n_epochs] * phase.size
     return [phase.n_epochs if b < phase.n_left else phase.rungs[0] for b in range(phase.size)]
 
@@ -136,13 +138,66 @@ def test_the_next_phase_does_not_depend_on_the_order_of_segments() -> None:
         assert next_phase(plan, stretch, Lineage(StudyDirection.MINIMIZE, part)) == expected
 
 
+def critical_path(phases: list[Phase], n_workers: int) -> int:
+    """Epochs that follow each other if every worker takes the next sibling."""
+    total = 0
+    for phase in phases:
+        for alive, n_epochs in zip(
+            (phase.size, phase.n_left), phase.rungs or (phase.n_epochs,), strict=False
+        ):
+            total += math.ceil(alive / n_workers) * n_epochs
+    return total
+
+
+@pytest.mark.parametrize("best_share", [1.0, 0.3])
+@given(n_workers=st.integers(2, 16), path=st.integers(8, 200))
+def test_a_wide_plan_keeps_all_workers_busy(best_share: float, n_workers: int, path: int) -> None:
+    plan = Plan(n_workers * path, n_workers=n_workers)
+    lineage = Lineage(StudyDirection.MINIMIZE)
+    stretch = Stretch(first_cycle=0, start=0, end=plan.n_epochs)
+    seen = simulate(plan, stretch, lineage, falling(), best_share)
+    assert all(phase.size % n_workers == 0 for phase in seen)
+    assert critical_path(seen, n_workers) <= path
+    assert plan.n_epochs - lineage.spent < MIN_EPOCHS * n_workers
+
+
+@pytest.mark.parametrize("best_share", [1.0, 0.3])
+@pytest.mark.parametrize("n_workers", [2, 3, 4, 8])
+def test_a_wide_phase_that_is_interrupted_is_completed(n_workers: int, best_share: float) -> None:
+    plan = Plan(60 * n_workers, n_workers=n_workers)
+    lineage, stretch = (
+        Lineage(StudyDirection.MINIMIZE),
+        Stretch(first_cycle=0, start=0, end=60 * n_workers),
+    )
+    seen = simulate(plan, stretch, lineage, falling(), best_share)
+    for phase in seen:
+        earlier = [s for s in lineage if s.cycle < phase.cycle]
+        siblings = [s for s in lineage if s.cycle == phase.cycle]
+        for missing in range(phase.size):
+            part = [*earlier, *(s for s in siblings if s.branch != missing)]
+            assert next_phase(plan, stretch, Lineage(StudyDirection.MINIMIZE, part)) == phase
+
+
+def test_restarts_of_several_workers_run_at_the_same_time() -> None:
+    plan = Plan(240, n_workers=4)
+    lineage = Lineage(StudyDirection.MINIMIZE)
+    stretch = Stretch(first_cycle=0, start=0, end=240)
+    seen = simulate(plan, stretch, lineage, falling(), best_share=0.3)
+    restarts = [phase for phase in seen if phase.role == "restart"]
+    assert restarts
+    assert {phase.size for phase in restarts} == {4}
+    assert len({phase.cycle for phase in restarts}) == len(restarts)
+
+
 def test_the_rate_of_heirs_is_raised_once_and_not_after_a_divergence() -> None:
     plan, lineage = Plan(60), Lineage(StudyDirection.MINIMIZE)
-    assert peak_factor(plan, lineage, "startup") == 1.0
-    assert peak_factor(plan, lineage, "branch") == 1.5
+    assert peak_factor(plan, lineage, "startup", cycle=0) == 1.0
+    assert peak_factor(plan, lineage, "branch", cycle=1) == 1.5
     phase = Phase(role="branch", cycle=1, parent=None, n_epochs=2, by_step=True)
     add_segment(lineage, phase, 0, 2, cost=float("inf"), state=TrialState.FAIL)
-    assert peak_factor(plan, lineage, "branch") == 1.0
+    # Siblings do not depend on each other: a resumed run may create them one by one.
+    assert peak_factor(plan, lineage, "branch", cycle=1) == 1.5
+    assert peak_factor(plan, lineage, "branch", cycle=2) == 1.0
 
 
 @pytest.mark.parametrize(("is_fresh", "initial", "rise"), [(True, 0.04, 0.3), (False, 0.25, 0.25)])

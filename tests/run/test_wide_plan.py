@@ -1,0 +1,123 @@
+"""Runs with a plan for several workers."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from helpers.problems import After, classifier, explicit, history, new_study, run, weights
+
+import optuna_miha as miha
+from optuna_miha.exceptions import PlanMismatchError
+
+PLAN = miha.Plan(72, n_workers=3)
+
+
+def n_workers_of(study: Any) -> Any:
+    return study.user_attrs["miha:plan"]["n_workers"]
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_with_other_workers_gives_the_model_of_the_whole_run() -> None:
+    whole = run(new_study(), explicit, plan=PLAN)
+    assert [s.trained for s in whole.segments if s.role == "branch"] == [19] * 3
+    for n, n_jobs in ((2, 2), (5, 1)):
+        study = new_study()
+        run(study, explicit, plan=PLAN, callbacks=[After(n, study.stop)])
+        resumed = run(study, explicit, plan=None, n_jobs=n_jobs)
+        assert history(resumed) == history(whole)
+        assert n_workers_of(study) == 3
+        for name, value in weights(whole).items():
+            assert torch.equal(value, weights(resumed)[name]), name
+
+
+@pytest.mark.slow
+def test_restarts_of_several_workers_are_resumed_bit_identically() -> None:
+    plan = miha.Plan(120, n_workers=3)
+    whole = run(new_study(), noisy, plan=plan)
+    restarts = [s for s in whole.segments if s.role == "restart"]
+    assert {s.branch for s in restarts} == {0, 1, 2}
+    assert [s.mutation for s in restarts].count("no change") <= 1
+    first = min(s.number for s in restarts)
+    for n in (first + 1, first + 2):
+        study = new_study()
+        with pytest.raises(KeyboardInterrupt):
+            run(study, noisy, plan=plan, callbacks=[After(n, interrupt)])
+        assert history(run(study, noisy, plan=plan)) == history(whole)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def noisy(trial: Any) -> miha.Recipe:
+    """Targets without a pattern, which every network overfits."""
+    recipe = classifier(trial)
+    for data in (recipe.train_data, recipe.valid_data):
+        x, y = data
+        y.copy_(torch.randint(3, y.shape, generator=torch.Generator().manual_seed(len(x))))
+    return recipe
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_new_study_is_as_wide_as_its_workers() -> None:
+    study = new_study()
+    with ThreadPoolExecutor(3) as executor:
+        result = run(study, plan=None, n_epochs=30, executor=executor)
+    assert n_workers_of(study) == 3
+    assert history(result) == history(run(new_study(), plan=miha.Plan(30, n_workers=3)))
+
+
+def test_a_budget_that_is_too_small_for_all_workers_uses_some_of_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    study = new_study()
+    with ThreadPoolExecutor(8) as executor, caplog.at_level(logging.WARNING, "optuna.miha"):
+        run(study, plan=miha.Plan(16), executor=executor)
+    assert n_workers_of(study) == 2
+    assert "16 epochs suffice for 2 of 8 workers" in caplog.text
+    assert "Raise `n_epochs` to 64" in caplog.text
+
+
+class OneAtATime(Executor):
+    """An executor that does not say how many workers it has."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def test_an_executor_of_unknown_size_has_the_plan_of_one_worker(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    study = new_study()
+    with caplog.at_level(logging.WARNING, "optuna.miha"):
+        run(study, plan=None, n_epochs=8, executor=OneAtATime())
+    assert n_workers_of(study) is None
+    assert "A OneAtATime does not say how many workers it has" in caplog.text
+
+
+def test_the_number_of_workers_of_a_study_does_not_change() -> None:
+    study = new_study()
+    run(study, plan=miha.Plan(16))
+    run(study, plan=miha.Plan(16, n_workers=1))
+    with pytest.raises(PlanMismatchError, match=r"n_workers=2 \(stored: 1\)"):
+        run(study, plan=miha.Plan(16, n_workers=2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_epochs": 31, "n_workers": 4}, "need 32 for a race and a round.*`n_workers` to 3"),
+        ({"anneal": "cosine", "n_workers": 2}, "must be 1 in a plan of cycles"),
+        ({"n_workers": 0}, "must be at least 1"),
+        ({"n_workers": 2.5}, "must be an integer"),
+    ],
+)
+def test_invalid_numbers_of_workers_are_refused(arguments: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        miha.Plan(**arguments)
