@@ -37,8 +37,8 @@ class Schedule(Sequence[dict[str, Any]]):
     ``lr`` is not a float parameter, it only falls. With ``by_step``, it changes by the step: from
     epoch 0 it rises from a 25th of ``lr`` over 30 % of the epochs, later from a quarter over 25 %;
     then it falls to zero along half a cosine, and the next row continues from the best weights of
-    this one. In the last row, ``anneal_to`` is larger than
-    ``to_epoch`` if the best weights were reached before the end of the annealing.
+    this one. In the last row, ``anneal_to`` is larger than ``to_epoch`` if the best weights were
+    reached before the end of the annealing.
 
     Args:
         rows: The rows in the order of their epochs.
@@ -143,8 +143,11 @@ class Schedule(Sequence[dict[str, Any]]):
             table.append(f"throughout: {', '.join(constant)}")
         annealed = [row for row in self if ANNEAL_TO in row]
         if annealed:
-            spans = " and ".join(f"{row['from_epoch']}-{row[ANNEAL_TO]}" for row in annealed)
-            table.append(f"lr rises to its value, then falls to zero: over epochs {spans}")
+            *spans, last = [f"{row['from_epoch']}-{row[ANNEAL_TO]}" for row in annealed]
+            epochs = f"{', '.join(spans)} and {last}" if spans else last
+            table.append(f"lr rises to its value, then falls to zero: over epochs {epochs}")
+        if any(row.get(BY_STEP) for row in self[:-1]):
+            table.append("each row starts from the best weights of the row before")
         if self.seed is not None:
             table.append(f"seed of the run: {self.seed}")
         return "\n".join(table)

@@ -85,9 +85,14 @@ class Segment:
         outcome = self.state.name.lower() if self.value is None else f"value {self.value:.6g}"
         change = textwrap.shorten(self.mutation, 60, placeholder=" …")
         return (
-            f"Segment(trial {self.number}: {self.role} of cycle {self.cycle}, epochs "
+            f"Segment(trial {self.number}: {self.role} of {self.cycle_name}, epochs "
             f"{self.birth}-{self.end}, {outcome}, {change})"
         )
+
+    @property
+    def cycle_name(self) -> str:
+        """Its cycle in texts for people, such as ``"round 2"``."""
+        return cycle_name(self.cycle, by_step=self.by_step)
 
     @property
     def end(self) -> int:
@@ -118,9 +123,19 @@ def role_name(role: str) -> str:
 
 
 def place_of(segment: Segment) -> str:
-    """Role and cycle of a segment, such as ``"branch of cycle 3"``."""
+    """Role and cycle of a segment, such as ``"branch of round 2"``."""
     is_in_cycle = segment.role in ("branch", "trunk") and segment.cycle > 0
-    return role_name(segment.role) + (f" of cycle {segment.cycle}" if is_in_cycle else "")
+    return role_name(segment.role) + (f" of {segment.cycle_name}" if is_in_cycle else "")
+
+
+def cycle_name(cycle: int, *, by_step: bool) -> str:
+    """The name of a cycle in texts for people.
+
+    Args:
+        cycle: Its number.
+        by_step: Whether its segments are annealed by the step, which makes it a round.
+    """
+    return f"{'round' if by_step else 'cycle'} {cycle}"
 
 
 def position_of(role: Role, cycle: int, branch: int) -> tuple[int, int, int]:

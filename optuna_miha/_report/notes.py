@@ -49,12 +49,13 @@ def study_note(lineage: Lineage, address: str) -> str:
         lines += [_escape(line), ""]
     cycles = cycles_of(lineage)
     if cycles:
-        lines += ["| cycle | best change | value | control | trial |", "|---|---|---|---|---|"]
+        header = f"| {cycles[0].kind} | best change | value | control | trial |"
+        lines += [header, "|---|---|---|---|---|"]
     for cycle in cycles:
         change = cycle.change if cycle.is_continued else f"{cycle.change} (not continued)"
-        control = "" if cycle.control is None else number(cycle.control)
         trial = "" if cycle.winner is None else _link(cycle.winner, address)
-        cells = (str(cycle.number), _escape(change), _escape(cycle.course), control, trial)
+        change, course = _escape(change), _escape(cycle.course)
+        cells = (str(cycle.number), change, course, cycle.comparison, trial)
         lines.append(f"| {' | '.join(cells)} |")
     restarts = [s for s in lineage if s.role == "restart"]
     lines += ["", *(f"- {_escape(as_sentence(restart_line(lineage, s)))}" for s in restarts)]

@@ -132,19 +132,23 @@ def _figures(study: optuna.Study, lineage: Lineage, render: Any) -> str:
 
 
 def _cycles(lineage: Lineage) -> str:
+    cycles = cycles_of(lineage)
     rows = [
         (
             c.number,
             c.change,
             c.course.replace(" ", "\N{NO-BREAK SPACE}"),
+            c.comparison,
             "" if c.winner is None else c.winner.number,
             _branches(c),
         )
-        for c in cycles_of(lineage)
+        for c in cycles
     ]
     if not rows:
         return ""
-    return _section("Cycles", _table(("cycle", "best change", "value", "trial", "branches"), rows))
+    kind = cycles[0].kind
+    header = (kind, "best change", "value", "control", "trial", "branches")
+    return _section(f"{kind.capitalize()}s", _table(header, rows))
 
 
 def _branches(cycle: Cycle) -> str:

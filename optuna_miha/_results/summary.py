@@ -22,10 +22,13 @@ class Cycle:
 
     Args:
         number: The number of the cycle.
+        kind: ``round`` if its branches are annealed by the step, else ``cycle``.
         winner: The branch that the run continued; :obj:`None` if all were pruned or failed.
         before: The value at the end of the winner's parent; :obj:`None` without a parent.
         after: The value at the end of the winner; :obj:`None` without a winner.
-        control: The value at the end of the control; :obj:`None` if it is the winner, or absent.
+        control: The last value of the control; :obj:`None` if it is the winner, or absent.
+        at_cut: The value of the winner at the epoch at which the control was cut; :obj:`None` if
+            it was not.
         is_continued: Whether the run continued from the winner, or has nothing later yet.
         n_branches: The number of branches.
         n_pruned: The number of pruned branches.
@@ -34,10 +37,12 @@ class Cycle:
     """
 
     number: int
+    kind: str
     winner: Segment | None
     before: float | None
     after: float | None
     control: float | None
+    at_cut: float | None
     is_continued: bool
     n_branches: int
     n_pruned: int
@@ -58,12 +63,20 @@ class Cycle:
         return " -> ".join(f"{value:.4g}" for value in values)
 
     @property
+    def comparison(self) -> str:
+        """The value of the control, and that of the winner at the same epoch if it was cut."""
+        if self.control is None:
+            return ""
+        at_cut = "" if self.at_cut is None else f" against {self.at_cut:.4g} when it was cut"
+        return f"{self.control:.4g}{at_cut}"
+
+    @property
     def line(self) -> str:
         """The cycle in one line: its best change, the values, and whether the run continued it."""
-        line = f"cycle {self.number}: {self.change}"
+        line = f"{self.kind} {self.number}: {self.change}"
         if self.winner is None:
             return line
-        control = "" if self.control is None else f", the control {self.control:.4g}"
+        control = "" if self.control is None else f", the control {self.comparison}"
         line += f" ({self.course}{control}, trial {self.winner.number})"
         return line if self.is_continued else f"{line}, not continued"
 
@@ -83,13 +96,17 @@ def cycles_of(lineage: Lineage) -> list[Cycle]:
         control = control_of(lineage, number)
         is_last = end is not None and max(b.position for b in branches) == end
         states = [branch.state for branch in branches]
+        if control is winner:
+            control = None
         cycles.append(
             Cycle(
                 number=number,
+                kind="round" if any(branch.by_step for branch in branches) else "cycle",
                 winner=winner,
                 before=None if parent is None else parent.last_score,
                 after=None if winner is None else winner.last_score,
-                control=None if control in (None, winner) else control.last_score,
+                control=None if control is None else control.last_score,
+                at_cut=_score_at_cut(winner, control),
                 is_continued=(
                     is_last or winner is best or (winner is not None and winner.number in parents)
                 ),
@@ -102,19 +119,42 @@ def cycles_of(lineage: Lineage) -> list[Cycle]:
     return cycles
 
 
+def _score_at_cut(winner: Segment | None, control: Segment | None) -> float | None:
+    """The score of a winner at the last epoch of a control that was cut.
+
+    Both are annealed in parallel: only values at the same epoch can be compared.
+    """
+    if winner is None or control is None or control.state != TrialState.PRUNED:
+        return None
+    if len(winner.scores) < len(control.scores):
+        return None
+    return winner.scores[len(control.scores) - 1]
+
+
 def race_line(lineage: Lineage) -> str | None:
     """Describe the start-up race; :obj:`None` without one."""
     winner = lineage.continued("startup", 0)
     if winner is None:
         return None
     candidates = lineage.group("startup", 0)
-    change = "the initial configuration" if winner.mutation == NO_CHANGE else winner.mutation
+    initial = next((s for s in candidates.values() if _is_initial(s) and s.scores), None)
+    change = winner.mutation
+    if _is_initial(winner):
+        peak = "" if winner.mutation == NO_CHANGE else f", {winner.mutation}"
+        change = f"the initial configuration{peak}"
     race = f"start-up race of {len(candidates)}" if len(candidates) > 1 else "no start-up race"
     line = f"{race}: {change} ({winner.value:.4g}"
-    initial = next((s for s in candidates.values() if s.mutation == NO_CHANGE and s.scores), None)
     if initial is not None and initial is not winner:
         line += f", the initial configuration {initial.last_score:.4g} after {initial.end} epochs"
     return f"{line}, trial {winner.number})"
+
+
+def _is_initial(candidate: Segment) -> bool:
+    """Whether a candidate of the race is the initial configuration.
+
+    An annealed race raises its learning rate, which its mutation then names.
+    """
+    return candidate.mutation == NO_CHANGE or (candidate.by_step and candidate.branch == 0)
 
 
 def overfitting_line(lineage: Lineage, first_cycle: int = 0) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import optuna
 
 from optuna_miha._history.lineage import Lineage
-from optuna_miha._history.segment import role_name
+from optuna_miha._history.segment import cycle_name, role_name
 from optuna_miha._results.summary import (
     as_sentence,
     best_line,
@@ -31,7 +31,8 @@ def phase_label(phase: Phase, lineage: Lineage) -> str:
         last = first + phase.size - 1
         return f"{name} {first}" if first == last else f"{name}s {first} to {last}"
     is_in_cycle = phase.role in ("branch", "trunk") and phase.cycle > 0
-    return f"cycle {phase.cycle}, {name}" if is_in_cycle else name
+    cycle = cycle_name(phase.cycle, by_step=phase.by_step)
+    return f"{cycle}, {name}" if is_in_cycle else name
 
 
 def log_start_of(phase: Phase, lineage: Lineage) -> None:

@@ -118,7 +118,10 @@ class Proposals:
         """See :class:`Proposer`."""
         is_restart = phase.role == "restart"
         reference = self._lineage.best_before(phase.cycle) if is_restart else phase.parent
-        return self._context.initial_params if reference is None else reference.params
+        if reference is None:
+            return self._context.initial_params
+        # The peak of heirs is higher by rule, which is no mutation: the control has it, too.
+        return self._params_for(phase, reference) if phase.by_step else reference.params
 
     def _restart_params(self, phase: Phase, branch: int) -> Params | None:
         """The best parameters so far; from the second restart on, with changes."""

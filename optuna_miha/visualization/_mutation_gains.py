@@ -154,7 +154,9 @@ def plot_mutation_gains(study: optuna.Study, *, target_name: str | None = None) 
 
 def _branch(view: RunView, segment: Segment, *, is_crossed: bool, is_relative: bool) -> _Branch:
     parent = view.lineage.parent(segment)
-    before = {} if parent is None else parent.params
+    # In a round, the control has a higher learning rate than its parent.
+    before_it = control_of(view.lineage, segment.cycle) or parent
+    before = {} if before_it is None else before_it.params
     changed = {n for n, value in segment.params.items() if before.get(n) != value}
     kinds = {kind_of(name) for name in changed}
     if segment.mutation == NO_CHANGE or not kinds:
@@ -301,7 +303,7 @@ def _jitter(branch: _Branch) -> float:
 def _hover(branch: _Branch, unit: str) -> str:
     segment = branch.segment
     return (
-        f"trial {segment.number}, cycle {segment.cycle}<br>"
+        f"trial {segment.number}, {segment.cycle_name}<br>"
         f"{format_mutation(describe_change(segment))}<br>"
         f"gain over the {branch.reference}: {number(branch.gain)} {unit}"
     )

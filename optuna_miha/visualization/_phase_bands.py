@@ -16,6 +16,9 @@ _CHARACTER_WIDTH = 7
 _LABEL_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 """Candidate distances between numbered cycles, if there is no room to number each."""
 
+_KINDS = ("cycle ", "round ")
+"""How the labels of cycles begin."""
+
 
 def phase_spans(view: RunView) -> list[tuple[str, int, int]]:
     """Label, first and last lineage epoch of every phase of the trunk.
@@ -29,7 +32,7 @@ def phase_spans(view: RunView) -> list[tuple[str, int, int]]:
         elif segment.role in ("final", "restart"):
             label = segment.role
         else:
-            label = f"cycle {segment.cycle}" if segment.cycle else "run-up"
+            label = segment.cycle_name if segment.cycle else "run-up"
         if spans and spans[-1][0] == label:
             spans[-1] = (label, spans[-1][1], segment.end)
         else:
@@ -67,8 +70,9 @@ def add_phases(figure: Any, view: RunView, width: float) -> None:
         for text, x in _labels(spans, epoch_width=width / spans[-1][2])
     ]
     if any(label["text"].isdigit() for label in labels):
+        kind = next(label for label, *_ in spans if label.startswith(_KINDS)).split()[0]
         labels.append(
-            {"text": "cycle", "x": 0, "xref": "paper", "xanchor": "right", "xshift": -4}
+            {"text": kind, "x": 0, "xref": "paper", "xanchor": "right", "xshift": -4}
             | {"font": {"size": SMALL - 1}}
         )
     # Assigned, because plotly takes long to merge long lists.
@@ -86,7 +90,7 @@ def _labels(spans: list[tuple[str, int, int]], epoch_width: float) -> list[tuple
         spans: The phases.
         epoch_width: Width of an epoch, in pixels.
     """
-    cycles = [(label, end - start) for label, start, end in spans if label.startswith("cycle")]
+    cycles = [(label, end - start) for label, start, end in spans if label.startswith(_KINDS)]
     is_narrow = any(len(label) * _CHARACTER_WIDTH > n * epoch_width for label, n in cycles)
     mean_width = sum(n for _, n in cycles) * epoch_width / max(len(cycles), 1)
     number_width = (len(str(len(cycles))) + 1.5) * _CHARACTER_WIDTH
@@ -94,8 +98,8 @@ def _labels(spans: list[tuple[str, int, int]], epoch_width: float) -> list[tuple
     labels = []
     for label, start, end in spans:
         text = label
-        if is_narrow and label.startswith("cycle"):
-            text = label.removeprefix("cycle ")
+        if is_narrow and label.startswith(_KINDS):
+            text = label.split()[1]
             if int(text) % step:
                 continue
         elif len(label) * _CHARACTER_WIDTH > (end - start) * epoch_width:

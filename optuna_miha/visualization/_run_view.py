@@ -72,7 +72,8 @@ class RunView:
 def describe_change(segment: Segment) -> str:
     """Describe what a segment changed in its parent's hyperparameters."""
     if segment.mutation != NO_CHANGE:
-        return segment.mutation
+        is_initial = segment.role == "startup" and segment.by_step and segment.branch == 0
+        return f"{'initial configuration, ' if is_initial else ''}{segment.mutation}"
     if segment.role == "restart":
         return "the best parameters so far"
     return "initial configuration" if segment.role == "startup" else "control"

@@ -236,7 +236,7 @@ def _add_births(figure: Any, view: RunView) -> None:
             x=[s.birth for s in chosen],
             y=[view.curve(s)[1][0] for s in chosen],
             hovertext=[
-                f"cycle {s.cycle}, trial {s.number}<br>{format_mutation(describe_change(s))}"
+                f"{s.cycle_name}, trial {s.number}<br>{format_mutation(describe_change(s))}"
                 for s in chosen
             ],
             hovertemplate="%{hovertext}<extra></extra>",

@@ -42,7 +42,7 @@ def test_demo_trains_prints_the_result_and_can_be_continued(
     assert re.search(r"epochs +role", first.stdout)
     assert (folder / "lineage.png").stat().st_size > 10_000
     assert "<picture>" in (folder / "report.html").read_text(encoding="utf-8")
-    assert "cycle 1: " in first.stdout
+    assert "round 1: " in first.stdout
     assert "12/12" in first.stderr  # The progress bar.
     assert f"optuna-miha dashboard sqlite:///{folder}/motifs.db" in first.stdout
     study = optuna.load_study(study_name="motifs", storage=f"sqlite:///{folder}/motifs.db")

@@ -42,6 +42,18 @@ def test_heirs_continue_from_the_best_weights_and_one_trains_to_the_end() -> Non
     assert sorted(s.state.name for s in heirs) == ["COMPLETE", "PRUNED"]
 
 
+def test_the_control_of_a_round_is_named_and_compared_at_the_epoch_of_the_cut() -> None:
+    result = run(new_study(), explicit, plan=PLAN)
+    control, other = sorted((s for s in result.segments if s.cycle == 1), key=lambda s: s.branch)
+    [parent] = (s for s in result.segments if s.number == control.parent)
+    assert control.params["lr"] == pytest.approx(1.5 * parent.params["lr"])
+    assert control.mutation == "no change"
+    [line] = (t for t in result.describe().splitlines() if t.startswith("round 1: "))
+    at_cut = other.scores[control.trained - 1]
+    text = f"the control {control.scores[-1]:.4g} against {at_cut:.4g} when it was cut"
+    assert text in line if control.state.name == "PRUNED" else ": the control (" in line
+
+
 def test_an_enqueued_trial_takes_the_place_of_a_mutation() -> None:
     study = new_study()
     study.enqueue_trial({"lr": 0.02})
