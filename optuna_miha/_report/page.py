@@ -28,7 +28,7 @@ from optuna_miha.visualization import (
     plot_training_history,
 )
 from optuna_miha.visualization._run_view import read_run_view
-from optuna_miha.visualization._style import number
+from optuna_miha.visualization._style import escape, number, shorten, unescape
 
 _FIGURES = {
     "Lineage": plot_lineage,
@@ -40,17 +40,34 @@ _FIGURES = {
 _CAPTIONS = {
     "Lineage": "All segments of training; each starts where its parent ended.",
     "History": "The trunk, with the change that each cycle made.",
-    "Schedule": "The hyperparameters of the best network during its training.",
+    "Schedule": "The hyperparameters of the best network during its training. A star marks the "
+    "epoch of its weights.",
     "Gains": "Each branch compared with the control of its population at the same age, by kind of "
     "change: how many won, the median gain and its standard error.",
+}
+
+_ROUND_CAPTIONS = {
+    "Lineage": "All segments of training. The branches of a round start from the best weights of "
+    "their parent; their epochs are counted from the end of its training.",
+    "History": "The trunk, with the change that each round made. A round starts from the best "
+    "weights before it, so that the curve may begin it with a step.",
 }
 
 _RESTART_CAPTION = (
     "The restart that the result comes from, with its change against the best network before it."
 )
 
-_NARROW, _LEGEND_ROW = 560, 20
-"""Width of a figure for phones, and height of a row of its legend, in pixels."""
+_ONLY_IN_CYCLES = ("branch_epochs", "fixing_epochs", "final_share", "patience", "runup_epochs")
+"""Fields of a plan that mean nothing in a plan of rounds."""
+
+_LONG_WORD = 20
+"""Characters of a word that may be broken in a cell of a table."""
+
+_CHARACTER_WIDTH = 6
+"""Width of a character of a label, in pixels."""
+
+_NARROW, _NARROW_RIGHT, _LEGEND_ROW = 560, 20, 20
+"""Width and right margin of a figure for phones, and height of a row of its legend, in pixels."""
 
 
 def write_report(
@@ -114,7 +131,7 @@ def _summary(study: optuna.Study, lineage: Lineage) -> str:
     text = "".join(f"<p>{_text(line)}</p>" for line in sentences(lineage, best))
     initial = study.user_attrs.get(attributes.INITIAL, {})
     rows = [(name, initial.get(name, ""), value) for name, value in best.params.items()]
-    table = _table(("parameter", "initial value", "value of the best network"), rows)
+    table = _table(("parameter", "initial value", "best network"), rows)
     return _section("Summary", text + table)
 
 
@@ -124,7 +141,8 @@ def _figures(study: optuna.Study, lineage: Lineage, render: Any) -> str:
     for title, plot in _FIGURES.items():
         if title == "Gains" and not cycles_of(lineage):
             continue  # The run has no branches.
-        caption = _CAPTIONS[title]
+        captions = _CAPTIONS | (_ROUND_CAPTIONS if any(s.by_step for s in lineage) else {})
+        caption = captions[title]
         if title == "History" and best is not None and best.role == "restart":
             caption = _RESTART_CAPTION
         sections.append(_section(title, render(plot(study), caption)))
@@ -136,9 +154,8 @@ def _cycles(lineage: Lineage) -> str:
     rows = [
         (
             c.number,
-            c.change,
+            f"{c.change} (the control {c.comparison})" if c.comparison else c.change,
             c.course.replace(" ", "\N{NO-BREAK SPACE}"),
-            c.comparison,
             "" if c.winner is None else c.winner.number,
             _branches(c),
         )
@@ -147,7 +164,7 @@ def _cycles(lineage: Lineage) -> str:
     if not rows:
         return ""
     kind = cycles[0].kind
-    header = (kind, "best change", "value", "control", "trial", "branches")
+    header = (kind, "best change", "value", "trial", "branches")
     return _section(f"{kind.capitalize()}s", _table(header, rows))
 
 
@@ -177,6 +194,8 @@ def _conditions(study: optuna.Study, lineage: Lineage) -> str:
     rows += list(_pairs({k: v for k, v in versions.items() if v is not None}))
     rows += [("epochs trained", lineage.spent), ("direction", study.direction.name.lower())]
     plan = {k: v for k, v in attrs.get(attributes.PLAN, {}).items() if v is not None}
+    if plan.get("anneal") == "rounds":
+        plan = {name: value for name, value in plan.items() if name not in _ONLY_IN_CYCLES}
     rows += list(_pairs(plan, prefix="plan: "))
     text = _table(("setting", "value"), rows)
     attrs_of = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
@@ -201,13 +220,17 @@ def _section(title: str, body: str) -> str:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    body = "\n".join(
-        f"<tr>{''.join(f'<td>{_text(number(cell))}</td>' for cell in row)}</tr>" for row in rows
-    )
+    body = "\n".join(f"<tr>{''.join(_cell(number(value)) for value in row)}</tr>" for row in rows)
     return (
         f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _cell(text: str) -> str:
+    """A cell of a table, in which only long words may be broken."""
+    is_long = any(len(word) > _LONG_WORD for word in text.split())
+    return f"<td{' class=long' if is_long else ''}>{_text(text)}</td>"
 
 
 def _text(text: str) -> str:
@@ -242,15 +265,37 @@ def _narrowed(figure: Any) -> Any:
     layout = figure.layout
     n_names = sum(bool(t.name) and t.showlegend is not False for t in figure.data)
     figure.update_layout(width=_NARROW)
+    _shorten_labels(figure, _NARROW - layout.margin.l - _NARROW_RIGHT)
     if n_names == 0 or layout.showlegend is False:
         return figure
     plot_height = layout.height - layout.margin.t - layout.margin.b
     room = _LEGEND_ROW * (-(-n_names // 2) + 1)
     return figure.update_layout(
         height=layout.height + room,
-        margin={"r": 20, "b": layout.margin.b + room},
+        margin={"r": _NARROW_RIGHT, "b": layout.margin.b + room},
         legend={"orientation": "h", "x": 0, "y": -(layout.margin.b + 6) / plot_height},
     )
+
+
+def _shorten_labels(figure: Any, width: int) -> None:
+    """Shorten labels that stand side by side on the x axis to the room between them.
+
+    Args:
+        figure: The figure.
+        width: Width of the plot area, in pixels.
+    """
+    flat = [
+        label
+        for label in figure.layout.annotations
+        if label.xref == "x" and label.xanchor == "left" and not label.textangle
+    ]
+    if not flat:
+        return
+    low, high = figure.layout.xaxis.range
+    ends = [*(label.x for label in flat[1:]), high]
+    for label, end in zip(flat, ends, strict=True):
+        n_characters = int((end - label.x) / (high - low) * width / _CHARACTER_WIDTH) - 2
+        label.text = escape(shorten(unescape(label.text), max(n_characters, 1)))
 
 
 def _render_interactive(figure: Any, caption: str) -> str:

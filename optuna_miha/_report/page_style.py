@@ -32,7 +32,7 @@ pre {{ overflow-x: auto; font-size: .8125rem; }}
   .plot {{ min-width: 0; }}
   table {{ font-size: .8125rem; }}
   th, td {{ padding-right: .5rem; }}
-  td {{ overflow-wrap: anywhere; }}
+  td.long {{ overflow-wrap: anywhere; }}
   pre {{ white-space: pre-wrap; }}
 }}
 @media (min-width: 48rem) {{ pre {{ white-space: pre-wrap; }} }}
@@ -44,6 +44,7 @@ pre {{ overflow-x: auto; font-size: .8125rem; }}
   pre {{ white-space: pre-wrap; }}
   h2 {{ break-after: avoid; }}
   figure, tr {{ break-inside: avoid; }}
+  img {{ max-height: 80mm; width: auto; max-width: 100%; }}
   thead {{ display: table-header-group; }}
 }}
 </style>

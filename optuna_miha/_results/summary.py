@@ -27,8 +27,8 @@ class Cycle:
         before: The value at the end of the winner's parent; :obj:`None` without a parent.
         after: The value at the end of the winner; :obj:`None` without a winner.
         control: The last value of the control; :obj:`None` if it is the winner, or absent.
-        at_cut: The value of the winner at the epoch at which the control was cut; :obj:`None` if
-            it was not.
+        at_pruning: The value of the winner at the epoch at which the control was pruned;
+            :obj:`None` if it was not.
         is_continued: Whether the run continued from the winner, or has nothing later yet.
         n_branches: The number of branches.
         n_pruned: The number of pruned branches.
@@ -42,7 +42,7 @@ class Cycle:
     before: float | None
     after: float | None
     control: float | None
-    at_cut: float | None
+    at_pruning: float | None
     is_continued: bool
     n_branches: int
     n_pruned: int
@@ -64,11 +64,13 @@ class Cycle:
 
     @property
     def comparison(self) -> str:
-        """The value of the control, and that of the winner at the same epoch if it was cut."""
+        """The value of the control, and that of the winner at its last epoch if it was pruned."""
         if self.control is None:
             return ""
-        at_cut = "" if self.at_cut is None else f" against {self.at_cut:.4g} when it was cut"
-        return f"{self.control:.4g}{at_cut}"
+        at_pruning = (
+            "" if self.at_pruning is None else f" against {self.at_pruning:.4g} when it was pruned"
+        )
+        return f"{self.control:.4g}{at_pruning}"
 
     @property
     def line(self) -> str:
@@ -106,7 +108,7 @@ def cycles_of(lineage: Lineage) -> list[Cycle]:
                 before=None if parent is None else parent.last_score,
                 after=None if winner is None else winner.last_score,
                 control=None if control is None else control.last_score,
-                at_cut=_score_at_cut(winner, control),
+                at_pruning=_score_at_pruning(winner, control),
                 is_continued=(
                     is_last or winner is best or (winner is not None and winner.number in parents)
                 ),
@@ -119,8 +121,8 @@ def cycles_of(lineage: Lineage) -> list[Cycle]:
     return cycles
 
 
-def _score_at_cut(winner: Segment | None, control: Segment | None) -> float | None:
-    """The score of a winner at the last epoch of a control that was cut.
+def _score_at_pruning(winner: Segment | None, control: Segment | None) -> float | None:
+    """The score of a winner at the last epoch of a control that was pruned.
 
     Both are annealed in parallel: only values at the same epoch can be compared.
     """

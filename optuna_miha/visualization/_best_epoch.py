@@ -10,19 +10,25 @@ from optuna_miha.visualization._run_view import RunView
 from optuna_miha.visualization._style import BLACK, number
 
 
+def best_epoch(view: RunView) -> int | None:
+    """The lineage epoch of the best weights; :obj:`None` before a segment is complete."""
+    best = view.lineage.best()
+    if best is None:
+        return None
+    if best.checkpoint is not None:
+        return int(best.checkpoint["best_epoch"])
+    return best.birth + 1 + int(np.argmin(view.lineage.sign * np.array(best.scores)))
+
+
 def add_best(figure: Any, view: RunView) -> None:
     """Mark the best epoch of the run with a star.
 
     The curves show the values by which branches are selected, usually those of averaged weights.
     If the best weights are not averaged, a dotted line connects the star to its curve.
     """
-    best = view.lineage.best()
+    best, epoch = view.lineage.best(), best_epoch(view)
     if best is None:
         return
-    if best.checkpoint is not None:
-        epoch = best.checkpoint["best_epoch"]
-    else:
-        epoch = best.birth + 1 + int(np.argmin(view.lineage.sign * np.array(best.scores)))
     curve = dict(zip(*view.curve(best), strict=True))
     if epoch in curve and curve[epoch] != best.value:
         figure.add_scatter(

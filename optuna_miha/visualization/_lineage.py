@@ -80,7 +80,8 @@ class _LineGroup:
 def plot_lineage(study: optuna.Study, *, target_name: str | None = None) -> Any:
     """Plot the tree of trunk and branches over lineage epochs.
 
-    Each line is a segment of training, that is, a trial; it starts where its parent ended.
+    Each line is a segment of training, that is, a trial. It starts at the end of its parent; in a
+    round, with the best weights of its parent, whose value it starts at.
     Segments that the run continued are thick. The value axis cuts off outliers, so that
     a diverged segment does not flatten the others; zoom out to see it.
 

@@ -15,6 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna_miha._history.segment import Segment
 from optuna_miha._search.learning_rate import Course, warmup_cosine
 from optuna_miha._search.space import kind_of
+from optuna_miha.visualization._best_epoch import best_epoch
 from optuna_miha.visualization._phase_bands import STRIP_HEIGHT, add_phases
 from optuna_miha.visualization._run_view import RunView, read_run_view
 from optuna_miha.visualization._style import (
@@ -94,7 +95,8 @@ def plot_schedule(study: optuna.Study) -> Any:
     rate is annealed, its value at each epoch is shown. Categorical and constant parameters are
     bars. A row is empty where its parameter did not exist, such as the momentum of another
     optimizer. The learning rate is the first row; constant parameters are the last. Of more than
-    60 parameters, the learning rate and those that changed most often are shown.
+    60 parameters, the learning rate and those that changed most often are shown. A star on the
+    axis marks the epoch of the best weights.
 
     Args:
         study: A study with a finished or unfinished run of :func:`~optuna_miha.optimize`.
@@ -159,8 +161,26 @@ def plot_schedule(study: optuna.Study) -> Any:
     figure.update_layout(xaxis_anchor=f"y{len(rows)}" if len(rows) > 1 else "y")
     figure.update_xaxes(title_text="lineage epoch", range=[0, end])
     add_phases(figure, view, end * epoch_width)
+    epoch = best_epoch(view)
+    if epoch is not None and view.trunk[-1] is view.lineage.best():
+        labels.append(_star(epoch))
     figure.layout.annotations = (*figure.layout.annotations, *labels)
     return figure
+
+
+def _star(epoch: int) -> dict[str, Any]:
+    """A star on the axis at the epoch of the best weights."""
+    return {
+        "text": "★",
+        "x": epoch,
+        "xref": "x",
+        "xanchor": "center",
+        "y": 0,
+        "yref": "paper",
+        "yanchor": "middle",
+        "showarrow": False,
+        "font": {"size": FONT + 4},
+    }
 
 
 def _rows(view: RunView) -> tuple[list[_Row], int]:

@@ -91,7 +91,7 @@ def plot_training_history(
     figure = blank_figure(
         "Training history", height=HEIGHT + room, top=46 + room, right=_RIGHT_MARGIN
     )
-    figure.update_xaxes(title_text="lineage epoch", range=[0, end])
+    figure.update_xaxes(title_text="lineage epoch", range=[0, 1.015 * end])
     losses = _losses(view) if metric is None else _metric(view, metric)
     _set_axes(figure, view, losses, metric)
     _add_curve(figure, view)

@@ -50,7 +50,7 @@ def test_the_control_of_a_round_is_named_and_compared_at_the_epoch_of_the_cut() 
     assert control.mutation == "no change"
     [line] = (t for t in result.describe().splitlines() if t.startswith("round 1: "))
     at_cut = other.scores[control.trained - 1]
-    text = f"the control {control.scores[-1]:.4g} against {at_cut:.4g} when it was cut"
+    text = f"the control {control.scores[-1]:.4g} against {at_cut:.4g} when it was pruned"
     assert text in line if control.state.name == "PRUNED" else ": the control (" in line
 
 
