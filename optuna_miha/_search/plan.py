@@ -7,7 +7,12 @@ from bisect import bisect_left, bisect_right
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, Literal
 
-from optuna_miha._search.plan_counts import COUNTS, MAX_COUNT, checked_count
+from optuna_miha._search.plan_fields import (
+    COUNTS,
+    MAX_COUNT,
+    checked_count,
+    checked_mutations,
+)
 from optuna_miha._search.startup_race import race_cost
 
 
@@ -124,13 +129,7 @@ class Plan:
         for name, value in _DEFAULTS[self.anneal].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        if isinstance(self.mutations, str):
-            raise TypeError(
-                f"`mutations` must be a tuple of kinds, got {self.mutations!r}: write "
-                f"({self.mutations!r},)."
-            )
-        if isinstance(self.mutations, list):  # After reading the plan from JSON.
-            object.__setattr__(self, "mutations", tuple(self.mutations))
+        object.__setattr__(self, "mutations", checked_mutations(self.mutations))
         for name in COUNTS:
             object.__setattr__(self, name, checked_count(name, getattr(self, name)))
         for name in ("startup_share", "final_share", "ema_decay"):

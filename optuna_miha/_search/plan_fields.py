@@ -1,4 +1,4 @@
-"""The integers of a plan, and their bounds."""
+"""Validation of single fields of a plan."""
 
 from __future__ import annotations
 
@@ -45,3 +45,16 @@ def checked_count(name: str, value: Any) -> int | None:
         shown = count if n_bits < 100 else f"a number of {n_bits} bits"
         raise ValueError(f"`{name}` must be at most {MAX_COUNT}, got {shown}.")
     return count
+
+
+def checked_mutations(value: Any) -> Any:
+    """The kinds that may mutate, as a tuple.
+
+    Raises:
+        TypeError: If it is a single kind.
+    """
+    if isinstance(value, str):
+        raise TypeError(
+            f"`mutations` must be a tuple of kinds, got {value!r}: write ({value!r},)."
+        )
+    return tuple(value) if isinstance(value, list) else value  # A list after reading JSON.
