@@ -150,15 +150,13 @@ class Plan:
             )
 
     def _check_workers(self) -> None:
-        if self.n_workers in (None, 1):
-            return
-        if not self.is_annealed:
+        if self.width > 1 and not self.is_annealed:
             raise ValueError(
                 f"`n_workers` must be 1 in a plan of cycles, whose trunk trains alone, got "
                 f'{self.n_workers}: use `anneal="rounds"`.'
             )
         least = self.width * MIN_EPOCHS_PER_WORKER
-        if self.n_epochs < least:
+        if self.width > 1 and self.n_epochs < least:
             raise ValueError(
                 f"n_epochs={self.n_epochs} is too small for {self.n_workers} workers, which need "
                 f"{least} for a race and a round: raise `n_epochs`, or lower `n_workers` to "
