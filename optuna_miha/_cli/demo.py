@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import optuna
 import torch
 from torch import Tensor, nn
 
+from optuna_miha._history.segment import place_of
 from optuna_miha._history.text_table import text_table
 from optuna_miha._model.model_fn import ModelFn
 from optuna_miha._model.recipe import Recipe, accuracy
@@ -73,8 +75,9 @@ def demo(
             pruner=SlopePruner(),
         )
 
+    motifs = study("motifs")
     result = optimize(
-        study("motifs"),
+        motifs,
         model_fn,
         n_epochs=n_epochs,
         n_jobs=n_jobs,
@@ -87,10 +90,10 @@ def demo(
         plan=plan,
         show_progress_bar=show_progress_bar,
     )
-    print(f"\n{result.describe()}\n")
+    print(f"\n{_wrapped(result.describe())}\n")
     print("\n".join(_comparison([("optuna_miha", result), ("no search", baseline)], series)))
-    print(f"\n{_origin(result)}\n\n{result.schedule}\n")
-    for name, file in _write_files(study("motifs"), result, folder).items():
+    print(f"\n{_wrapped(_origin(result))}\n\n{_wrapped(str(result.schedule))}\n")
+    for name, file in _write_files(motifs, result, folder).items():
         print(f"{name:9} {file}")
     command = _command("optuna-miha")
     print(f"dashboard {command} dashboard {storage}")
@@ -110,16 +113,37 @@ def _comparison(results: Sequence[tuple[str, Result]], series: _Series) -> list[
 
 def _origin(result: Result) -> str:
     """Say which part of the run the result comes from."""
-    last = result.lineage[-1]
+    first, last, n_epochs = result.lineage[0], result.lineage[-1], result.schedule[-1]["to_epoch"]
     if last.role == "restart":
         return (
-            "The result is a restart: the trunk overfits early, and the best hyperparameters that "
-            "the run has found train a new network, with changes. Other seeds end in the trunk."
+            "The result is a restart: the network overfits early, so that a new one is trained "
+            f"for {n_epochs} epochs with the best hyperparameters that the run has found, or with "
+            "a change of them."
+        )
+    if first is last:
+        return (
+            f"The result is a network of the {place_of(last)}, trained for {n_epochs} epochs: "
+            "nothing that followed was better."
         )
     return (
-        f"The result is the trunk: one network, trained for {result.schedule[-1]['to_epoch']} "
-        f"epochs in {len(result.lineage)} segments. Other seeds end in a restart."
+        f"The result is one network, trained for {n_epochs} epochs in {len(result.lineage)} "
+        f"segments, from the {place_of(first)} to a {place_of(last)}. The other epochs of the run "
+        "trained networks that lost, or came after the best epoch."
     )
+
+
+def _wrapped(text: str) -> str:
+    """Break lines of words at the width of the terminal; rows of a table stay as they are."""
+    if not sys.stdout.isatty():
+        return text
+    wrap = textwrap.TextWrapper(
+        shutil.get_terminal_size().columns - 1,
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    lines = text.splitlines()
+    return "\n".join(line if "  " in line else wrap.fill(line) for line in lines)
 
 
 def _write_files(study: optuna.Study, result: Result, folder: Path) -> dict[str, str]:
