@@ -29,8 +29,8 @@ effect of its hyperparameters. Look at these figures instead:
 - *Lineage*: all segments over the epochs of the network;
 - *Schedule*: the hyperparameters of the best network over its training.
 
-*History*, *timeline* and *intermediate values* are correct: the first value of a segment is the
-last value of its parent."""
+*History*, *timeline* and *intermediate values* are correct: the first value of a segment is that
+of the weights it starts from."""
 
 _MARKDOWN_CHARACTERS = re.compile(r"([\\`*_{}\[\]<>()#+.!|~$&-])")
 
@@ -78,7 +78,8 @@ def trial_note(lineage: Lineage, segment: Segment, address: str, error: str | No
     parent = lineage.parent(segment)
     start = "starts from the initial weights"
     if parent is not None:
-        start = f"continues {_link(parent, address)} at epoch {segment.birth}"
+        weights = "the best weights of " if segment.by_step else ""
+        start = f"continues {weights}{_link(parent, address)} at epoch {segment.birth}"
     lines = [f"**{place_of(segment).capitalize()}**, {start}."]
     if segment.role in ("startup", "branch", "restart"):
         lines.append(f"**Change:** {_escape(describe_change(segment))}")
@@ -90,11 +91,11 @@ def trial_note(lineage: Lineage, segment: Segment, address: str, error: str | No
 def _outcome(lineage: Lineage, segment: Segment, address: str, error: str | None) -> str:
     if segment.state == TrialState.FAIL:
         return f"failed after {segment.trained} epochs: {_escape(error or 'unknown reason')}"
-    if segment.state == TrialState.PRUNED:
-        return f"pruned after {segment.trained} epochs"
-    if segment.role == "restart":
+    if segment.role == "restart" and segment.state != TrialState.PRUNED:
         return f"trained for {segment.trained} epochs"
-    if lineage.continued(segment.role, segment.cycle) is segment:
+    if segment.state == TrialState.PRUNED:
+        outcome = f"pruned after {segment.trained} epochs"
+    elif lineage.continued(segment.role, segment.cycle) is segment:
         outcome = "won its comparison" if segment.role in ("startup", "branch") else "complete"
     else:
         outcome = "lost its comparison"
@@ -103,7 +104,15 @@ def _outcome(lineage: Lineage, segment: Segment, address: str, error: str | None
     control = control_of(lineage, segment.cycle) if segment.role == "branch" else None
     if control is None or control is segment:
         return outcome
-    return f"{outcome}; the control is {_link(control, address)} with {control.last_score:.4g}"
+    age = min(len(control.scores), len(segment.scores))
+    if age == 0:
+        return outcome
+    if segment.state == TrialState.PRUNED and age == segment.trained:
+        outcome = "pruned"
+    return (
+        f"{outcome}; after {age} epochs {segment.scores[age - 1]:.4g}, the control "
+        f"({_link(control, address)}) {control.scores[age - 1]:.4g}"
+    )
 
 
 def _curve(lineage: Lineage, segment: Segment) -> str:
