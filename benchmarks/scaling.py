@@ -1,7 +1,7 @@
-"""How far a run scales, computed from the measurements of the other scripts.
+"""How far a run scales, computed from the plan and from the measurements of the other scripts.
 
-Prints tables of a population on increasing numbers of workers, of the number of workers at which
-each resource saturates, and of the parallelism that the method itself offers.
+The phases are those of the package's own plan. Training takes their epochs that follow each other;
+the work of the coordinator, the storage and the network is added without any overlap.
 """
 
 from __future__ import annotations
@@ -13,239 +13,180 @@ from pathlib import Path
 from typing import Any
 
 from _rows import RESULTS, Row, chosen, newest, read_rows, spread, with_block
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
-WORKERS = (1, 8, 64, 256, 1000)
-EFFICIENCY = 0.5
-"""Efficiency required in the last table."""
+from optuna_miha import Plan
+from optuna_miha._history.lineage import Lineage
+from optuna_miha._history.segment import Segment
+from optuna_miha._search.phases import Phase, Stretch, next_phase
+from optuna_miha._training.spool import LARGE_STATE
+
+WORKERS = (1, 2, 4, 8, 64, 1000)
+PATH = 50
+"""Epochs of each worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """The costs of a population.
+    """The costs of a run.
 
     Args:
         epoch_s: Seconds of an epoch on one worker.
-        checkpoint_bytes: Size of a checkpoint.
+        state_bytes: Size of a state.
         storage_s: Seconds per trial in the storage.
-        commits: Commits per trial.
         coordinator_s: Seconds per trial in the coordinator, without the storage.
         copy_rate: Bytes per second that the coordinator serializes.
-        network_rate: Bytes per second between coordinator and workers, assumed.
-        branch_epochs: Epochs of a branch.
-        rungs: Number of times that a branch is sent to a worker and returned.
+        network_rate: Bytes per second between the workers together and the coordinator or the
+            store of the checkpoints, assumed.
     """
 
     epoch_s: float
-    checkpoint_bytes: float
+    state_bytes: float
     storage_s: float
-    commits: float
     coordinator_s: float
     copy_rate: float
     network_rate: float = 1.25e9
-    branch_epochs: int = 4
-    rungs: int = 2
 
     @property
-    def training_s(self) -> float:
-        """Training time of a branch in seconds."""
-        return self.branch_epochs * self.epoch_s
+    def is_by_reference(self) -> bool:
+        """Whether workers read and write states in the store, not through the coordinator."""
+        return self.state_bytes >= LARGE_STATE
 
-    @property
-    def traffic(self) -> float:
-        """Bytes per branch through the coordinator: out and back in every rung."""
-        return 2 * self.rungs * self.checkpoint_bytes
-
-    @property
-    def per_branch(self) -> dict[str, float]:
-        """Seconds for which each branch occupies each shared resource."""
-        return {
-            "storage": self.storage_s,
-            "coordinator": self.coordinator_s + self.traffic / self.copy_rate,
-            "network": self.traffic / self.network_rate,
-        }
+    def shared_s(self, n_trials: int, n_transfers: int) -> float:
+        """Seconds of coordinator, storage and network for some trials and transfers of states."""
+        n_bytes = n_transfers * self.state_bytes
+        copying = 0.0 if self.is_by_reference else n_bytes / self.copy_rate
+        per_trial = self.storage_s + self.coordinator_s
+        return n_trials * per_trial + copying + n_bytes / self.network_rate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """The measured epochs of a run with the default plan.
+class Rung:
+    """Siblings that train at the same time.
 
     Args:
-        race_epochs: Epochs of each configuration of the race.
-        trunk: Epochs of the trunk.
-        branches: Epochs of all branches.
-        final: Epochs of the final phase.
-        n_cycles: Number of cycles.
-        population_size: Branches per cycle.
-        branch_epochs: Epochs of a branch that is not pruned.
+        size: Their number.
+        n_epochs: Epochs of each.
+        is_first: Whether they begin with it.
     """
 
-    race_epochs: tuple[int, ...]
-    trunk: int
-    branches: int
-    final: int
-    n_cycles: int
-    population_size: int
-    branch_epochs: int
-
-    @property
-    def total(self) -> int:
-        """Total number of epochs."""
-        return sum(self.race_epochs) + self.trunk + self.branches + self.final
-
-    def race_length(self, n_workers: int) -> int:
-        """Sequential epochs of the race."""
-        length, age = 0, 0
-        for end in sorted(set(self.race_epochs)):
-            alive = sum(epochs >= end for epochs in self.race_epochs)
-            length += math.ceil(alive / n_workers) * (end - age)
-            age = end
-        return length
-
-    def length(self, n_workers: int) -> float:
-        """Sequential epochs of the whole run."""
-        rounds = math.ceil(self.population_size / n_workers)
-        branches = self.branches * rounds / self.population_size
-        return self.race_length(n_workers) + self.trunk + branches + self.final
+    size: int
+    n_epochs: int
+    is_first: bool
 
 
-def population_table(inputs: Inputs) -> list[str]:
-    """A population with one branch per worker, for increasing numbers of workers."""
+def rungs_of(n_workers: int) -> list[Rung]:
+    """The rungs of a run whose networks improve to their end, and are pruned as planned."""
+    plan = Plan(n_workers * PATH, n_workers=n_workers)
+    stretch = Stretch(first_cycle=0, start=0, end=plan.n_epochs)
+    lineage, rungs = Lineage(StudyDirection.MINIMIZE), []
+    while (phase := next_phase(plan, stretch, lineage)) is not None:
+        sizes = (phase.size, phase.n_left)
+        for i, n_epochs in enumerate(phase.rungs):
+            rungs.append(Rung(size=sizes[i], n_epochs=n_epochs, is_first=i == 0))
+        for branch in range(phase.size):
+            lineage.add(_segment(phase, branch, len(lineage)))
+    return rungs
+
+
+def _segment(phase: Phase, branch: int, number: int) -> Segment:
+    is_pruned = len(phase.rungs) > 1 and branch >= phase.n_left
+    trained = phase.rungs[0] if is_pruned else phase.n_epochs
+    birth = 0 if phase.parent is None else phase.parent.end
+    cost = 1 / (number + 1)
+    return Segment(
+        number=number,
+        role=phase.role,
+        cycle=phase.cycle,
+        branch=branch,
+        parent=None if phase.parent is None else phase.parent.number,
+        birth=birth,
+        trained=trained,
+        params={},
+        distributions={},
+        mutation="",
+        scores=(cost,) * trained,
+        train_losses=(),
+        value=None if is_pruned else cost,
+        fitness=-cost,
+        state=TrialState.PRUNED if is_pruned else TrialState.COMPLETE,
+        checkpoint={"id": "", "sha256": "", "best_epoch": birth + trained},
+    )
+
+
+def run_table(inputs: Inputs) -> list[str]:
+    """Runs of the same length on increasing numbers of workers."""
     lines = [
-        "| workers | time of a population | commits per second | MB/s through the coordinator "
-        "| share of storage, coordinator and network | efficiency |",
-        "|---|---|---|---|---|---|",
+        "| workers | epochs in all | networks | time | epochs per second of one worker "
+        "| coordinator, storage, network | efficiency |",
+        "|---|---|---|---|---|---|---|",
     ]
     for n_workers in WORKERS:
-        shared = n_workers * sum(inputs.per_branch.values())
-        length = inputs.training_s + shared
+        rungs = rungs_of(n_workers)
+        n_epochs = sum(rung.size * rung.n_epochs for rung in rungs)
+        path = sum(math.ceil(rung.size / n_workers) * rung.n_epochs for rung in rungs)
+        n_trials = sum(rung.size for rung in rungs if rung.is_first)
+        shared = inputs.shared_s(n_trials, 2 * sum(rung.size for rung in rungs))
+        length = path * inputs.epoch_s + shared
+        gain = n_epochs * inputs.epoch_s / length
         cells = (
             f"{n_workers:,}",
-            f"{length:.1f} s",
-            f"{n_workers * inputs.commits / length:.0f}",
-            f"{n_workers * inputs.traffic / length / 1e6:.0f}",
+            f"{n_epochs:,}",
+            f"{n_trials:,}",
+            f"{length:,.0f} s",
+            f"{gain:.1f}",
             f"{shared / length:.0%}",
-            f"{inputs.training_s / length:.0%}",
+            f"{gain / n_workers:.0%}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def saturation_table(networks: dict[str, Inputs]) -> list[str]:
-    """Number of workers at which a resource is busy for the training time of a branch."""
-    lines = [f"| resource | {' | '.join(networks)} |", "|---" * (len(networks) + 1) + "|"]
-    for resource in ("storage", "coordinator", "network"):
-        cells = [f"{i.training_s / i.per_branch[resource]:,.0f}" for i in networks.values()]
-        lines.append(f"| {resource} | {' | '.join(cells)} |")
-    return lines
-
-
-def method_table(run: Run) -> list[str]:
-    """Speed-up of the default plan if everything but training were free."""
-    lines = [
-        "| workers | sequential epochs | speed-up | efficiency |",
-        "|---|---|---|---|",
-    ]
-    for n_workers in WORKERS:
-        length = run.length(n_workers)
-        gain = run.total / length
-        lines.append(f"| {n_workers:,} | {length:.0f} | {gain:.2f} | {gain / n_workers:.1%} |")
-    return lines
-
-
-def needed_table(run: Run) -> list[str]:
-    """The population size that keeps the workers busy for the share ``EFFICIENCY`` of the time."""
-    lines = [
-        "| workers | `population_size` | `n_epochs` | `final_share` |",
-        "|---|---|---|---|",
-    ]
-    for n_workers in WORKERS[1:]:
-        serial = run.race_length(n_workers) + run.trunk + run.final
-        # From efficiency = (serial + work) / (workers * (serial + work / workers)).
-        work = serial * (EFFICIENCY * n_workers - 1) / (1 - EFFICIENCY)
-        size = math.ceil(work / (run.n_cycles * run.branch_epochs))
-        total = run.total - run.branches + size * run.n_cycles * run.branch_epochs
-        lines.append(f"| {n_workers:,} | {size:,} | {total:,} | {run.final / total:.4f} |")
-    return lines
-
-
-def read_inputs(results: Path) -> tuple[Inputs, Run, list[str]]:
+def read_inputs(results: Path) -> tuple[Inputs, list[str]]:
     """Read the newest results; also returns the names of their folders."""
-    folders = {name: newest(results, name) for name in ("overhead", "storage", "parallel")}
+    folders = {name: newest(results, name) for name in ("overhead", "storage")}
     rows = {name: read_rows(folder) for name, folder in folders.items()}
     loop = chosen(rows["overhead"], variant="handwritten", network="fnn")
     in_memory, on_disk = (
         _trial_s(chosen(rows["storage"], storage=kind, n_before=0, count=False))
         for kind in ("memory", "sqlite-wal")
     )
-    counted = next(iter(chosen(rows["storage"], n_before=0, count=True).values()))
-    one = next(iter(chosen(rows["parallel"], plan="default", n_jobs=1).values()))
     size = spread(loop, lambda row: row["checkpoint_bytes"]).median
     inputs = Inputs(
         epoch_s=spread(loop, lambda row: row["wall_s"] / row["n_epochs"]).median,
-        checkpoint_bytes=size,
+        state_bytes=size,
         storage_s=on_disk - in_memory,
-        commits=counted["n_commits"] / counted["n_trials"],
         coordinator_s=in_memory,
         copy_rate=size / spread(loop, lambda row: row["checkpoint_s"]).median,
-        branch_epochs=one["branch_epochs"],
     )
-    epochs = one["epochs"]
-    run = Run(
-        race_epochs=tuple(one["race_epochs"]),
-        trunk=epochs["trunk"],
-        branches=epochs["branch"],
-        final=epochs["final"],
-        n_cycles=one["n_cycles"],
-        population_size=one["population_size"],
-        branch_epochs=one["branch_epochs"],
-    )
-    return inputs, run, [folder.name for folder in folders.values()]
+    return inputs, [folder.name for folder in folders.values()]
 
 
 def _trial_s(rows: dict[int, Row]) -> float:
     return spread(rows, lambda row: row["wall_s"] / row["n_trials"]).median
 
 
-def report(small: Inputs, large: Inputs, run: Run, sources: list[str]) -> str:
+def report(networks: dict[str, Inputs], sources: list[str]) -> str:
     """Generate all tables in Markdown."""
-    networks = {"FNN 784-400-10": small, "large network": large}
     lines = [
         f"From {', '.join(f'`{name}`' for name in sources)}.",
         "",
-        "| | " + " | ".join(networks),
+        f"| | {' | '.join(networks)} |",
+        "|---" * (len(networks) + 1) + "|",
     ]
-    lines[-1] += " |"
-    lines.append("|---|---|---|")
     for name, text in _ROWS.items():
         lines.append(f"| {name} | {' | '.join(text(i) for i in networks.values())} |")
     for name, inputs in networks.items():
-        lines += ["", f"### {name}: population with one branch per worker", ""]
-        lines += population_table(inputs)
-    lines += ["", "### Number of workers at which a resource saturates", ""]
-    lines += saturation_table(networks)
-    lines += [
-        "",
-        "### The default plan",
-        "",
-        f"A run of {run.total} epochs: race {sum(run.race_epochs)}, trunk {run.trunk}, "
-        f"branches {run.branches} ({run.n_cycles} cycles), final phase {run.final}.",
-        "",
-        *method_table(run),
-        "",
-        f"### Plans that keep workers busy {EFFICIENCY:.0%} of the time",
-        "",
-        "The number of cycles and the epochs of trunk and final phase are those of the run above. "
-        f"Each branch trains for {run.branch_epochs} epochs.",
-        "",
-        *needed_table(run),
-    ]
+        lines += ["", f"### {name}", "", *run_table(inputs)]
     return "\n".join(lines)
 
 
 _ROWS: dict[str, Any] = {
     "epoch": lambda i: f"{i.epoch_s:.3g} s",
-    "checkpoint": lambda i: f"{i.checkpoint_bytes / 1e6:.3g} MB",
-    "storage, per trial": lambda i: f"{1000 * i.storage_s:.1f} ms, {i.commits:.1f} commits",
+    "state": lambda i: f"{i.state_bytes / 1e6:.3g} MB",
+    "a state travels": lambda i: "through the store" if i.is_by_reference else "with its job",
+    "storage, per trial": lambda i: f"{1000 * i.storage_s:.1f} ms",
     "coordinator, per trial": lambda i: f"{1000 * i.coordinator_s:.1f} ms",
     "serialization, measured with `torch.save`": lambda i: f"{i.copy_rate / 1e6:,.0f} MB/s",
     "network bandwidth, assumed": lambda i: f"{i.network_rate / 1e6:,.0f} MB/s",
@@ -260,21 +201,19 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="folder to write scaling.md to")
     parser.add_argument("--write", type=Path, help="page to write the tables to")
-    parser.add_argument("--large-epoch-s", type=float, default=60.0, help="default %(default)s")
-    parser.add_argument(
-        "--large-checkpoint-bytes", type=float, default=500e6, help="default %(default)s"
-    )
     for field in fields(Inputs):
         option = f"--{field.name.replace('_', '-')}"
         parser.add_argument(option, type=float, help="default: as measured")
     args = parser.parse_args()
-    inputs, run, sources = read_inputs(args.results)
+    inputs, sources = read_inputs(args.results)
     given = {f.name: getattr(args, f.name) for f in fields(Inputs)}
     small = replace(inputs, **{name: value for name, value in given.items() if value is not None})
-    large = replace(
-        small, epoch_s=args.large_epoch_s, checkpoint_bytes=args.large_checkpoint_bytes
-    )
-    tables = report(small, large, run, sources)
+    networks = {
+        "FNN 784-400-10": small,
+        "medium network": replace(small, epoch_s=10.0, state_bytes=100e6),
+        "large network": replace(small, epoch_s=60.0, state_bytes=500e6),
+    }
+    tables = report(networks, sources)
     print(tables)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
