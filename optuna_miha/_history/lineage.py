@@ -112,14 +112,17 @@ class Lineage:
 
         A cycle continues the fittest. The final phase and an extension of the run continue the
         segment with the best value, which may be another sibling if no cycle continued the
-        fittest. As long as no sibling is continued, it is the fittest.
+        fittest. A round continues the branch with the best value. As long as no sibling is
+        continued, it is the one that would be.
         """
         ranked = self.ranking(role, cycle)
         siblings = self.group(role, cycle).values()
         # A segment with the best value may have no fitness.
         others = [s for s in siblings if s.state == TrialState.COMPLETE and s not in ranked]
         parents = (s for s in (*ranked, *others) if s.number in self._parents)
-        return next(parents, ranked[0] if ranked else None)
+        is_round = role == "branch" and any(s.by_step for s in ranked)
+        next_parent = min(ranked, key=self._rank) if is_round else next(iter(ranked), None)
+        return next(parents, next_parent)
 
     def ranking(self, role: Role, cycle: int) -> list[Segment]:
         """The complete siblings with a fitness, in the order of :func:`ranking`."""

@@ -292,6 +292,24 @@ def test_the_sibling_that_the_final_phase_continues_is_continued(number: int) ->
     assert lineage.continued("branch", 1) is lineage[number]
 
 
+def test_a_round_continues_the_best_value_not_the_fittest() -> None:
+    lineage = Lineage(StudyDirection.MINIMIZE)
+    for number, (value, fitness) in enumerate([(0.3, -0.4), (0.2, -0.5), (0.4, -0.4)]):
+        lineage.add(
+            segment(
+                number,
+                role="branch",
+                cycle=1,
+                branch=number,
+                value=value,
+                fitness=fitness,
+                by_step=True,
+            )
+        )
+    assert lineage.winner("branch", 1) is lineage[0]
+    assert lineage.continued("branch", 1) is lineage[1] is lineage.best_before(2)
+
+
 def test_the_fittest_is_continued_if_the_final_phase_continues_an_earlier_sibling() -> None:
     lineage = population()
     lineage.add(segment(4, cycle=1, parent=2, birth=4))
