@@ -1,9 +1,10 @@
 """Which running statistics the average of the weights needs in networks with batch norm.
 
-First, four networks train at a constant learning rate. After every epoch the moving average of
-their weights is validated with several running statistics: copies of the network's own, their
-moving average, and estimates from training data. Then ``optimize`` trains two networks with each
-of them, and without an average. The test data are evaluated once per run, at its end::
+First, ``optimize`` trains two networks by the default plan, with and without the average, beside
+two training loops without a search, at equal epochs. Then four networks train as a segment of the
+default plan does. After every epoch the moving average of their weights is validated with several
+running statistics: copies of the network's own, their moving average, and estimates from training
+data. The test data are evaluated once per run, at its end::
 
     python benchmarks/batchnorm.py            # 25 minutes on one core. Does what is missing.
     python benchmarks/batchnorm.py --report   # The tables again.
@@ -19,11 +20,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before torch is imported.
 
@@ -31,23 +29,28 @@ import numpy as np
 import optuna
 import torch
 from _datasets import Splits, digits
+from _expert import SEARCHES, run_expert
 from _harness import environment, write_json
 from _rows import RESULTS, Row, newest, read_rows
+from _selection import examined
 from sklearn.datasets import load_breast_cancer
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 import optuna_miha as miha
-from optuna_miha._training import job
+from optuna_miha._search.learning_rate import Course
 from optuna_miha._training.compute import DEFAULT_ENGINE
+from optuna_miha._training.optimizer_steps import OptimizerSteps
 from optuna_miha._training.running_statistics import FirstBatches, estimate_running_statistics
 from optuna_miha._training.trainer import evaluate, train
 
 DATA = Path(__file__).parents[1] / "examples" / "data" / "mnist_10k.npz"
-DECAY = 0.6
-RATES = (0.001, 0.01)
+DECAY = 0.72
+"""Decay of the average per epoch, as in the default plan."""
+RATES = (0.003, 0.03)
+"""Peaks of the learning rate in the second part: the lowest and the highest of the race."""
 N_EPOCHS = 10
-"""Epochs of the first part."""
+"""Epochs of the second part."""
 
 
 class Block(nn.Module):
@@ -168,7 +171,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Splits]]] = {
     "tabular": (tabular_mlp, unscaled_breast_cancer),
 }
 RUN_NETWORKS = ("resnet", "tabular")
-"""Networks of the second part."""
+"""Networks of the first part."""
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -183,20 +186,68 @@ def recipe_of(model: nn.Module, splits: Splits) -> miha.Recipe:
         loss_fn=nn.CrossEntropyLoss(),
         train_data=splits.train,
         valid_data=splits.valid,
+        test_data=splits.test,
         batch_size=32,
         metrics={"accuracy": accuracy},
     )
 
 
-def average(model: nn.Module, decay: float = DECAY, *, use_buffers: bool = True) -> AveragedModel:
-    """A moving average of weights, and with ``use_buffers`` of running statistics."""
-    multi_avg_fn = get_ema_multi_avg_fn(decay)
-    return AveragedModel(model, multi_avg_fn=multi_avg_fn, use_buffers=use_buffers)
+def new_average(model: nn.Module, n_steps: int) -> AveragedModel:
+    """A moving average of weights and running statistics by the step, as in the default plan."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], own: list[Tensor], n_averaged: int) -> None:
+        weight = max(2 / (int(n_averaged) + 2), 1 - DECAY ** (1 / n_steps))
+        for average, value in zip(averages, own, strict=True):
+            if value.is_floating_point():
+                average.lerp_(value, weight)
+            else:
+                average.copy_(value)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 def rounded(values: dict[str, float]) -> Row:
     """The values with five digits after the point."""
     return {name: round(value, 5) for name, value in values.items()}
+
+
+PLANS = ("plain loop", "one cycle", "no average", "default")
+"""The initial configuration at a constant rate; AdamW with its rate and momentum by
+``OneCycleLR``; the default plan without an average of the weights; the default plan."""
+
+
+def run_of(network: str, name: str, seed: int, n_epochs: int) -> Row:
+    """Train a network by one of ``PLANS``, and test the weights that validated best."""
+    build, load = NETWORKS[network]
+    splits = load(seed)
+
+    def model_fn(trial: optuna.Trial) -> miha.Recipe:
+        return recipe_of(build(), splits)
+
+    begin = time.process_time()
+    if name == "one cycle":
+        search = SEARCHES["onecycle"][1]
+        run = run_expert(model_fn, n_epochs=n_epochs, seed=seed, method=name, search=search)
+        value, test = run.value, run.test
+        assert test is not None
+    else:
+        plan = miha.Plan(n_epochs, ema_decay=0) if name == "no average" else miha.Plan(n_epochs)
+        if name == "plain loop":
+            plan = miha.Plan.no_search(n_epochs)
+        study = optuna.create_study(sampler=miha.MihaSampler(seed=seed), pruner=miha.SlopePruner())
+        result = miha.optimize(study, model_fn, plan=plan, device="cpu", show_progress_bar=False)
+        value, test = result.value, examined(model_fn, result.model, seed)
+    return {
+        "network": network,
+        "plan": name,
+        "seed": seed,
+        "n_epochs": n_epochs,
+        "value": value,
+        "test_loss": test["loss"],
+        "test_accuracy": test["accuracy"],
+        "cpu_s": time.process_time() - begin,
+    }
 
 
 def epochs_of(network: str, seed: int, lr: float) -> Iterator[Row]:
@@ -205,87 +256,34 @@ def epochs_of(network: str, seed: int, lr: float) -> Iterator[Row]:
     torch.manual_seed(seed)
     recipe = recipe_of(build(), load(seed))
     model = recipe.model
-    recipe.optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    copied, averaged = average(model, use_buffers=False), average(model)
+    recipe.optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     x, y = recipe.train_data[:2]  # type: ignore[index]
     batches = list(zip(x.split(32), y.split(32), strict=True))
+    n_steps = len(batches)
+    average, course = new_average(model, n_steps), Course(n_epochs=N_EPOCHS)
+    steps = OptimizerSteps(recipe.optimizer)
+    steps.follow(
+        lambda count: course.factor(count / n_steps), lambda: average.update_parameters(model)
+    )
     first = FirstBatches()
     epochs = train(recipe, N_EPOCHS, on_batch=first.add)
     for epoch in range(1, N_EPOCHS + 1):
         seconds = {"epoch": time.perf_counter()}
         next(epochs)
         seconds["epoch"] = time.perf_counter() - seconds["epoch"]
-        copied.update_parameters(model)
-        averaged.update_parameters(model)
-        models = {"raw": model, "copied": copied.module, "averaged": averaged.module}
+        copied = copy.deepcopy(average.module)
+        own = dict(model.named_buffers())
+        for name, buffer in copied.named_buffers():
+            buffer.copy_(own[name])
+        models = {"raw": model, "copied": copied, "averaged": average.module}
         for name, sample in (("estimated", first.take()), ("estimated from all", batches)):
-            models[name] = copy.deepcopy(copied.module)
+            models[name] = copy.deepcopy(copied)
             begin = time.perf_counter()
             estimate_running_statistics(recipe, models[name], sample, DEFAULT_ENGINE)
             seconds[name] = time.perf_counter() - begin
         values = {name: rounded(evaluate(recipe, each)) for name, each in models.items()}
         labels = {"network": network, "lr": lr, "seed": seed, "epoch": epoch}
         yield {**labels, "values": values, "seconds": rounded(seconds)}
-
-
-PLANS = ("plain", "no average", "copied", "averaged", "default")
-"""Fixed training, the default plan without an average, and with each kind of statistics."""
-
-
-@contextmanager
-def statistics_by(name: str) -> Iterator[None]:
-    """Copy or average the running statistics of the average, if ``name`` says so."""
-
-    def leave(*_: Any) -> None:
-        pass
-
-    def make_ema(model: nn.Module, decay: float) -> AveragedModel:
-        return average(model, decay, use_buffers=name == "averaged")
-
-    if name not in ("copied", "averaged"):
-        yield
-        return
-    with (
-        patch.object(job, "estimate_running_statistics", leave),
-        patch.object(job, "make_ema", make_ema),
-    ):
-        yield
-
-
-def run_of(network: str, name: str, seed: int, n_epochs: int) -> Row:
-    """Train a network by one of ``PLANS``, and test the weights that validated best."""
-    build, load = NETWORKS[network]
-    splits = load(seed)
-    plan = (
-        miha.Plan.no_search(n_epochs) if name == "plain" else miha.Plan(n_epochs, anneal="cosine")
-    )
-    if name == "no average":
-        plan = miha.Plan(n_epochs, ema_decay=0, anneal="cosine")
-    sampler, pruner = miha.MihaSampler(seed=seed), miha.SlopePruner()
-    study = optuna.create_study(sampler=sampler, pruner=pruner)
-    begin = time.process_time()
-    with statistics_by(name):
-        result = miha.optimize(
-            study,
-            lambda trial: recipe_of(build(), splits),
-            plan=plan,
-            device="cpu",
-            show_progress_bar=False,
-        )
-    seconds = time.process_time() - begin
-    x, y = splits.test
-    with torch.no_grad():
-        outputs = torch.cat([result.model(part) for part in x.split(1000)])
-    return {
-        "network": network,
-        "plan": name,
-        "seed": seed,
-        "n_epochs": n_epochs,
-        "value": result.value,
-        "test_loss": nn.functional.cross_entropy(outputs, y).item(),
-        "test_accuracy": accuracy(outputs, y).item(),
-        "cpu_s": seconds,
-    }
 
 
 def report(rows: Sequence[Row]) -> Iterator[str]:
@@ -338,7 +336,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, help="folder of results; default: of today")
     parser.add_argument("--seeds", type=int, default=5, help="default %(default)s")
-    parser.add_argument("--n-epochs", type=int, default=100, help="of a run; default %(default)s")
+    parser.add_argument("--n-epochs", type=int, default=60, help="of a run; default %(default)s")
     parser.add_argument("--report", action="store_true", help="only print the tables")
     args = parser.parse_args()
     if args.report:
@@ -357,14 +355,13 @@ def main() -> None:
             file.write(json.dumps(row) + "\n")
             file.flush()
 
-        for seed in range(args.seeds):
-            for network, lr in itertools.product(NETWORKS, RATES):
-                if (network, lr, None, seed) not in done:
-                    for row in epochs_of(network, seed, lr):
-                        write(row)
-            for network, plan in itertools.product(RUN_NETWORKS, PLANS):
-                if (network, None, plan, seed) not in done:
-                    write(run_of(network, plan, seed, args.n_epochs))
+        for seed, network, plan in itertools.product(range(args.seeds), RUN_NETWORKS, PLANS):
+            if (network, None, plan, seed) not in done:
+                write(run_of(network, plan, seed, args.n_epochs))
+        for seed, network, lr in itertools.product(range(args.seeds), NETWORKS, RATES):
+            if (network, lr, None, seed) not in done:
+                for row in epochs_of(network, seed, lr):
+                    write(row)
     print("\n".join(report(read_rows(out))))
 
 
