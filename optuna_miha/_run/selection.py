@@ -66,6 +66,8 @@ class Selection:
             age: Number of epochs that each of them has trained.
             rung: Number of the rung, starting at 1.
         """
+        for sibling in alive:
+            self._trial_log.update_violation(sibling)
         # All decisions precede the first finished trial, and do not depend on completion order.
         for sibling in self._hopeless(phase, siblings, alive, age, rung):
             if sibling.trial is not None:  # Otherwise an earlier process finished it.
@@ -81,7 +83,7 @@ class Selection:
         if phase.by_step:
             return self._hopeless_by_step(phase, siblings, alive, age)
         if phase.role != "startup":
-            if self._has_violations(phase):
+            if self._has_violations(phase, alive):
                 return []
             # The control is kept: otherwise a branch that gets worse later would win by default.
             first = 1 if self._plan.control else 0
@@ -89,10 +91,10 @@ class Selection:
             is_hopeless = self._rule(phase, siblings, age)
             return [sibling for sibling in candidates if is_hopeless(sibling)]
 
-        def rank(sibling: Sibling) -> tuple[float, int]:
+        def rank(sibling: Sibling) -> tuple[float, float, int]:
             scores = sibling.segment.scores if sibling.segment else sibling.scores
             curve = make_curve(scores[:age], self._lineage.sign, 0, None)
-            return -power_law(curve), sibling.branch
+            return sibling.violation, -power_law(curve), sibling.branch
 
         n_left, _ = race_rungs(phase.size)[rung]
         return sorted(alive, key=rank)[n_left:]
@@ -103,26 +105,27 @@ class Selection:
         """The siblings to prune in a plan of rounds, at equal progress of their annealing.
 
         Those that the pruner finds hopeless are followed by the worst of the others, until as many
-        are left as the budget allows.
+        are left as the budget allows. Infeasible siblings are worse than feasible ones.
         """
         hopeless: list[Sibling] = []
-        if not self._has_violations(phase):
+        if not self._has_violations(phase, alive):
             is_exempt = phase.role == "branch" and self._plan.control
             is_hopeless = self._rule(phase, siblings, age)
             candidates = [s for s in alive if s.branch >= is_exempt]
             hopeless = [s for s in candidates if _was_pruned(s) or (s.trial and is_hopeless(s))]
 
-        def rank(sibling: Sibling) -> tuple[bool, float, int]:
-            return sibling in hopeless, self._cost_at(sibling, age), sibling.branch
+        def rank(sibling: Sibling) -> tuple[float, bool, float, int]:
+            cost = self._cost_at(sibling, age)
+            return sibling.violation, sibling in hopeless, cost, sibling.branch
 
         order = sorted(alive, key=rank)
         n_left = min(phase.n_left, max(1, len(alive) - len(hopeless)))
         return order[n_left:]
 
-    def _has_violations(self, phase: Phase) -> bool:
+    def _has_violations(self, phase: Phase, alive: list[Sibling]) -> bool:
         """Whether constraints were violated: pruners would stop feasible branches."""
         before = (s for s in self._lineage if (s.role, s.cycle) != (phase.role, phase.cycle))
-        return any(segment.violation for segment in before)
+        return any(s.violation for s in before) or any(s.violation for s in alive)
 
     def _cost_at(self, sibling: Sibling, age: int) -> float:
         scores = sibling.segment.scores if sibling.segment else sibling.scores

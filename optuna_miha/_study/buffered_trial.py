@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
@@ -15,6 +16,7 @@ from optuna_miha._history.segment import violation_of
 from optuna_miha._study.optuna_internals import (
     add_finished_trial,
     after_trial,
+    constraints_of,
     finish_trial,
     start_trial,
 )
@@ -111,6 +113,23 @@ class BufferedTrial:
             self._content["user_attrs"][key] = value
         else:
             self._trial.set_user_attr(key, value)
+
+    def violation(self, attrs: Mapping[str, Any]) -> float:
+        """The sum of the violated constraints, as :meth:`close` would return it now.
+
+        Args:
+            attrs: User attributes that are not set before the trial is closed.
+        """
+        if self._trial is None:
+            return violation_of(self._content["constraints"])
+        constraints = self._trial.constraints
+        function = constraints_of(self._study.sampler)
+        if function is not None:
+            trials = self._study.get_trials(deepcopy=False)
+            frozen = copy.deepcopy(trials[self._trial.number])
+            frozen.user_attrs.update(attrs)
+            constraints |= {str(key): value for key, value in enumerate(function(frozen))}
+        return violation_of(constraints)
 
     def close(self, state: TrialState, value: float | None = None) -> float:
         """Let the study's sampler process the result of the trial, before :meth:`finish`.

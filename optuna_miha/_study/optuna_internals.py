@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,11 @@ def is_default_sampler(sampler: BaseSampler) -> bool:
 def is_default_pruner(pruner: BasePruner) -> bool:
     """Whether ``pruner`` is the default of ``optuna.create_study()``."""
     return type(pruner) is MedianPruner and _settings(pruner) == _settings(MedianPruner())
+
+
+def constraints_of(sampler: BaseSampler) -> Callable[[FrozenTrial], Sequence[float]] | None:
+    """The ``constraints_func`` of a sampler, which it calls when a trial ends."""
+    return getattr(sampler, "_constraints_func", None)
 
 
 def wrapped_pruner(pruner: PatientPruner) -> BasePruner | None:
@@ -182,14 +187,7 @@ def start_trial(study: Study, *, start: datetime.datetime, **content: Any) -> Tr
 def add_finished_trial(
     study: Study, *, start: datetime.datetime, state: TrialState, **content: Any
 ) -> FrozenTrial:
-    """Write a finished trial in one transaction, and read it back.
-
-    Args:
-        study: The study.
-        start: Its start time.
-        state: Its final state.
-        content: Arguments of :func:`optuna.trial.create_trial`.
-    """
+    """Write a finished trial in one transaction, and read it back; see :func:`start_trial`."""
     return study._storage.get_trial(_add_trial(study, start, state=state, **content))
 
 

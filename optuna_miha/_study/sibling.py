@@ -29,7 +29,7 @@ class Sibling:
         metrics: The other metrics of the last epoch, by name.
         metric_curves: The other metrics of each epoch so far, by name.
         fitness: Its fitness; NaN until its training is complete.
-        violation: The sum of its violated constraints; known when its trial is closed.
+        violation: The sum of its violated constraints, at the end of its last rung.
         error: The error message if it failed.
         is_pruned: Whether the error is that the user's code pruned it.
     """

@@ -156,20 +156,20 @@ class TrialLog:
         trial = sibling.trial
         assert trial is not None
         self._lease.verify()
-        losses = [loss if math.isfinite(loss) else None for loss in sibling.train_losses]
-        trial.set_user_attr(attributes.TRAIN_LOSS, losses)
-        trial.set_user_attr(attributes.TRAINED, len(sibling.scores) + unfinished)
-        if sibling.metrics:
-            trial.set_user_attr(attributes.METRICS, sibling.metrics)
-        if sibling.metric_curves:
-            trial.set_user_attr(attributes.METRIC_CURVES, sibling.metric_curves)
-        if not math.isnan(sibling.fitness):
-            trial.set_user_attr(attributes.FITNESS, sibling.fitness)
+        for key, value in _outcome_attrs(sibling, unfinished).items():
+            trial.set_user_attr(key, value)
         value = None
         if state == TrialState.COMPLETE:
             assert sibling.state is not None
             value = sibling.state["best"]["value"]
         sibling.violation = trial.close(state, value)
+
+    def update_violation(self, sibling: Sibling) -> None:
+        """Set the violation of a sibling between two rungs."""
+        if sibling.segment is not None:
+            sibling.violation = sibling.segment.violation
+        elif sibling.trial is not None:
+            sibling.violation = sibling.trial.violation(_outcome_attrs(sibling, unfinished=0))
 
     def complete(
         self,
@@ -256,3 +256,19 @@ class TrialLog:
         for callback in self._callbacks:
             callback(self._study, frozen)
         return segment
+
+
+def _outcome_attrs(sibling: Sibling, unfinished: int) -> dict[str, Any]:
+    """What training gave, as user attributes of the trial."""
+    losses = [loss if math.isfinite(loss) else None for loss in sibling.train_losses]
+    attrs: dict[str, Any] = {
+        attributes.TRAIN_LOSS: losses,
+        attributes.TRAINED: len(sibling.scores) + unfinished,
+    }
+    if sibling.metrics:
+        attrs[attributes.METRICS] = sibling.metrics
+    if sibling.metric_curves:
+        attrs[attributes.METRIC_CURVES] = sibling.metric_curves
+    if not math.isnan(sibling.fitness):
+        attrs[attributes.FITNESS] = sibling.fitness
+    return attrs

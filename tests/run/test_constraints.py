@@ -8,7 +8,8 @@ from typing import Any
 
 import optuna
 import pytest
-from helpers.problems import SHORT, explicit, history, new_study, run
+import torch
+from helpers.problems import SHORT, classifier, explicit, history, new_study, run
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -95,6 +96,47 @@ def test_feasible_branches_are_not_pruned_for_infeasible_ones() -> None:
     first = [s for s in result.segments if s.role == "branch" and s.cycle == 1]
     assert any(s.violation for s in result.segments if s.cycle == 0)
     assert all(s.state == TrialState.COMPLETE for s in first)
+
+
+def slow_is_feasible(trial: Any) -> miha.Recipe:
+    """The rates that learn something are infeasible."""
+    recipe = classifier(trial)
+    lr = trial.suggest_float("lr", 1e-7, 1.0, log=True)
+    recipe.optimizer = torch.optim.Adam(recipe.model.parameters(), lr=lr)
+    return recipe
+
+
+def excess(trial: Any) -> float:
+    return float(trial.params["lr"]) - 1e-5
+
+
+@pytest.mark.parametrize(
+    ("way", "anneal"), [("set_constraint", "cosine"), ("constraints_func", "rounds")]
+)
+def test_a_feasible_sibling_is_not_cut_for_an_infeasible_one(way: str, anneal: Any) -> None:
+    def model_fn(trial: Any) -> miha.Recipe:
+        recipe = slow_is_feasible(trial)
+        if way == "set_constraint":
+            trial.set_constraint("slow", excess(trial))
+        return recipe
+
+    sampler = miha.MihaSampler(seed=0)
+    if way == "constraints_func":  # What training gave is known when it is called.
+        sampler = Noting(
+            constraints_func=lambda t: (excess(t) + 0 * t.user_attrs["miha:trained"],)
+        )
+    plan = miha.Plan(60, anneal=anneal, startup=4, startup_share=0.5, fixing_epochs=2)
+    study = new_study(sampler=sampler)
+    result = run(study, model_fn, plan=plan, initial_params={"lr": 1e-6})
+    race = [s for s in result.segments if s.role == "startup"]
+    assert any(s.violation for s in race), "nothing to decide"
+    cut = [s for s in race if s.state == TrialState.PRUNED]
+    assert cut
+    assert all(s.violation for s in cut)
+    assert result.trial.number == study.best_trial.number
+    assert result.params["lr"] <= 1e-5
+    if isinstance(sampler, Noting):
+        assert sorted(sampler.after) == [(t.number, t.state, t.values) for t in study.trials]
 
 
 @pytest.mark.slow
