@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 
+from optuna_miha._model.batches import split_batch
 from optuna_miha._model.data_state import DataState, check_data_state
 from optuna_miha._model.recipe import Data, Recipe
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.tensors import is_equal
+from optuna_miha._training.data import tensors_of
 from optuna_miha._training.job import Context
 
 _MAX_STREAM = 100_000
@@ -68,6 +71,31 @@ def check_split(first: Recipe, second: Recipe) -> None:
             "`model_fn`, or with a new generator of a fixed seed, as in `random_split(data, "
             "lengths, generator=torch.Generator().manual_seed(0))`."
         )
+
+
+def has_same_targets(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes validate on as many samples, with the same targets, as far as is seen.
+
+    The inputs may differ, because a hyperparameter may say how they are prepared. With a
+    ``train_step``, it is not known which part of a sample is the target.
+    """
+    if one.valid_data is other.valid_data:
+        return True
+    is_known = one.train_step is None
+    return is_equal(_targets_of(one.valid_data, is_known), _targets_of(other.valid_data, is_known))
+
+
+def _targets_of(data: Any, is_known: bool) -> tuple[int | None, Any]:
+    """The length of a dataset, and all or some of its targets, if it is known what they are."""
+    dataset = data.dataset if isinstance(data, DataLoader) else data
+    tensors = tensors_of(dataset)
+    if tensors is not None:
+        return len(tensors[-1]), tensors[-1] if is_known else None
+    found = _some_samples(dataset)
+    length, samples = found if isinstance(found, tuple) else (None, [])
+    with suppress(TypeError):
+        return length, [split_batch(sample).target for sample in samples] if is_known else None
+    return length, None
 
 
 def _check_stream(data: Data, name: str) -> None:
@@ -191,4 +219,4 @@ def _some_samples(dataset: Any) -> Any:
         try:
             return n, [dataset[i] for i in sorted({0, n // 2, n - 1})]
         except Exception:  # Only its sampler knows the indices of its samples.
-            return n
+            return n, []

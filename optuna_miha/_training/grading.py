@@ -17,6 +17,7 @@ from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.step_output import loss_of, step_output
 from optuna_miha._model.tensors import is_equal, map_tensors
 from optuna_miha._training.data import evaluation_batches
+from optuna_miha._training.data_checks import has_same_targets
 from optuna_miha._training.job import Context
 from optuna_miha._training.metrics import Metrics
 from optuna_miha._training.trainer import outputs_of
@@ -67,6 +68,40 @@ def check_grading(context: Context, initial: Initial, changes: Mapping[str, Any]
         return  # Other checks raise it, with a better message.
     if own:
         raise _self_graded(context, initial, own[0], changes[own[0]])
+
+
+def check_targets(context: Context, initial: Initial, changes: Mapping[str, Any]) -> None:
+    """Refuse validation targets that depend on a suggested value.
+
+    Args:
+        context: The context of the run. With a user-defined trainer, nothing is checked.
+        initial: The initial configuration.
+        changes: Another value of each parameter that may mutate.
+
+    Raises:
+        ValueError: If the targets, or the number of samples, depend on a value.
+    """
+    if context.trainer is not None:
+        return
+
+    def is_shared_with(changes: Mapping[str, Any]) -> bool:
+        trial = offline_trial({**initial.params, **changes})
+        recipe = build_recipe(context.model_fn, trial, context.seed)
+        return has_same_targets(initial.recipe, recipe)
+
+    try:
+        if is_shared_with(changes):
+            return
+        own = [n for n in list(changes)[:_MAX_BUILDS] if not is_shared_with({n: changes[n]})]
+    except Exception:
+        return  # Other checks raise it, with a better message.
+    if own:
+        raise ValueError(
+            "Validation must use the same samples and targets with all hyperparameters, because "
+            "branches are compared by it, got others when "
+            f"{_change(initial, own[0], changes[own[0]])}: let the suggested value change only "
+            "the training data, or the inputs of the validation data."
+        )
 
 
 class _Measure:
@@ -153,8 +188,12 @@ def _add(output: Any, outputs: list[Tensor]) -> None:
     map_tensors(output, add)
 
 
+def _change(initial: Initial, name: str, value: Any) -> str:
+    return f"{name!r} changes from {initial.params[name]!r} to {value!r}"
+
+
 def _self_graded(context: Context, initial: Initial, name: str, value: Any) -> ValueError:
-    change = f"{name!r} changes from {initial.params[name]!r} to {value!r}"
+    change = _change(initial, name, value)
     if context.valid_step is None:
         return ValueError(
             "The monitored metric must not depend on a suggested value, because branches are "

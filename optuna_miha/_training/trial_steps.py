@@ -28,7 +28,7 @@ from optuna_miha._training.batch_length import batch_length
 from optuna_miha._training.changes import other_values
 from optuna_miha._training.data import evaluation_batches
 from optuna_miha._training.extra_state import ExtraState
-from optuna_miha._training.grading import check_grading
+from optuna_miha._training.grading import check_grading, check_targets
 from optuna_miha._training.in_force import BatchSizeCheck, ReachCheck, check_in_force
 from optuna_miha._training.job import Context
 from optuna_miha._training.loss_checks import check_broadcasting
@@ -151,6 +151,7 @@ def check_mutations(
         error = _failure(context, state, {**initial.params, **changes})
         if error is None:
             check_grading(context, initial, changes)
+            check_targets(context, initial, changes)
             return
         if isinstance(error, NotInForceError):  # It names the parameter.
             raise error

@@ -9,9 +9,12 @@ import optuna
 import pytest
 import torch
 from helpers.problems import SHORT, classifier, new_study, run
+from optuna.trial import FixedTrial
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import optuna_miha as miha
+from optuna_miha._training.data_checks import has_same_targets
 
 
 class Autoencoder(nn.Module):
@@ -114,3 +117,62 @@ def test_metric_of_a_train_step_that_depends_on_a_suggested_value_is_refused() -
     with pytest.raises(ValueError, match="when 'threshold' changes"):
         run(study, model_fn, plan=SHORT)
     assert study.user_attrs == {}
+
+
+class Scaled(Dataset[Any]):
+    """Reads single samples, and divides their targets."""
+
+    def __init__(self, data: Any, scale: float) -> None:
+        self.data, self.scale = data, scale
+
+    def __len__(self) -> int:
+        return len(self.data[0])
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[0][index], self.data[1][index] / self.scale
+
+
+def regression(change: Any) -> Any:
+    """Suggests a value by which ``change`` makes the validation data."""
+
+    def model_fn(trial: Any) -> miha.Recipe:
+        x, y = classifier(trial).train_data[:2]  # type: ignore[index]
+        data = (x, y[:, None].float())
+        model = nn.Linear(4, 1)
+        scale = trial.suggest_float("scale", 0.1, 10.0)
+        return miha.Recipe(
+            model=model,
+            loss_fn=nn.MSELoss(),
+            optimizer=torch.optim.SGD(model.parameters(), lr=trial.suggest_float("lr", 0.01, 0.1)),
+            train_data=data,
+            valid_data=change(data, scale),
+        )
+
+    return model_fn
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data, scale: (data[0], data[1] / scale),
+        lambda data, scale: DataLoader(Scaled(data, scale), batch_size=8),
+        lambda data, scale: (data[0][: round(9 + scale)], data[1][: round(9 + scale)]),
+    ],
+    ids=["tensors", "loader", "number"],
+)
+def test_suggested_validation_targets_are_refused(change: Any) -> None:
+    study = new_study()
+    with pytest.raises(ValueError, match=r"same samples and targets .* when 'scale' changes from"):
+        run(study, regression(change), plan=SHORT, initial_params={"scale": 1.0})
+    assert not study.trials
+    assert study.user_attrs == {}
+
+
+def test_a_suggested_value_may_change_validation_inputs_and_batches() -> None:
+    def change(data: Any, scale: float) -> Any:
+        scaled = TensorDataset(data[0] / scale, data[1])
+        return DataLoader(scaled, batch_size=round(1 + scale))
+
+    model_fn = regression(change)
+    one, other = (model_fn(FixedTrial({"lr": 0.1, "scale": s})) for s in (1.0, 2.0))
+    assert has_same_targets(one, other)
