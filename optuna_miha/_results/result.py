@@ -29,7 +29,7 @@ from optuna_miha._results.untried import untried_kinds, untried_line
 from optuna_miha._search.learning_rate import Course
 from optuna_miha._search.space import lr_distributions
 from optuna_miha._study.checkpoint_store import CheckpointStore
-from optuna_miha.exceptions import MihaError
+from optuna_miha.exceptions import MihaError, RecordError
 
 if TYPE_CHECKING:
     import pandas
@@ -219,6 +219,7 @@ def make_result(
     Raises:
         MihaError: If no segment was completed.
         CheckpointError: If the checkpoint is missing or damaged.
+        RecordError: If the value of the best trial was changed.
     """
     best = lineage.best()
     if best is None or best.checkpoint is None:
@@ -234,7 +235,14 @@ def make_result(
         )
     seed = study.user_attrs[attributes.RUN_SEED]
     recipe = build_recipe(model_fn, FixedTrial(best.params), seed)
-    recipe.model.load_state_dict(store.load_state(best.checkpoint)["best"]["weights"])
+    stored = store.load_state(best.checkpoint)["best"]
+    if stored["value"] != best.value:
+        raise RecordError(
+            f"The value of trial {best.number} must be that of its checkpoint, "
+            f"{stored['value']!r}, got {best.value!r}: it was changed after the run. Restore the "
+            "original value, or start a study with another name."
+        )
+    recipe.model.load_state_dict(stored["weights"])
     recipe.model.to(device)
     recipe.model.eval()  # The return value of an overridden `eval` or `train` may be None.
     path = lineage.ancestry(best)

@@ -97,3 +97,12 @@ def test_a_study_with_invalid_attributes_is_named(stored: Path, tmp_path: Path) 
     for door in DOORS:
         with pytest.raises(RecordError, match="The study 'tiny' must be as Optuna wrote it"):
             door(new_study(f"sqlite:///{tmp_path}/copy/a.db"))
+
+
+def test_a_value_that_its_checkpoint_contradicts_is_named(stored: Path, tmp_path: Path) -> None:
+    shutil.copytree(stored, tmp_path / "copy")
+    with closing(sqlite3.connect(tmp_path / "copy" / "a.db")) as connection, connection:
+        connection.execute(f"UPDATE trial_values SET value = 1e-9 WHERE trial_id = {ROW}")
+    for door in DOORS[:2]:
+        with pytest.raises(RecordError, match="The value of trial 1 must be"):
+            door(new_study(f"sqlite:///{tmp_path}/copy/a.db"))
