@@ -75,9 +75,15 @@ class Ratio:
         return math.exp(self.log)
 
     def text(self) -> str:
-        """``0.853 ± 1.2 %``, with the standard error of the logarithm."""
+        """``0.853 ± 1.2 %``, with the standard error over seeds of the logarithm."""
         spread = "" if self.se is None else f" ± {100 * self.se:.1f} %"
         return f"{self.value:.3f}{spread}"
+
+    def full_text(self) -> str:
+        """``0.853 ± 4.1 % (1.2 %)``, with the standard errors over tasks and over seeds."""
+        over_tasks = "" if self.task_se is None else f" ± {100 * self.task_se:.1f} %"
+        over_seeds = "" if self.se is None else f" ({100 * self.se:.1f} %)"
+        return f"{self.value:.3f}{over_tasks}{over_seeds}"
 
 
 @dataclass(frozen=True, kw_only=True)

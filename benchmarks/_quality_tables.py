@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Sequence
 
 from _quality import Ratio, Results
@@ -11,6 +10,8 @@ from methods import METHODS, Method
 from tasks import TASKS
 
 OURS = "miha"
+CYCLES = "miha-cycles"
+"""The plan of cycles at a constant learning rate, which the variants change."""
 COMPARED = [method.name for method in METHODS.values() if method.role != "variant"]
 VARIANTS = [method.name for method in METHODS.values() if method.role == "variant"]
 
@@ -32,12 +33,12 @@ def summary_table(results: Results) -> list[str]:
         if method == OURS:
             cells += ["1"] + [""] * len(groups)
         else:
-            cells += [_ratio(results.ratio(OURS, method, group)) for group in groups.values()]
+            cells += [_full(results.ratio(OURS, method, group)) for group in groups.values()]
             cells.append(_wins(results, method, tasks))
         if method in ranks and len(ranked) > 1:
             worst, task = results.worst(method, ranked, common)
             cells += [f"{ranks[method]:.1f}", f"{worst:.2f} ({task})"]
-            cells.append(_ratio(results.headroom(method, ranked, usual)))
+            cells.append(_full(results.headroom(method, ranked, usual)))
         else:
             cells += ["", "", ""]
         lines.append(_row(cells))
@@ -75,14 +76,29 @@ def paired_table(results: Results) -> list[str]:
     return lines
 
 
+def cycles_table(results: Results) -> list[str]:
+    """Ours relative to the plan of cycles, by group of tasks and by task; empty without any."""
+    tasks = results.tasks(TASKS)
+    groups = _groups(tasks) | {task: [task] for task in tasks}
+    lines = _header(["tasks", "miha / plan of cycles"])
+    n_lines = len(lines)
+    for name, members in groups.items():
+        ratio = results.ratio(OURS, CYCLES, members)
+        if ratio is not None:
+            count = f" ({ratio.n_tasks})" if len(members) > 1 else ""
+            text = ratio.full_text() if len(members) > 1 else ratio.text()
+            lines.append(_row([name + count, text]))
+    return lines if len(lines) > n_lines else []
+
+
 def ablation_table(budgets: Sequence[Results]) -> list[str]:
-    """The default plan relative to its variants, by budget; empty without any."""
+    """The plan of cycles relative to its variants, by budget; empty without any."""
     budgets = [results for results in budgets if results.methods(VARIANTS)]
     variants = [v for v in VARIANTS if any(v in results.methods(VARIANTS) for results in budgets)]
     if not variants:
         return []
     heads = [
-        f"miha / variant at {results.n_epochs}{end}"
+        f"plan of cycles / variant at {results.n_epochs}{end}"
         for results in budgets
         for end in (", all", ", without poor starts")
     ]
@@ -92,7 +108,7 @@ def ablation_table(budgets: Sequence[Results]) -> list[str]:
         for results in budgets:
             tasks = results.tasks(TASKS)
             for group in (tasks, ordinary(tasks)):
-                cells.append(_ratio(results.ratio(OURS, variant, group), count=True))
+                cells.append(_ratio(results.ratio(CYCLES, variant, group), count=True))
         lines.append(_row([variant, METHODS[variant].description, *cells]))
     return lines
 
@@ -106,8 +122,8 @@ def tasks_table(names: Iterable[str]) -> list[str]:
 
 
 def methods_table(rows: Sequence[Row]) -> list[str]:
-    """The methods, with their numbers of runs and of failed runs, and their CPU time."""
-    lines = _header(["method", "description", "runs", "failed", "CPU ms per epoch"])
+    """The methods, with their numbers of runs and of failed runs."""
+    lines = _header(["method", "description", "runs", "failed"])
     for method in METHODS.values():
         own = [row for row in rows if row["method"] == method.name]
         if own:
@@ -138,9 +154,7 @@ def _losses(
 
 def _counts(method: Method, rows: Sequence[Row]) -> list[str]:
     failed = sum((row["test"] or {}).get("loss") is None for row in rows)
-    costs = [1000 * row["cpu_seconds"] / row["epochs"] for row in rows if row["epochs"]]
-    cost = f"{statistics.median(costs):.1f}" if costs else ""
-    return [method.description, str(len(rows)), str(failed), cost]
+    return [method.description, str(len(rows)), str(failed)]
 
 
 def _groups(tasks: Sequence[str]) -> dict[str, list[str]]:
@@ -165,6 +179,10 @@ def _ratio(ratio: Ratio | None, *, count: bool = False) -> str:
     if ratio is None:
         return ""
     return ratio.text() + (f" ({ratio.n_tasks})" if count else "")
+
+
+def _full(ratio: Ratio | None) -> str:
+    return "" if ratio is None else ratio.full_text()
 
 
 def _number(value: float) -> str:

@@ -21,11 +21,23 @@ _FIGURE = _ROOT / "docs" / "_static" / "benchmark.svg"
 _BARS_LINK = "docs/_static/methods.svg"
 _BARS = _ROOT / _BARS_LINK
 _MAIN_BUDGET = 200
+_CYCLES = RESULTS / "2026-11-24_quality_2-core-cpu"
 
 _READING = (
     "Each ratio is the test loss of `miha` divided by that of the method, paired over seeds, as a "
-    "geometric mean over tasks. Below 1, `miha` is better. Tasks have equal weights and are "
-    "considered fixed; the standard error is over seeds."
+    "geometric mean over tasks of equal weight. Below 1, `miha` is better. The standard error "
+    "after ± is over tasks, as if they were drawn from a population; the one in parentheses is "
+    "over seeds, for these tasks. Standard errors of single tasks are over seeds."
+)
+_CYCLES_READING = (
+    '`Plan(anneal="cosine")` was the default before annealed rounds. It was measured with weight '
+    "decays up to 0.1, the default choices of that version; those of `miha` go up to 0.5. Groups "
+    "of tasks have standard errors over tasks (and over seeds), single tasks over seeds."
+)
+_ABLATIONS_READING = (
+    'Test loss of `Plan(anneal="cosine")` divided by that of the same plan with one change, with '
+    "standard errors over seeds. Above 1, the change lowers the test loss; below 1, it raises it. "
+    "The number of tasks is in parentheses."
 )
 
 _IMAGE = (
@@ -44,6 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="folder that contains the result folders"
     )
+    parser.add_argument(
+        "--cycles",
+        type=Path,
+        default=_CYCLES,
+        help="folder of runs of the plan of cycles, called miha there, and of its variants",
+    )
     parser.add_argument("--readme", type=Path, default=_README, help="README to update")
     parser.add_argument("--page", type=Path, default=_PAGE, help="page to update")
     parser.add_argument("--figure", type=Path, default=_FIGURE, help="SVG to write")
@@ -57,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = read_runs(folder / "runs.jsonl")
         budgets = _budgets(rows)
         main_one = _main_budget(budgets)
-        blocks = {args.readme: summary(main_one, folder), args.page: page(rows, budgets, folder)}
+        cycles = read_runs(args.cycles / "runs.jsonl")
+        content = page(rows, budgets, folder) + "\n\n" + cycles_section(rows, cycles, args.cycles)
+        blocks = {args.readme: summary(main_one, folder), args.page: content}
         texts = {path: path.read_text(encoding="utf-8") for path in blocks}
         new = {path: with_block(texts[path], "quality", blocks[path]) for path in blocks}
         if not args.check:
@@ -86,8 +106,8 @@ def summary(results: Results, folder: Path) -> str:
         [
             f"![Bars of the test loss of each method, relative to no search]({_BARS_LINK})",
             "",
-            f"Geometric means over {n_ordinary} small tasks, ± standard error over seeds. "
-            f"{losses(results)} [All tasks, budgets and ablations](docs/benchmark.md), "
+            f"Geometric means over {n_ordinary} small tasks, ± standard error over tasks; "
+            f"{_seeds(results)}. {losses(results)} [All tasks](docs/benchmark.md), "
             f"[raw runs]({_link(folder)}).",
         ]
     )
@@ -109,19 +129,36 @@ def page(rows: Sequence[Row], budgets: Sequence[Results], folder: Path) -> str:
         accuracies = tables.accuracy_table(results)
         if accuracies:
             lines += ["Test accuracy, mean over seeds, the best in bold:", "", *accuracies, ""]
+    lines.append(f"Raw runs: `benchmarks/results/{folder.name}/runs.jsonl`.")
+    return "\n".join(lines)
+
+
+def cycles_section(rows: Sequence[Row], cycles: Sequence[Row], folder: Path) -> str:
+    """Generate the part of the page on the plan of cycles; empty without its runs.
+
+    Args:
+        rows: The newest rows.
+        cycles: Rows in which ``miha`` is the plan of cycles.
+        folder: Where these come from.
+    """
+    renamed = [
+        row | {"method": tables.CYCLES} if row["method"] == tables.OURS else row for row in cycles
+    ]
+    lines = []
+    own = [row for row in rows if row["method"] == tables.OURS]
+    both = [*own, *(row for row in renamed if row["method"] == tables.CYCLES)]
+    for n_epochs in sorted({row["n_epochs"] for row in own}):
+        compared = tables.cycles_table(Results(both, n_epochs))
+        if compared:
+            lines += [f"### {n_epochs} epochs", "", *compared, ""]
+    if lines:
+        lines = ["## The plan of cycles", "", _CYCLES_READING, "", *lines]
+    budgets = [Results(renamed, n_epochs) for n_epochs in sorted({r["n_epochs"] for r in renamed})]
     ablations = tables.ablation_table(budgets)
     if ablations:
-        lines += [
-            "## Ablations",
-            "",
-            "Test loss of the default plan divided by that of the plan with one change. Above 1, "
-            "the change lowers the test loss; below 1, it raises it. The number of tasks is in "
-            "parentheses.",
-            "",
-            *ablations,
-            "",
-        ]
-    lines.append(f"Raw runs: `benchmarks/results/{folder.name}/runs.jsonl`.")
+        lines += ["## Ablations of the plan of cycles", "", _ABLATIONS_READING, "", *ablations, ""]
+    if lines:
+        lines.append(f"Raw runs: `benchmarks/results/{folder.name}/runs.jsonl`.")
     return "\n".join(lines)
 
 
@@ -141,6 +178,11 @@ def _budgets(rows: Sequence[Row]) -> list[Results]:
 def _main_budget(budgets: Sequence[Results]) -> Results:
     """The budget shown in the README: the one closest to 200 epochs."""
     return min(budgets, key=lambda results: abs(results.n_epochs - _MAIN_BUDGET))
+
+
+def _seeds(results: Results) -> str:
+    n_seeds = len({row["seed"] for row in results.rows if row["method"] == tables.OURS})
+    return "one seed" if n_seeds == 1 else f"{n_seeds} seeds"
 
 
 def _link(folder: Path) -> str:

@@ -207,10 +207,8 @@ def _behind(results: Results, ours: str, methods: Sequence[str], tasks: Sequence
 def _text(ratio: Ratio | None, n_tasks: int) -> str:
     if ratio is None:
         return ""
-    over_tasks = "" if ratio.task_se is None else f" ± {100 * ratio.task_se:.1f} %"
-    over_seeds = "" if ratio.se is None else f" ({100 * ratio.se:.1f} %)"
     count = "" if ratio.n_tasks == n_tasks else f", {ratio.n_tasks} tasks"
-    return f"{ratio.value:.3f}{over_tasks}{over_seeds}{count}"
+    return ratio.full_text() + count
 
 
 def _header(names: Sequence[str]) -> list[str]:
