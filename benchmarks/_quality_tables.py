@@ -12,6 +12,8 @@ from tasks import TASKS
 OURS = "miha"
 CYCLES = "miha-cycles"
 """The plan of cycles at a constant learning rate, which the variants change."""
+SEEN = ("friedman1", "friedman1-poor")
+"""Tasks of the half ``confirmation`` whose data were used when the default plan was made."""
 COMPARED = [method.name for method in METHODS.values() if method.role != "variant"]
 VARIANTS = [method.name for method in METHODS.values() if method.role == "variant"]
 
@@ -162,6 +164,8 @@ def _groups(tasks: Sequence[str]) -> dict[str, list[str]]:
     groups = {"all": list(tasks), "without poor starts": ordinary(tasks)}
     for half in ("development", "confirmation"):
         groups[half] = [name for name in tasks if TASKS[name].half == half]
+    unseen = [name for name in groups["confirmation"] if name not in SEEN]
+    groups[f"confirmation without {SEEN[0]}"] = unseen
     return {name: members for name, members in groups.items() if members}
 
 

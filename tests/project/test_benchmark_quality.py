@@ -146,7 +146,7 @@ def test_analysis_writes_tables_and_figure_and_finds_them_out_of_date(
         paths[name].write_text(PAGE, "utf-8")
     options: list[object] = ["--results", folder.parent, "--readme", paths["README.md"]]
     options += ["--page", paths["page.md"], "--figure", paths["figure.svg"]]
-    options += ["--bars", paths["bars.svg"]]
+    options += ["--bars", paths["bars.svg"], "--cycles", folder]
     said = analyse(modules, *options, "--check")
     assert all(str(path) in said for path in paths.values())
     assert paths["README.md"].read_text("utf-8") == PAGE
@@ -158,6 +158,8 @@ def test_analysis_writes_tables_and_figure_and_finds_them_out_of_date(
         assert text.startswith("# Title\n")
         assert text.endswith("<!-- quality:end -->\n\nThe end.\n")
     assert "| task | miha | no-search |" in paths["page.md"].read_text("utf-8")
+    # The same rows as of the plan of cycles.
+    assert "| all | 1.000 ± 0.0 % |" in paths["page.md"].read_text("utf-8")
     assert "loses to no search on" in paths["README.md"].read_text("utf-8")
     assert "<svg" in paths["figure.svg"].read_text("utf-8")
     assert ">no search<" in paths["bars.svg"].read_text("utf-8")
@@ -253,11 +255,14 @@ def test_ratios_are_paired_over_seeds_and_tasks_count_equally(
     on_a = results.ratio("ours", "theirs", ["a"])
     assert on_a.value == pytest.approx(0.5)
     assert on_a.se == pytest.approx(0)
+    assert on_a.full_text() == "0.500 (0.0 %)"
     both = results.ratio("ours", "theirs", ["a", "b"])
     assert both.value == pytest.approx((0.5 * 4.0) ** 0.5)
     assert both.n_tasks == 2
     # By seed, the mean logarithms over both tasks are log(2) and 0.
     assert both.se == pytest.approx(math.log(2) / 2)
+    # By task, they are -log(2) and the mean of log(8) and log(2).
+    assert both.full_text() == f"1.414 ± {100 * 1.5 * math.log(2):.1f} % ({50 * math.log(2):.1f} %)"
     assert results.mean_ranks(["ours", "theirs"], ["a", "b"]) == {"ours": 1.5, "theirs": 1.5}
     assert results.worst("ours", ["theirs"], ["a", "b"]) == (5.0, "b")
     # The third seed of `a` is left out: one of the two lacks it.
