@@ -200,7 +200,7 @@ def restarts_line(lineage: Lineage) -> str | None:
     if complete:
         # The model is selected by the same criterion.
         best = min(complete, key=lambda s: (lineage.cost(s), s.number))
-        line += f", the best: {_restart_change(best)} ({best.value:.4g}, trial {best.number})"
+        line += f", the best with {_restart_change(best)} ({best.value:.4g}, trial {best.number})"
     return line
 
 

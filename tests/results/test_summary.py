@@ -63,7 +63,7 @@ def test_a_restart_that_is_the_result_is_named() -> None:
     start = f"{sum(s.role == 'restart' for s in result.segments)} restarts from"
     [line] = [t for t in result.describe().splitlines() if t.startswith(start)]
     assert line.endswith(
-        f"the best: {restart.mutation} ({restart.value:.4g}, trial {restart.number})"
+        f"the best with {restart.mutation} ({restart.value:.4g}, trial {restart.number})"
     )
     assert f"in trial {restart.number} (restart)" in result.describe()
     assert result.trial.number == study.best_trial.number == restart.number
