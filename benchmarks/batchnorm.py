@@ -312,6 +312,21 @@ def report(rows: Sequence[Row]) -> Iterator[str]:
             measured = (("test_accuracy", 4), ("test_loss", 4), ("value", 4), ("cpu_s", 0))
             cells = [mean([row[key] for row in runs], n_digits) for key, n_digits in measured]
             yield f"| {network}, {plan} | " + " | ".join(cells) + " |"
+    yield ""
+    yield "| network, default minus | test accuracy | test loss | validation loss |"
+    yield "|---|---|---|---|"
+    for network, plan in itertools.product(RUN_NETWORKS, PLANS[:-1]):
+        runs = [
+            {row["seed"]: row for row in rows if (row["network"], row.get("plan")) == (network, p)}
+            for p in ("default", plan)
+        ]
+        seeds = sorted(runs[0].keys() & runs[1].keys())
+        if seeds:
+            cells = [
+                mean([runs[0][seed][key] - runs[1][seed][key] for seed in seeds], 4)
+                for key in ("test_accuracy", "test_loss", "value")
+            ]
+            yield f"| {network}, {plan} | " + " | ".join(cells) + " |"
 
 
 def by_seed(rows: Sequence[Row], kind: str) -> list[float]:
