@@ -32,7 +32,10 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--n-epochs", type=int, default=40, help="of each candidate")
     parser.add_argument("--n-trials", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plain", action="store_true", help="the outer study searches it all")
     options = parser.parse_args()
+    plan = miha.Plan.no_search(options.n_epochs) if options.plain else miha.Plan(options.n_epochs)
     models = {}
 
     def objective(outer):
@@ -40,18 +43,24 @@ def main():
         for index in range(params["n_layers"]):
             name = f"n_units_{index}"
             params[name] = outer.suggest_int(name, 8, 64, log=True)
-        study = optuna.create_study(direction="maximize", sampler=miha.MihaSampler(seed=0))
+        initial = {}
+        if options.plain:
+            initial["lr"] = outer.suggest_float("lr", 1e-5, 1e-1, log=True)
+            initial["optimizer"] = outer.suggest_categorical("optimizer", ["adam", "sgd"])
+        sampler = miha.MihaSampler(seed=options.seed)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
         result = miha.optimize(
             study,
             lambda trial: model_fn(miha.fixed(trial, params)),
-            n_epochs=options.n_epochs,
+            plan=plan,
+            initial_params=initial,
             device="cpu",
         )
         models[outer.number] = result.model
         return result.value
 
     outer_study = optuna.create_study(
-        direction="maximize", sampler=optuna.samplers.TPESampler(seed=0)
+        direction="maximize", sampler=optuna.samplers.TPESampler(seed=options.seed)
     )
     outer_study.optimize(objective, n_trials=options.n_trials)
     print(outer_study.best_params)

@@ -167,7 +167,10 @@ def _log_start(plan: Plan, stretch: Stretch, lineage: Lineage) -> None:
 def _rounds_text(plan: Plan, n_epochs: int) -> str:
     """What a plan of rounds does with a budget."""
     if n_epochs < 2 * MIN_EPOCHS:
-        return "all by the initial configuration: the budget is too small for heirs"
+        return (
+            "all by the initial configuration: the budget is too small for heirs, which need "
+            f"{2 * MIN_EPOCHS} epochs (`Recipe(steps_per_epoch=...)` divides a pass into several)"
+        )
     size = plan.race_size(n_epochs)
     race = f"a start-up race of {size} configurations" if size > 1 else "no start-up race"
     n_rounds = plan.n_rounds(n_epochs)

@@ -46,7 +46,7 @@ def test_project_runs_and_learns(
     assert LEAST.get(name, 0.0) < value < MOST.get(name, 1.0001)
 
 
-def test_plain_twin_trains_the_initial_configuration(
+def test_plain_twin_tries_three_rates(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = FOLDER / "imbalanced_table.py"

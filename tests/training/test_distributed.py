@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 import optuna_miha as miha
 from optuna_miha._training import pools
+from optuna_miha._training.executor_size import n_workers_of
 
 pytestmark = pytest.mark.slow
 
@@ -164,3 +165,13 @@ def test_executor_that_is_shut_down_is_refused(kind: str, request: pytest.Fixtur
     with pytest.raises(ValueError, match="shut down"):
         run(study, executor=executor)
     assert not study.trials
+
+
+def test_executors_say_how_many_workers_they_have(dask: distributed.Client) -> None:
+    """No interface promises it: a new version of Python or Dask may take it away."""
+    with (
+        dask.get_executor() as on_dask,
+        ThreadPoolExecutor(3) as threads,
+        ProcessPoolExecutor(2) as processes,
+    ):
+        assert [n_workers_of(executor) for executor in (on_dask, threads, processes)] == [2, 3, 2]

@@ -1,0 +1,130 @@
+"""What a plan for several workers gains: test loss at equal epochs that follow each other.
+
+All networks train in one process, because the result does not depend on where they train::
+
+    python benchmarks/wide.py --path 50 --workers 1 2 4 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before torch is imported.
+
+import optuna
+import torch
+from _harness import environment, write_json
+from _rows import RESULTS, Row, read_rows
+from _selection import examined
+from tasks import TASKS
+
+import optuna_miha as miha
+
+
+def measure(task: str, seed: int, n_workers: int, path: int) -> Row:
+    """Do one run.
+
+    Args:
+        task: Name of the task.
+        seed: Seed of data, initial weights and proposals.
+        n_workers: Workers of the plan.
+        path: Epochs of each worker.
+
+    Returns:
+        Validation value, test loss, epochs of all networks, and CPU seconds.
+    """
+    model_fn, before = TASKS[task].make(seed), time.process_time()
+    study = optuna.create_study(
+        study_name=f"{task}-{path}-{n_workers}-{seed}", sampler=miha.MihaSampler(seed=seed)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder  # A study in memory writes its checkpoints there.
+        try:
+            result = miha.optimize(
+                study,
+                model_fn,
+                plan=miha.Plan(n_workers * path, n_workers=n_workers),
+                keep="final",
+                device="cpu",
+                show_progress_bar=False,
+            )
+        finally:
+            tempfile.tempdir = None
+    return {
+        "task": task,
+        "seed": seed,
+        "n_workers": n_workers,
+        "path": path,
+        "value": result.value,
+        "test": examined(model_fn, result.model, seed)["loss"],
+        "epochs": result.n_epochs_trained,
+        "cpu_seconds": time.process_time() - before,
+    }
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Test loss relative to one worker with the same path, in Markdown.
+
+    The last column is the geometric mean over tasks with its standard error over tasks.
+    """
+    tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
+    loss = {(r["task"], r["seed"], r["path"], r["n_workers"]): r["test"] for r in rows}
+    lines = [f"| path | workers | {' | '.join(tasks)} | mean |", "|---" * (len(tasks) + 3) + "|"]
+    for path, n_workers in sorted({key[2:] for key in loss}):
+        logs = {
+            task: [
+                math.log(value / loss[task, seed, path, 1])
+                for (name, seed, *rest), value in loss.items()
+                if name == task and rest == [path, n_workers] and (task, seed, path, 1) in loss
+            ]
+            for task in tasks
+        }
+        if n_workers == 1 or not all(logs.values()):
+            continue
+        means = [statistics.mean(values) for values in logs.values()]
+        error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else math.nan
+        cells = [f"{math.exp(mean):.2f}" for mean in means]
+        cells.append(f"{math.exp(statistics.mean(means)):.3f} ± {100 * error:.0f} %")
+        lines.append(f"| {path} | {n_workers} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    """Do the missing runs, seed by seed, and print the table of decision 0021."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, help="folder of results; default: a new one")
+    parser.add_argument("--path", type=int, default=50, help="epochs of each worker; default 50")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--first-seed", type=int, default=5, help="default %(default)s")
+    parser.add_argument("--seeds", type=int, default=5, help="default %(default)s")
+    args = parser.parse_args()
+    out = args.out or RESULTS / f"{date.today().isoformat()}_wide_{os.cpu_count()}-core-cpu"
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    write_json(out / "env.json", environment())
+    rows = read_rows(out)
+    done = {(row["task"], row["seed"], row["n_workers"], row["path"]) for row in rows}
+    with (out / "raw.jsonl").open("a", encoding="utf-8") as file:
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
+            for task in args.tasks:
+                for n_workers in args.workers:
+                    if (task, seed, n_workers, args.path) not in done:
+                        rows.append(measure(task, seed, n_workers, args.path))
+                        file.write(json.dumps(rows[-1]) + "\n")
+                        file.flush()
+    print("\n".join(table(rows)))
+
+
+if __name__ == "__main__":
+    main()
