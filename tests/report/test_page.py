@@ -69,6 +69,21 @@ def test_report_is_complete_and_loads_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_report_of_rounds_says_where_they_start_and_lists_their_plan(tmp_path: Path) -> None:
+    cycles, study = simulated(2), optuna.create_study()
+    for name, value in cycles.user_attrs.items():
+        study.set_user_attr(name, value)
+    for trial in cycles.trials:
+        trial.user_attrs[attributes.BY_STEP] = True
+        study.add_trial(trial)
+    study.set_user_attr(attributes.PLAN, miha.Plan(200).asdict())
+    text = Page(report(study, tmp_path, interactive=True)).text
+    for words in ("Rounds", "start from the best weights", "plan: population size"):
+        assert words in text
+    assert "plan: fixing epochs" not in text  # Means nothing in rounds.
+
+
+@pytest.mark.slow
 def test_pictures_in_a_report_load_nothing(tmp_path: Path) -> None:
     for url in Page(report(simulated(2), tmp_path)).urls:
         picture = base64.b64decode(url.partition("base64,")[2]).decode()
