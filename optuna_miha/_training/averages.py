@@ -133,10 +133,10 @@ class StepAverage:
     ) -> None:
         self._ema, self._model, self._decay, self._steps = ema, model, decay, steps
         self._n_updates = int(ema.n_averaged)
-        both = zip(ema.module.parameters(), model.parameters(), strict=True)
-        pairs = [(average, own) for average, own in both if own.requires_grad]
-        self._averages: list[torch.Tensor] = [average for average, _ in pairs]
-        self._weights: list[torch.Tensor] = [own for _, own in pairs]
+        self._averages: list[torch.Tensor] = []
+        self._weights: list[torch.Tensor] = []
+        self._frozen = list(zip(ema.module.parameters(), model.parameters(), strict=True))
+        self._add_trainable()
 
     @torch.no_grad()
     def update(self) -> None:
@@ -149,9 +149,23 @@ class StepAverage:
 
     @torch.no_grad()
     def end_epoch(self) -> None:
-        """Copy what is not averaged, such as buffers, at the end of an epoch."""
+        """Copy what is not averaged, such as buffers, at the end of an epoch.
+
+        User code may move frozen parameters, such as those of a target network, or unfreeze them.
+        These are averaged from now on.
+        """
         self._ema.n_averaged.fill_(self._n_updates)
         match_buffers(self._ema, self._model)
         averages = dict(self._ema.module.named_buffers())
         for name, own in self._model.named_buffers():
             averages[name].copy_(own)
+        for average, own in self._frozen:
+            average.copy_(own)
+        self._add_trainable()
+
+    def _add_trainable(self) -> None:
+        """Average the parameters that require gradients, also if they are frozen later."""
+        trainable = [(average, own) for average, own in self._frozen if own.requires_grad]
+        self._frozen = [pair for pair in self._frozen if not pair[1].requires_grad]
+        self._averages += [average for average, _ in trainable]
+        self._weights += [own for _, own in trainable]

@@ -15,14 +15,14 @@ from optuna_miha._training.job import Context, Job, run_job
 from optuna_miha._training.state import from_best
 
 
-def new_context() -> Context:
+def new_context(ema_decay: float = 0.72) -> Context:
     return Context.of(
         build_initial(classifier, 0).recipe,
         classifier,
         direction=StudyDirection.MINIMIZE,
         seed=0,
         devices=(torch.device("cpu"),),
-        ema_decay=0.72,
+        ema_decay=ema_decay,
     )
 
 
@@ -42,6 +42,31 @@ def test_early_averages_follow_the_weights_and_later_ones_have_the_decay_of_an_e
         torch.testing.assert_close(next(ema.module.parameters()).data, expected)
     average.end_epoch()
     assert int(ema.n_averaged) == 50
+
+
+def test_frozen_weights_are_copied_until_they_are_trained() -> None:
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    model[0].requires_grad_(False)
+    ema = AveragedModel(model)
+    average = StepAverage(ema, model, 0.0, EpochSteps(1))
+    trained, frozen = ema.module[1].weight, ema.module[0].weight
+
+    def train(value: float) -> None:
+        with torch.no_grad():
+            model[0].weight.fill_(value)
+            model[1].weight.fill_(value)
+        average.update()
+
+    train(1.0)
+    assert trained.item() == 1.0
+    average.end_epoch()
+    assert frozen.item() == 1.0, "moved by user code, as in a target network"
+    model[0].requires_grad_(True)
+    train(2.0)
+    assert (trained.item(), frozen.item()) == (2.0, 1.0)
+    average.end_epoch()
+    train(3.0)
+    assert (trained.item(), frozen.item()) == (3.0, 3.0)
 
 
 def test_without_a_length_the_first_epoch_gives_it() -> None:
@@ -79,3 +104,18 @@ def test_only_the_average_is_validated_and_a_child_starts_from_the_best_one() ->
     check = run_job(context, Job(params=params, state=child, n_epochs=0))
     assert check.state is not None
     assert check.state["best"]["value"] == state["best"]["value"]
+
+
+def test_without_an_average_the_network_itself_is_validated() -> None:
+    context, params = new_context(ema_decay=0.0), build_initial(classifier, 0).params
+    outcome = run_job(
+        context, Job(params=params, state=None, n_epochs=3, course=Course(n_epochs=3))
+    )
+    state = outcome.state
+    assert state is not None
+    assert state["ema"] is None
+    assert state["best"]["value"] == min(r.value for r in outcome.results)
+    last = {name: value for name, value in state.items() if name != "best"}
+    check = run_job(context, Job(params=params, state=last, n_epochs=0))
+    assert check.state is not None
+    assert check.state["best"]["value"] == outcome.results[-1].value
