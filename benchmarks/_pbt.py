@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -77,7 +78,7 @@ def run_pbt(
     with preserved_rng():
         # Syne Tune's random search draws from NumPy's global generator.
         seed_all(seed)
-        selected = _search(model_fn, n_epochs, seed, numbers_only)
+        selected = search_pbt(model_fn, n_epochs, seed, numbers_only=numbers_only)
     return Run(
         method=method,
         seed=seed,
@@ -91,13 +92,34 @@ def run_pbt(
     )
 
 
-def _search(model_fn: ModelFn, n_epochs: int, seed: int, numbers_only: bool) -> Selected:
+def search_pbt(
+    model_fn: ModelFn,
+    n_epochs: int,
+    seed: int,
+    *,
+    numbers_only: bool = False,
+    trainer: Any = None,
+    sign: int = 1,
+    initial_params: Mapping[str, Any] | None = None,
+) -> Selected:
+    """Train a population, and select the weights with the best validation value of any member.
+
+    Args:
+        model_fn: The task.
+        n_epochs: The budget of all members together.
+        seed: The seed.
+        numbers_only: Whether to search only numerical hyperparameters.
+        trainer: A training loop, as for :func:`optuna_miha.optimize`.
+        sign: -1 to maximize the values of the loop.
+        initial_params: Initial values by parameter name.
+    """
     from syne_tune.backend.trial_status import Trial
     from syne_tune.optimizer.scheduler import SchedulerDecision
     from syne_tune.optimizer.schedulers.pbt import PopulationBasedTraining
 
     initial = build_initial(model_fn, seed)
     space, start = _space(model_fn, seed)
+    start |= initial_params or {}
     if numbers_only:
         space = {k: d for k, d in space.items() if not isinstance(d, CategoricalDistribution)}
     scheduler = PopulationBasedTraining(
@@ -114,8 +136,8 @@ def _search(model_fn: ModelFn, n_epochs: int, seed: int, numbers_only: bool) -> 
     context = Context(
         model_fn=model_fn,
         valid_loss_fn=initial.recipe.valid_loss_fn or initial.recipe.loss_fn,
-        trainer=None,
-        sign=1,
+        trainer=trainer,
+        sign=sign,
         seed=seed,
         devices=(torch.device("cpu"),),
         ema_decay=0.0,
@@ -150,7 +172,7 @@ def _search(model_fn: ModelFn, n_epochs: int, seed: int, numbers_only: bool) -> 
                 raise outcome.exception
             member.diverged = outcome.state is None
             if outcome.state is not None:
-                member.state, score = outcome.state, outcome.results[-1].value
+                member.state, score = outcome.state, sign * outcome.results[-1].value
         if score < value:
             value, params = score, config
             weights = member.state["model"] if member.state is not None else None
@@ -159,7 +181,7 @@ def _search(model_fn: ModelFn, n_epochs: int, seed: int, numbers_only: bool) -> 
         if decision == SchedulerDecision.STOP:
             members[index] = join()
     return Selected(
-        value=value if weights is not None else math.nan,
+        value=sign * value if weights is not None else math.nan,
         params=params,
         weights=weights,
         curve=curve,

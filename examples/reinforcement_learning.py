@@ -16,6 +16,7 @@ from torch.distributions import Normal
 import optuna_miha as miha
 
 N_ENVS, N_STEPS, LENGTH = 16, 128, 100  # Steps of an epoch: N_ENVS * N_STEPS.
+START = {"lr": 1e-3, "entropy": 1e-2, "horizon": 50.0, "clip": 0.2}
 
 
 class Pendulums:
@@ -147,7 +148,6 @@ if __name__ == "__main__":
         plan = miha.Plan.no_search(options.n_epochs)
     else:  # An agent that meets new states in every epoch does not overfit.
         plan = miha.Plan(options.n_epochs, restarts=False)
-    start = {"lr": 1e-3, "entropy": 1e-2, "horizon": 50.0, "clip": 0.2}
-    settings = {"trainer": trainer, "initial_params": start, "device": "cpu"}
+    settings = {"trainer": trainer, "initial_params": START, "device": "cpu"}
     result = miha.optimize(study, model_fn, plan=plan, **settings)
     print(f"mean return: {result.value:.4f}")
