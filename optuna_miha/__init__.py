@@ -26,7 +26,11 @@ from optuna_miha._run.early_stopping import EarlyStopping
 from optuna_miha._run.epoch_report import EpochReport
 from optuna_miha._run.load import load_result
 from optuna_miha._run.optimize import optimize
-from optuna_miha._run.tensorboard import TensorBoardCallback
+from optuna_miha._run.tracking import (
+    MLflowCallback,
+    TensorBoardCallback,
+    WeightsAndBiasesCallback,
+)
 from optuna_miha._search.crossover import AverageWeights, Crossover, UniformCrossover
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.pruner import SlopePruner
@@ -48,6 +52,7 @@ __all__ = [
     "EpochReport",
     "EpochResult",
     "Fitness",
+    "MLflowCallback",
     "MihaSampler",
     "Plan",
     "Recipe",
@@ -61,6 +66,7 @@ __all__ = [
     "Trainer",
     "TrainerContext",
     "UniformCrossover",
+    "WeightsAndBiasesCallback",
     "compare",
     "create_storage",
     "exceptions",

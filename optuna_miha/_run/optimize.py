@@ -130,7 +130,8 @@ def optimize(
             :class:`EarlyStopping` is one.
         epoch_callbacks:
             Called with an :class:`EpochReport` after each epoch of every trial, in this process;
-            :class:`TensorBoardCallback` is one.
+            :class:`TensorBoardCallback`, :class:`MLflowCallback` and
+            :class:`WeightsAndBiasesCallback` are some.
         timeout:
             Seconds after which no further phase begins.
         catch:

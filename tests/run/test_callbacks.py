@@ -100,6 +100,64 @@ def test_tensorboard_shows_every_trial_by_lineage_epoch(tmp_path: Path) -> None:
     assert shown == pytest.approx(own)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Those of MLflow.
+def test_mlflow_shows_every_trial_as_a_nested_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    study = new_study()
+    with mlflow.start_run() as parent, miha.MLflowCallback() as callback:
+        run(study, classifier, plan=miha.Plan(16), epoch_callbacks=[callback])
+    client = mlflow.MlflowClient()
+    runs = client.search_runs([parent.info.experiment_id])
+    shown = {int(r.data.tags["number"]): r for r in runs if "number" in r.data.tags}
+    assert sorted(shown) == [t.number for t in study.trials]
+    for trial in study.trials:
+        own = shown[trial.number]
+        assert own.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert own.data.tags["role"] == trial.user_attrs["miha:role"]
+        values = {m.step: m.value for m in client.get_metric_history(own.info.run_id, "value")}
+        assert values == pytest.approx(own_values(trial))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Those of W&B.
+def test_weights_and_biases_gets_every_trial_and_its_last_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    closed = {}
+
+    class Recorded(miha.WeightsAndBiasesCallback):
+        def _close(self, log: Any) -> None:
+            number = int(log.name.split("-")[1])
+            closed[number] = (log.job_type, dict(log.config), dict(log.summary))
+            super()._close(log)
+
+    study = new_study()
+    with Recorded(project="digits", dir=str(tmp_path), group="g") as callback:
+        run(study, classifier, plan=miha.Plan(16), epoch_callbacks=[callback])
+    assert sorted(closed) == [trial.number for trial in study.trials]
+    for trial in study.trials:
+        role, config, summary = closed[trial.number]
+        last = max(trial.intermediate_values)
+        assert role == trial.user_attrs["miha:role"]
+        assert config["lr"] == trial.params["lr"]
+        assert summary["epoch"] == last
+        assert summary["value"] == pytest.approx(trial.intermediate_values[last])
+
+
+def own_values(trial: optuna.trial.FrozenTrial) -> dict[int, float]:
+    """The values of the epochs that a trial trained itself."""
+    birth = trial.user_attrs["miha:epoch"]
+    return {step: value for step, value in trial.intermediate_values.items() if step > birth}
+
+
 def sized(trial: Any) -> miha.Recipe:
     width = trial.suggest_int("width", 4, 8)
     model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
