@@ -30,8 +30,6 @@ from optuna_miha._training.executor_size import n_workers_of
 from optuna_miha._training.trainer_context import AnyTrainer, check_trainer
 from optuna_miha.fitness import Fitness, last_value
 
-_logger = optuna.logging.get_logger("optuna.miha")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
@@ -67,17 +65,9 @@ class Arguments:
     show_progress_bar: bool
 
     @property
-    def n_workers(self) -> int:
-        """The number of workers, for which a new plan is made."""
-        if self.executor is None:
-            return self.n_jobs
-        n_workers = n_workers_of(self.executor)
-        if n_workers is None and self.plan is None:
-            _logger.warning(
-                f"A {type(self.executor).__qualname__} does not say how many workers it has: the "
-                "plan is that of one worker. Pass `plan=Plan(n_epochs, n_workers=...)`."
-            )
-        return n_workers or 1
+    def n_workers(self) -> int | None:
+        """The number of workers; :obj:`None` if the executor does not say it."""
+        return self.n_jobs if self.executor is None else n_workers_of(self.executor)
 
     @property
     def budget(self) -> int | None:

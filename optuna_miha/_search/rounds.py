@@ -48,7 +48,8 @@ def next_round(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
     for cycle in range(first, first + n_rounds):
         parent, rest = _parent(lineage, cycle), _rest(stretch, lineage, cycle)
         has_begun = bool(lineage.group("branch", cycle))
-        least = MIN_EPOCHS * plan.width
+        # An extension by a few epochs occupies some of the workers.
+        least = MIN_EPOCHS * (1 if cycle == first else plan.width)
         if rest <= 0 or (rest < least and not has_begun and parent is not None):
             return None
         if not has_begun and parent is not None and is_overfitted(parent):

@@ -64,7 +64,7 @@ def resolve_components(study: optuna.Study) -> None:
 
 
 def resolve_plan(
-    study: optuna.Study, n_epochs: int | None, plan: Plan | None, n_workers: int
+    study: optuna.Study, n_epochs: int | None, plan: Plan | None, n_workers: int | None
 ) -> Plan:
     """The plan of the run: the stored one, or the requested one for a new run.
 
@@ -74,7 +74,8 @@ def resolve_plan(
         study: The study.
         n_epochs: The requested budget.
         plan: The requested plan.
-        n_workers: The number of workers, for which a new plan is made that names no number.
+        n_workers: The number of workers, which a new plan takes that names no number;
+            :obj:`None` if it is unknown.
 
     Raises:
         PlanMismatchError: If the stored and the requested plan differ in more than the budget.
@@ -106,9 +107,15 @@ def resolve_plan(
     return stored_plan
 
 
-def _widened(plan: Plan, n_workers: int) -> Plan:
+def _widened(plan: Plan, n_workers: int | None) -> Plan:
     """A new plan for a number of workers, or for as many as its budget suffices for."""
     if not plan.is_annealed or plan.n_workers is not None:
+        return plan
+    if n_workers is None:
+        _logger.warning(
+            "The `executor` does not say how many workers it has: the plan is that of one "
+            f"worker. For more, pass `plan=Plan({plan.n_epochs}, n_workers=...)`."
+        )
         return plan
     affordable = max(1, plan.n_epochs // MIN_EPOCHS_PER_WORKER)
     if n_workers > affordable:

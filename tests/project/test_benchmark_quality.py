@@ -78,6 +78,7 @@ def setting(modules: dict[str, ModuleType], task: str = "diabetes", n_epochs: in
     return modules["methods"].Setting(task=task, model_fn=model_fn, n_epochs=n_epochs, seed=0)
 
 
+@pytest.mark.long
 def test_every_run_is_a_line_with_its_figures(folder: Path) -> None:
     found = {(row["method"], row["seed"]): row for row in rows(folder)}
     assert len(found) == len(rows(folder)) == 4

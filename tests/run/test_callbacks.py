@@ -16,7 +16,7 @@ from optuna_miha._run.optimize import optimize
 from optuna_miha.exceptions import InheritanceError
 
 
-@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_epoch_callbacks_get_every_epoch_of_every_trial(n_jobs: int) -> None:
     reports: list[miha.EpochReport] = []
     study = new_study()

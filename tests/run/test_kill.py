@@ -86,6 +86,7 @@ def test_run_killed_at_random_times_gives_a_bit_identical_result(
     check_same(url, tmp_path, short)
 
 
+@pytest.mark.long
 def test_a_killed_run_with_states_by_reference_gives_a_bit_identical_result(
     short: tuple[miha.Result, Path], tmp_path: Path
 ) -> None:

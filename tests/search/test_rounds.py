@@ -178,6 +178,17 @@ def test_a_wide_phase_that_is_interrupted_is_completed(n_workers: int, best_shar
             assert next_phase(plan, stretch, Lineage(StudyDirection.MINIMIZE, part)) == phase
 
 
+def test_a_short_extension_of_a_wide_plan_trains_what_it_suffices_for() -> None:
+    plan, lineage = Plan(96, n_workers=4), Lineage(StudyDirection.MINIMIZE)
+    cost = falling()
+    simulate(plan, Stretch(first_cycle=0, start=0, end=96), lineage, cost)
+    spent, last = lineage.spent, max(s.cycle for s in lineage)
+    extension = Stretch(first_cycle=last + 1, start=spent, end=spent + 10)
+    [phase] = simulate(plan, extension, lineage, cost)
+    assert (phase.size, phase.n_epochs) == (2, 5)
+    assert lineage.spent == spent + 10
+
+
 def test_restarts_of_several_workers_run_at_the_same_time() -> None:
     plan = Plan(240, n_workers=4)
     lineage = Lineage(StudyDirection.MINIMIZE)

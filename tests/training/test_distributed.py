@@ -115,7 +115,7 @@ def worker_arguments(where: str, request: pytest.FixtureRequest) -> dict[str, An
     return {"n_jobs": 2}
 
 
-@pytest.mark.parametrize("where", ["dask", "n_jobs"])
+@pytest.mark.parametrize("where", ["dask", pytest.param("n_jobs", marks=pytest.mark.long)])
 def test_crash_of_a_worker_repeats_only_the_jobs_in_training(
     where: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -169,6 +169,7 @@ def test_executor_that_is_shut_down_is_refused(kind: str, request: pytest.Fixtur
 
 def test_executors_say_how_many_workers_they_have(dask: distributed.Client) -> None:
     """No interface promises it: a new version of Python or Dask may take it away."""
+    dask.wait_for_workers(2)  # A test before this one may have killed them.
     with (
         dask.get_executor() as on_dask,
         ThreadPoolExecutor(3) as threads,

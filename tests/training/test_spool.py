@@ -28,7 +28,7 @@ from optuna_miha._training.job import Job
 from optuna_miha._training.pickling import unpack
 from optuna_miha.exceptions import CheckpointLostError
 
-PLAN = miha.Plan(60, startup=4, fixing_epochs=3)
+PLAN = miha.Plan(60, n_workers=1, startup=4, fixing_epochs=3)
 """A race, and branches that begin with the best weights of its winner."""
 
 

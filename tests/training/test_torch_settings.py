@@ -113,6 +113,7 @@ def precise(trial: Any) -> miha.Recipe:
     return recipe
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_worker_processes_train_in_the_default_dtype_of_the_coordinator() -> None:
     with changed(lambda: torch.set_default_dtype(torch.float64)):
