@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +29,24 @@ from optuna_miha.exceptions import StudyLockedError
 pytestmark = pytest.mark.slow
 
 
+_in_database = threading.RLock()
+
+
 def suspend() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
+    """Suspend this process while its heartbeat does not use the database.
+
+    SQLite would otherwise keep the lock of a suspended process, and everybody else would wait.
+    """
+    with _in_database:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def locked(method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: lease.Lease) -> Any:
+        with _in_database:
+            return method(self)
+
+    return call
 
 
 def stop_before_a_write() -> None:
@@ -47,6 +64,8 @@ def stop_before_a_write() -> None:
 def coordinate(url: str, folder: Path, moment: str) -> None:
     """Run the study, and be suspended at some moment."""
     lease.HEARTBEAT_INTERVAL, lease.EXPIRY = 0.2, 2.0
+    for name in ("is_mine", "write"):
+        setattr(lease.Lease, name, locked(getattr(lease.Lease, name)))
     callbacks: list[Callable[..., None]] = []
     if moment == "before a write":
         stop_before_a_write()
