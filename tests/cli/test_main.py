@@ -31,7 +31,7 @@ def first_demo(tmp_path_factory: pytest.TempPathFactory) -> subprocess.Completed
     return demo(tmp_path_factory.mktemp("demo") / "demo", "--n-epochs", "12")
 
 
-def test_demo_trains_prints_the_result_and_can_be_continued(
+def test_demo_trains_and_prints_the_result(
     first_demo: subprocess.CompletedProcess[str],
 ) -> None:
     first, folder = first_demo, Path(first_demo.args[-3])
@@ -51,8 +51,12 @@ def test_demo_trains_prints_the_result_and_can_be_continued(
     assert saved["value"] == study.best_value
     assert (folder / "schedule.csv").read_text().startswith("from_epoch,to_epoch")
 
-    resume = re.search(r"continue +\S*optuna-miha demo (.*)", first.stdout)
+
+@pytest.mark.long
+def test_demo_can_be_continued(first_demo: subprocess.CompletedProcess[str]) -> None:
+    resume = re.search(r"continue +\S*optuna-miha demo (.*)", first_demo.stdout)
     assert resume is not None
+    folder = Path(first_demo.args[-3])
     second = demo(folder, *resume[1].split())
     assert second.returncode == 0, second.stderr
     assert "24 epochs trained in all" in second.stdout

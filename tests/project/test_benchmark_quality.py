@@ -20,7 +20,7 @@ from optuna.trial import FixedTrial
 import optuna_miha
 from optuna_miha._model.model_fn import build_initial
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"

@@ -60,7 +60,7 @@ def whole_random_labels() -> Any:
 
 
 @pytest.mark.parametrize(
-    "fatal", [50, *(pytest.param(n, marks=pytest.mark.long) for n in (170, 333)), 480]
+    "fatal", [*(pytest.param(n, marks=pytest.mark.long) for n in (50, 170, 333)), 480]
 )
 def test_killed_run_resumes_bit_identically(
     fatal: int, whole_explicit: Any, tmp_path: Path

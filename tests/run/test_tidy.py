@@ -69,6 +69,7 @@ def test_it_ends_as_if_it_had_not_been_killed(
     assert study.user_attrs == before, "A run that is tidy is only read."
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_that_another_process_tidies_up_is_only_read(tmp_path: Path) -> None:
     url = killed(tmp_path, "final")

@@ -444,7 +444,7 @@ def test_an_executor_validates_averages_with_the_same_result() -> None:
 @pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize(
-    "n", [7, *(pytest.param(n, marks=pytest.mark.long) for n in (10, 17)), 12]
+    "n", [*(pytest.param(n, marks=pytest.mark.long) for n in (7, 10, 17)), 12]
 )
 def test_an_interrupted_run_equals_an_uninterrupted_one(
     crossover: Any, n: int, uninterrupted_run: Any, tmp_path: Path

@@ -64,7 +64,12 @@ def copy_study_elsewhere(folder: Path) -> optuna.Study:
     return study_of(folder / "elsewhere" / "c.db")
 
 
-WAYS = [copy_file_and_folder, copy_file, copy_study, copy_study_elsewhere]
+WAYS = [
+    copy_file_and_folder,
+    copy_file,
+    copy_study,
+    pytest.param(copy_study_elsewhere, marks=pytest.mark.long),
+]
 
 
 def files(folder: Path) -> set[Path]:

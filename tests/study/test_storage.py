@@ -72,6 +72,7 @@ def commits_of_a_run(storage: Any, n_others: int) -> int:
     return len(commits)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_trial_takes_few_transactions_in_a_study_of_any_size(tmp_path: Path) -> None:
     empty = commits_of_a_run(miha.create_storage(tmp_path / "empty.db"), 0)

@@ -142,7 +142,8 @@ def test_crash_of_a_worker_repeats_only_the_jobs_in_training(
         assert fatal <= again <= fatal + TINY.branch_epochs // 2 * 8
 
 
-@pytest.mark.parametrize("where", ["dask", pytest.param("n_jobs", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("where", ["dask", "n_jobs"])
 def test_job_that_kills_every_worker_ends_the_run_with_an_error(
     where: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -219,6 +219,7 @@ def test_interrupted_run_removes_its_data_file(temporary_folder: Path) -> None:
     assert not data_files_in(temporary_folder)
 
 
+@pytest.mark.long
 def test_single_job_runs_in_this_process(two_processes: WorkerProcesses) -> None:
     PROCESS_IDS.clear()
     (outcome,) = two_processes.run([job(2)], lambda *_: None)
