@@ -135,4 +135,4 @@ def test_scaling_writes_its_page(results: Path, tmp_path: Path) -> None:
     run("scaling", *(part for option in options.items() for part in option))
     text = page.read_text("utf-8")
     assert "| epoch | 7 s | 10 s | 60 s |" in text
-    assert text.count("| 1,000 |") == 3
+    assert text.count("| 1,000 | 50,000 |") == 3  # One row of each network.
