@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from _memory import peak_memory
-from _rows import RESULTS, Row, read_rows
+from _rows import RESULTS, Row, append_row, read_rows
 
 Function: TypeAlias = Callable[..., Row]
 
@@ -77,7 +77,7 @@ class Benchmark:
         self.parser.add_argument(
             "--out",
             type=Path,
-            help=f"results; default benchmarks/results/{_folder_name(self.name)}",
+            help=f"results; default benchmarks/results/{results_folder(self.name).name}",
         )
         self.parser.add_argument(
             "--repeats", type=int, default=repeats, help="default %(default)s"
@@ -103,7 +103,7 @@ class Benchmark:
             args.repeats = 1
             # Meaningless measurements stay out of the results.
             args.out = args.out or Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
-        args.out = args.out or RESULTS / _folder_name(self.name)
+        args.out = args.out or results_folder(self.name)
         args.out.mkdir(parents=True, exist_ok=True)
         settings = {k: v for k, v in vars(args).items() if k not in ("out", "child")}
         write_json(args.out / "env.json", environment() | {"settings": settings})
@@ -120,8 +120,7 @@ class Benchmark:
         with (args.out / "raw.jsonl").open("a" if args.more else "w", encoding="utf-8") as file:
             for repeat, case in interleaved(cases, first, args.repeats):
                 row = {"repeat": repeat, **case.labels, **self.measure(case, quick=args.quick)}
-                file.write(json.dumps(row) + "\n")
-                file.flush()
+                append_row(file, row)
                 rows.append(row)
                 print(json.dumps(row), file=sys.stderr)
         return rows
@@ -189,8 +188,23 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _folder_name(name: str) -> str:
-    return f"{date.today().isoformat()}_{name}_{os.cpu_count()}-core-cpu"
+def results_folder(name: str) -> Path:
+    """The folder for results of today on this machine."""
+    return RESULTS / f"{date.today().isoformat()}_{name}_{os.cpu_count()}-core-cpu"
+
+
+@contextmanager
+def temporary_files() -> Iterator[None]:
+    """Put temporary files into a folder of their own, which is removed at the end.
+
+    Studies in memory write their checkpoints there.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = None
 
 
 def _cpu_model() -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TextIO, TypeAlias
 
 Row: TypeAlias = dict[str, Any]
 
@@ -32,6 +32,17 @@ def read_rows(folder: Path) -> list[Row]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def append_row(file: TextIO, row: Row) -> None:
+    """Write a row as a line that an interruption does not lose."""
+    file.write(json.dumps(row) + "\n")
+    file.flush()
+
+
+def mean_text(values: Sequence[float], digits: int) -> str:
+    """``0.984 ± 0.007``, the mean and the standard deviation."""
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before torch is imported.
 import optuna
 import torch
 from _article_report import write_report
-from _harness import environment, write_json
+from _harness import environment, results_folder, write_json
 from _rows import RESULTS, Row, newest, read_rows
 from optuna.storages import InMemoryStorage
 
@@ -172,7 +171,7 @@ def _folder() -> Path:
     try:
         return newest(RESULTS, "article")
     except LookupError:
-        return RESULTS / f"{date.today().isoformat()}_article_{os.cpu_count()}-core-cpu"
+        return results_folder("article")
 
 
 def main() -> None:

@@ -15,12 +15,10 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before torch is imported.
@@ -30,8 +28,8 @@ import optuna
 import torch
 from _datasets import Splits, digits
 from _expert import SEARCHES, run_expert
-from _harness import environment, write_json
-from _rows import RESULTS, Row, newest, read_rows
+from _harness import environment, results_folder, write_json
+from _rows import RESULTS, Row, append_row, newest, read_rows
 from _selection import examined
 from sklearn.datasets import load_breast_cancer
 from torch import Tensor, nn
@@ -357,7 +355,7 @@ def main() -> None:
     if args.report:
         print("\n".join(report(read_rows(args.out or newest(RESULTS, "batchnorm")))))
         return
-    out = args.out or RESULTS / f"{date.today().isoformat()}_batchnorm_{os.cpu_count()}-core-cpu"
+    out = args.out or results_folder("batchnorm")
     out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     torch.set_num_threads(1)
@@ -365,18 +363,13 @@ def main() -> None:
     labels = ("network", "lr", "plan", "seed")
     done = {tuple(row.get(label) for label in labels) for row in read_rows(out)}
     with (out / "raw.jsonl").open("a", encoding="utf-8") as file:
-
-        def write(row: Row) -> None:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-
         for seed, network, plan in itertools.product(range(args.seeds), RUN_NETWORKS, PLANS):
             if (network, None, plan, seed) not in done:
-                write(run_of(network, plan, seed, args.n_epochs))
+                append_row(file, run_of(network, plan, seed, args.n_epochs))
         for seed, network, lr in itertools.product(range(args.seeds), NETWORKS, RATES):
             if (network, lr, None, seed) not in done:
                 for row in epochs_of(network, seed, lr):
-                    write(row)
+                    append_row(file, row)
     print("\n".join(report(read_rows(out))))
 
 

@@ -10,23 +10,20 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import runpy
-import statistics
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from datetime import date
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before torch is imported.
 
 import optuna
 import torch
-from _harness import environment, write_json
-from _rows import RESULTS, Row
+from _harness import environment, results_folder, write_json
+from _rows import Row, append_row, mean_text
 
 PROJECTS = Path(__file__).parents[1] / "examples" / "projects"
 NAMES = sorted(path.stem for path in PROJECTS.glob("*.py") if path.stem != "project")
@@ -74,11 +71,7 @@ def table(rows: Sequence[Row]) -> list[str]:
         )
         if not ours or not plain:
             continue
-        values = (
-            f"{statistics.mean(row['value'] for row in own):.4f} "
-            f"± {statistics.stdev(row['value'] for row in own):.4f}"
-            for own in (ours, plain)
-        )
+        values = (mean_text([row["value"] for row in own], 4) for own in (ours, plain))
         seconds = (sum(row["cpu_seconds"] for row in own) / len(own) for own in (ours, plain))
         ratio = next(seconds) / next(seconds)
         lines.append(f"| `{project}` | {ours[0]['metric']} | {' | '.join(values)} | {ratio:.1f} |")
@@ -92,7 +85,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=40, help="default %(default)s")
     parser.add_argument("--seeds", type=int, default=5, help="at least 2; default %(default)s")
     args = parser.parse_args()
-    out = args.out or RESULTS / f"{date.today().isoformat()}_projects_{os.cpu_count()}-core-cpu"
+    out = args.out or results_folder("projects")
     out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     torch.set_num_threads(1)
@@ -104,8 +97,7 @@ def main() -> None:
             for project in NAMES:
                 for plain in (False, True):
                     rows.append(measure(project, seed, plain=plain))
-                    file.write(json.dumps(rows[-1]) + "\n")
-                    file.flush()
+                    append_row(file, rows[-1])
     print("\n".join(table(rows)))
 
 

@@ -9,21 +9,19 @@ episodes from starts that took no part in training or selection::
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before torch is imported.
 
 import optuna
 import torch
-from _harness import environment, write_json
+from _harness import environment, results_folder, write_json
 from _pbt import search_pbt
-from _rows import RESULTS, Row, read_rows
+from _rows import Row, append_row, mean_text, read_rows
 
 import optuna_miha as miha
 from optuna_miha._model.rng import preserved_rng, seed_all
@@ -32,16 +30,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import reinforcement_learning as ppo
 
 METHODS = ("fixed", "miha", "pbt")
-
-
-@torch.no_grad()
-def tested(agent: torch.nn.Module) -> float:
-    """The mean return from other starts than those of validation."""
-    envs, total = ppo.Pendulums(512), 0.0
-    envs.reset(torch.ones(512, dtype=torch.bool), torch.Generator().manual_seed(1))
-    for _ in range(ppo.LENGTH):
-        total += envs.step(agent(envs.observe())[0].mean)[0].mean().item()
-    return total
 
 
 def trained(method: str, n_epochs: int, seed: int) -> tuple[torch.nn.Module, float]:
@@ -85,8 +73,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=40, help="default %(default)s")
     parser.add_argument("--seeds", type=int, default=5, help="at least 2; default %(default)s")
     args = parser.parse_args()
-    name = f"{date.today().isoformat()}_reinforcement_{os.cpu_count()}-core-cpu"
-    out = args.out or RESULTS / name
+    out = args.out or results_folder("reinforcement")
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -100,17 +87,18 @@ def main() -> None:
                     continue
                 before = time.process_time()
                 agent, value = trained(method, args.n_epochs, seed)
-                row: Row = {"method": method, "seed": seed, "value": value, "test": tested(agent)}
+                row: Row = {
+                    "method": method,
+                    "seed": seed,
+                    "value": value,
+                    "test": ppo.mean_return(agent, n_episodes=512, seed=1),
+                }
                 rows.append(row | {"cpu_seconds": time.process_time() - before})
-                file.write(json.dumps(rows[-1]) + "\n")
-                file.flush()
+                append_row(file, rows[-1])
     for method in METHODS:
         tests = [row["test"] for row in rows if row["method"] == method]
         seconds = statistics.mean(row["cpu_seconds"] for row in rows if row["method"] == method)
-        print(
-            f"{method:6} return {statistics.mean(tests):.2f} ± {statistics.stdev(tests):.2f}  "
-            f"CPU {seconds:.0f} s"
-        )
+        print(f"{method:6} return {mean_text(tests, 2)}  CPU {seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -11,20 +11,17 @@ data::
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
 import sys
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before torch is imported.
 
 import optuna
 import torch
-from _harness import environment, write_json
-from _rows import RESULTS, Row
+from _harness import environment, results_folder, write_json
+from _rows import Row, append_row, mean_text
 
 import optuna_miha as miha
 
@@ -78,7 +75,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="default %(default)s")
     parser.add_argument("--n-epochs", type=int, default=200, help="default %(default)s")
     args = parser.parse_args()
-    out = args.out or RESULTS / f"{date.today().isoformat()}_replay_{os.cpu_count()}-core-cpu"
+    out = args.out or results_folder("replay")
     out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     write_json(out / "env.json", environment() | {"n_epochs": args.n_epochs})
@@ -87,15 +84,10 @@ def main() -> None:
         for seed in range(args.seeds):
             for row in rows_of(seed, args.n_epochs):
                 rows.append({"seed": seed, **row})
-                file.write(json.dumps(rows[-1]) + "\n")
-                file.flush()
+                append_row(file, rows[-1])
     for what in ("run", "same start", "other start", "initial"):
         chosen = [row for row in rows if row["what"] == what]
-        values = (
-            f"{statistics.mean(row[name] for row in chosen):.4f} "
-            f"± {statistics.stdev(row[name] for row in chosen):.4f}"
-            for name in ("loss", "accuracy")
-        )
+        values = (mean_text([row[name] for row in chosen], 4) for name in ("loss", "accuracy"))
         equal = sum(row.get("equal", False) for row in chosen)
         print(f"{what:12} n {len(chosen):3}  {'  '.join(values)}  equal {equal}")
 

@@ -11,11 +11,9 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,9 +24,9 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 import optuna
 import torch
 from _expert import SEARCHES
-from _harness import environment, write_json
+from _harness import environment, results_folder, temporary_files, write_json
 from _quality import Key, key_of, read_runs
-from _rows import RESULTS
+from _rows import append_row
 from _workers import results
 from methods import METHODS, Setting
 from real_tasks import REAL_TASKS
@@ -118,8 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             lines.write("\n")  # Ends a line that an interruption truncated.
     with file.open("a", encoding="utf-8") as lines:
         for index, row in enumerate(_rows(missing, args.jobs), start=1):
-            lines.write(json.dumps({**row, "version": version}) + "\n")
-            lines.flush()
+            append_row(lines, {**row, "version": version})
             minutes = (time.perf_counter() - started) / 60 * (len(missing) / index - 1)
             progress = f"{index}/{len(missing)} {_line(row)}, {minutes:.0f} min left"
             print(progress, file=sys.stderr)
@@ -152,12 +149,8 @@ def run_one(task: str, method: str, n_epochs: int, seed: int) -> dict[str, Any]:
     setting = Setting(task=task, model_fn=model_fn, n_epochs=n_epochs, seed=seed)
     unit = _unit_seconds()
     before = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        tempfile.tempdir = folder  # Studies in memory write their checkpoints there.
-        try:
-            run = METHODS[method].run(setting).asdict()
-        finally:
-            tempfile.tempdir = None
+    with temporary_files():
+        run = METHODS[method].run(setting).asdict()
     measured = {name: run[name] for name in _MEASURED if name in run}
     # Unlike `seconds`, they are meaningful when others share the machine.
     measured["cpu_seconds"] = time.process_time() - before
@@ -221,8 +214,7 @@ def _version(package: str) -> str | None:
 
 
 def _default_folder(suite: str) -> Path:
-    name = {"small": "quality", "real": "real"}[suite]
-    return RESULTS / f"{date.today().isoformat()}_{name}_{os.cpu_count()}-core-cpu"
+    return results_folder({"small": "quality", "real": "real"}[suite])
 
 
 if __name__ == "__main__":

@@ -8,22 +8,19 @@ All networks train in one process, because the result does not depend on where t
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before torch is imported.
 
 import optuna
 import torch
-from _harness import environment, write_json
-from _rows import RESULTS, Row, read_rows
+from _harness import environment, results_folder, temporary_files, write_json
+from _rows import Row, append_row, read_rows
 from _selection import examined
 from tasks import TASKS
 
@@ -46,19 +43,15 @@ def measure(task: str, seed: int, n_workers: int, path: int) -> Row:
     study = optuna.create_study(
         study_name=f"{task}-{path}-{n_workers}-{seed}", sampler=miha.MihaSampler(seed=seed)
     )
-    with tempfile.TemporaryDirectory() as folder:
-        tempfile.tempdir = folder  # A study in memory writes its checkpoints there.
-        try:
-            result = miha.optimize(
-                study,
-                model_fn,
-                plan=miha.Plan(n_workers * path, n_workers=n_workers),
-                keep="final",
-                device="cpu",
-                show_progress_bar=False,
-            )
-        finally:
-            tempfile.tempdir = None
+    with temporary_files():
+        result = miha.optimize(
+            study,
+            model_fn,
+            plan=miha.Plan(n_workers * path, n_workers=n_workers),
+            keep="final",
+            device="cpu",
+            show_progress_bar=False,
+        )
     return {
         "task": task,
         "seed": seed,
@@ -108,7 +101,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=5, help="default %(default)s")
     parser.add_argument("--seeds", type=int, default=5, help="default %(default)s")
     args = parser.parse_args()
-    out = args.out or RESULTS / f"{date.today().isoformat()}_wide_{os.cpu_count()}-core-cpu"
+    out = args.out or results_folder("wide")
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -121,8 +114,7 @@ def main() -> None:
                 for n_workers in args.workers:
                     if (task, seed, n_workers, args.path) not in done:
                         rows.append(measure(task, seed, n_workers, args.path))
-                        file.write(json.dumps(rows[-1]) + "\n")
-                        file.flush()
+                        append_row(file, rows[-1])
     print("\n".join(table(rows)))
 
 

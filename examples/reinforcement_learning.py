@@ -97,10 +97,10 @@ def collect(agent, envs, gamma):
 
 
 @torch.no_grad()
-def mean_return(agent, n_episodes=64):
+def mean_return(agent, n_episodes=64, seed=0):
     """The mean return of the policy without noise, always from the same starts."""
     envs, total = Pendulums(n_episodes), 0.0
-    envs.reset(torch.ones(n_episodes, dtype=torch.bool), torch.Generator().manual_seed(0))
+    envs.reset(torch.ones(n_episodes, dtype=torch.bool), torch.Generator().manual_seed(seed))
     for _ in range(LENGTH):
         total += envs.step(agent(envs.observe())[0].mean)[0].mean().item()
     return total
