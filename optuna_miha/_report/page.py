@@ -138,10 +138,10 @@ def _summary(study: optuna.Study, lineage: Lineage) -> str:
 def _figures(study: optuna.Study, lineage: Lineage, render: Any) -> str:
     sections = []
     best = lineage.best()
+    captions = _CAPTIONS | (_ROUND_CAPTIONS if any(s.by_step for s in lineage) else {})
     for title, plot in _FIGURES.items():
         if title == "Gains" and not cycles_of(lineage):
             continue  # The run has no branches.
-        captions = _CAPTIONS | (_ROUND_CAPTIONS if any(s.by_step for s in lineage) else {})
         caption = captions[title]
         if title == "History" and best is not None and best.role == "restart":
             caption = _RESTART_CAPTION

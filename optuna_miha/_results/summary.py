@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Segment, place_of
-from optuna_miha._search.control import control_of, is_without_effect
+from optuna_miha._search.control import control_of, is_initial, is_without_effect
 from optuna_miha._search.mutation import NO_CHANGE, describe
 
 
@@ -139,9 +139,9 @@ def race_line(lineage: Lineage) -> str | None:
     if winner is None:
         return None
     candidates = lineage.group("startup", 0)
-    initial = next((s for s in candidates.values() if _is_initial(s) and s.scores), None)
+    initial = next((s for s in candidates.values() if is_initial(s) and s.scores), None)
     change = winner.mutation
-    if _is_initial(winner):
+    if is_initial(winner):
         peak = "" if winner.mutation == NO_CHANGE else f", {winner.mutation}"
         change = f"the initial configuration{peak}"
     race = f"start-up race of {len(candidates)}" if len(candidates) > 1 else "no start-up race"
@@ -149,14 +149,6 @@ def race_line(lineage: Lineage) -> str | None:
     if initial is not None and initial is not winner:
         line += f", the initial configuration {initial.last_score:.4g} after {initial.end} epochs"
     return f"{line}, trial {winner.number})"
-
-
-def _is_initial(candidate: Segment) -> bool:
-    """Whether a candidate of the race is the initial configuration.
-
-    An annealed race raises its learning rate, which its mutation then names.
-    """
-    return candidate.mutation == NO_CHANGE or (candidate.by_step and candidate.branch == 0)
 
 
 def overfitting_line(lineage: Lineage, first_cycle: int = 0) -> str | None:

@@ -17,7 +17,7 @@ from optuna_miha._run.selection import Selection
 from optuna_miha._run.session import Session
 from optuna_miha._search.crossover import AverageWeights, CrossedProposals
 from optuna_miha._search.phases import Stretch
-from optuna_miha._search.plan import MIN_EPOCHS, Plan
+from optuna_miha._search.plan import MIN_EPOCHS_PER_WORKER, Plan
 from optuna_miha._search.proposals import Proposals, Proposer
 from optuna_miha._search.sampler import read_search_context
 from optuna_miha._study.optuna_internals import is_in_memory
@@ -166,10 +166,11 @@ def _log_start(plan: Plan, stretch: Stretch, lineage: Lineage) -> None:
 
 def _rounds_text(plan: Plan, n_epochs: int) -> str:
     """What a plan of rounds does with a budget."""
-    if n_epochs < 2 * MIN_EPOCHS:
+    if n_epochs < MIN_EPOCHS_PER_WORKER:
         return (
             "all by the initial configuration: the budget is too small for heirs, which need "
-            f"{2 * MIN_EPOCHS} epochs (`Recipe(steps_per_epoch=...)` divides a pass into several)"
+            f"{MIN_EPOCHS_PER_WORKER} epochs (`Recipe(steps_per_epoch=...)` divides a pass into "
+            "several)"
         )
     size = plan.race_size(n_epochs)
     race = f"a start-up race of {size} configurations" if size > 1 else "no start-up race"

@@ -1,4 +1,4 @@
-"""The control of a population, with which its other branches are compared."""
+"""The segments without a mutation, with which others are compared."""
 
 from __future__ import annotations
 
@@ -18,6 +18,15 @@ def control_of(lineage: Lineage, cycle: int) -> Segment | None:
     """
     siblings = lineage.group("branch", cycle).values()
     return next((s for s in siblings if s.mutation == NO_CHANGE and s.scores), None)
+
+
+def is_initial(segment: Segment) -> bool:
+    """Whether a segment is the initial configuration in the start-up race.
+
+    An annealed race raises its learning rate, which its mutation then names.
+    """
+    is_first = segment.by_step and segment.branch == 0
+    return segment.role == "startup" and (segment.mutation == NO_CHANGE or is_first)
 
 
 def is_without_effect(lineage: Lineage, segment: Segment) -> bool:

@@ -330,7 +330,7 @@ MIN_EPOCHS = 4
 """Epochs of the shortest annealed training in a race or a round."""
 
 MIN_EPOCHS_PER_WORKER = 2 * MIN_EPOCHS
-"""Epochs that each of several workers trains at least: in a race and in a round."""
+"""Epochs that a worker needs for a race and a round."""
 
 _DEFAULTS: dict[str | None, dict[str, Any]] = {
     "rounds": {

@@ -10,7 +10,7 @@ from bisect import bisect_right
 
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Segment
-from optuna_miha._search.plan import MIN_EPOCHS, Plan
+from optuna_miha._search.plan import MIN_EPOCHS, MIN_EPOCHS_PER_WORKER, Plan
 from optuna_miha._search.restarts import next_restart
 from optuna_miha._search.stretch import Phase, Stretch, all_finished
 
@@ -105,7 +105,7 @@ def _race(plan: Plan, n_epochs: int) -> Phase:
     width = min(plan.width, size)
     n_left = size // 2 + 1 if width == 1 else width * math.ceil(size / (2 * width))
     # The shortest budgets do not suffice for heirs.
-    share = plan.startup_share if n_epochs >= 2 * MIN_EPOCHS else 1.0
+    share = plan.startup_share if n_epochs >= MIN_EPOCHS_PER_WORKER else 1.0
     affordable = math.floor(share * n_epochs / width)
 
     def cost(length: int) -> int:

@@ -14,6 +14,14 @@ from optuna_miha._model.model_fn import Initial
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.space import kind_of
 
+MAX_BUILDS = 20
+"""Largest number of parameters that are tried one by one, to name the one that fails."""
+
+
+def describe_value(initial: Initial, name: str, value: Any) -> str:
+    """Say that a parameter gets another value, for an error message."""
+    return f"{name!r} changes from {initial.params[name]!r} to {value!r}"
+
 
 def other_values(initial: Initial, plan: Plan) -> dict[str, Any]:
     """Return another value of each parameter that may mutate and has one."""

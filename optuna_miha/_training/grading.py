@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -16,14 +16,12 @@ from optuna_miha._model.recipe import Recipe, accuracy, device_of
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.step_output import loss_of, step_output
 from optuna_miha._model.tensors import is_equal, map_tensors
+from optuna_miha._training.changes import MAX_BUILDS, describe_value
 from optuna_miha._training.data import evaluation_batches
 from optuna_miha._training.data_checks import has_same_targets
 from optuna_miha._training.job import Context
 from optuna_miha._training.metrics import Metrics
 from optuna_miha._training.trainer import outputs_of
-
-_MAX_BUILDS = 20
-"""Calls of ``model_fn`` to find the parameter that changes the measure."""
 
 _MODEL_PARAMS = ("activation", "batch_size", "dropout", "lr", "momentum", "optimizer")
 """Kinds of suggested parameters that are no part of a loss."""
@@ -54,20 +52,11 @@ def check_grading(context: Context, initial: Initial, changes: Mapping[str, Any]
             for name, value in changes.items()
             if name not in known or not name.startswith(_MODEL_PARAMS)
         }
-    try:
-        with preserved_rng(), torch.no_grad():
-            measure = _Measure(context, initial.params)
-            if not changes or measure.is_shared_with(changes):
-                return
-            own = [
-                name
-                for name in list(changes)[:_MAX_BUILDS]
-                if not measure.is_shared_with({name: changes[name]})
-            ]
-    except Exception:
-        return  # Other checks raise it, with a better message.
-    if own:
-        raise _self_graded(context, initial, own[0], changes[own[0]])
+    name = None
+    with suppress(Exception), preserved_rng(), torch.no_grad():  # See `_first_alone`.
+        name = _first_alone(_Measure(context, initial.params).is_shared_with, changes)
+    if name is not None:
+        raise _self_graded(context, initial, name, changes[name])
 
 
 def check_targets(context: Context, initial: Initial, changes: Mapping[str, Any]) -> None:
@@ -89,19 +78,34 @@ def check_targets(context: Context, initial: Initial, changes: Mapping[str, Any]
         recipe = build_recipe(context.model_fn, trial, context.seed)
         return has_same_targets(initial.recipe, recipe)
 
-    try:
-        if is_shared_with(changes):
-            return
-        own = [n for n in list(changes)[:_MAX_BUILDS] if not is_shared_with({n: changes[n]})]
-    except Exception:
-        return  # Other checks raise it, with a better message.
-    if own:
+    name = None
+    with suppress(Exception):  # See `_first_alone`.
+        name = _first_alone(is_shared_with, changes)
+    if name is not None:
         raise ValueError(
             "Validation must use the same samples and targets with all hyperparameters, because "
             "branches are compared by it, got others when "
-            f"{_change(initial, own[0], changes[own[0]])}: let the suggested value change only "
+            f"{describe_value(initial, name, changes[name])}: let the suggested value change only "
             "the training data, or the inputs of the validation data."
         )
+
+
+def _first_alone(
+    is_shared_with: Callable[[Mapping[str, Any]], bool], changes: Mapping[str, Any]
+) -> str | None:
+    """The first parameter that has a measure of its own; :obj:`None` if all share one.
+
+    Other checks raise what ``is_shared_with`` raises, with a better message.
+
+    Args:
+        is_shared_with: Whether the measure stays the same with some changes.
+        changes: Another value of each parameter.
+    """
+    if not changes or is_shared_with(changes):
+        return None
+    names = list(changes)[:MAX_BUILDS]
+    own = [name for name in names if not is_shared_with({name: changes[name]})]
+    return own[0] if own else None
 
 
 class _Measure:
@@ -188,12 +192,8 @@ def _add(output: Any, outputs: list[Tensor]) -> None:
     map_tensors(output, add)
 
 
-def _change(initial: Initial, name: str, value: Any) -> str:
-    return f"{name!r} changes from {initial.params[name]!r} to {value!r}"
-
-
 def _self_graded(context: Context, initial: Initial, name: str, value: Any) -> ValueError:
-    change = _change(initial, name, value)
+    change = describe_value(initial, name, value)
     if context.valid_step is None:
         return ValueError(
             "The monitored metric must not depend on a suggested value, because branches are "

@@ -25,7 +25,7 @@ from optuna_miha._model.recipe import Recipe, device_of
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._search.plan import Plan
 from optuna_miha._training.batch_length import batch_length
-from optuna_miha._training.changes import other_values
+from optuna_miha._training.changes import MAX_BUILDS, describe_value, other_values
 from optuna_miha._training.data import evaluation_batches
 from optuna_miha._training.extra_state import ExtraState
 from optuna_miha._training.grading import check_grading, check_targets
@@ -49,9 +49,6 @@ from optuna_miha._training.updates import Updates
 from optuna_miha.exceptions import InheritanceError, MihaError, NotInForceError
 
 _logger = optuna.logging.get_logger("optuna.miha")
-
-_MAX_BUILDS = 20
-"""Calls of ``model_fn`` to find the parameter whose mutation fails."""
 
 
 def check_copyable(recipe: Recipe, context: Context) -> None:
@@ -155,11 +152,11 @@ def check_mutations(
             return
         if isinstance(error, NotInForceError):  # It names the parameter.
             raise error
-        for name in list(changes)[:_MAX_BUILDS]:
+        for name in list(changes)[:MAX_BUILDS]:
             error = _failure(context, state, {**initial.params, name: changes[name]})
             if error is None or isinstance(error, catch) or is_out_of_memory(error):
                 continue
-            change = f"{name!r} changes from {initial.params[name]!r} to {changes[name]!r}"
+            change = describe_value(initial, name, changes[name])
             if isinstance(error, InheritanceError):
                 raise InheritanceError(
                     f"{error} This happens when {change}. To search the architecture, choose "

@@ -154,9 +154,10 @@ def plot_mutation_gains(study: optuna.Study, *, target_name: str | None = None) 
 
 def _branch(view: RunView, segment: Segment, *, is_crossed: bool, is_relative: bool) -> _Branch:
     parent = view.lineage.parent(segment)
+    control = control_of(view.lineage, segment.cycle)
     # In a round, the control has a higher learning rate than its parent.
-    before_it = control_of(view.lineage, segment.cycle) or parent
-    before = {} if before_it is None else before_it.params
+    start = control or parent
+    before = {} if start is None else start.params
     changed = {n for n, value in segment.params.items() if before.get(n) != value}
     kinds = {kind_of(name) for name in changed}
     if segment.mutation == NO_CHANGE or not kinds:
@@ -170,17 +171,21 @@ def _branch(view: RunView, segment: Segment, *, is_crossed: bool, is_relative: b
     outcome = {TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}.get(segment.state, "lost")
     if view.has_won(segment):
         outcome = "won"
-    reference, gain = _gain(view, segment, parent, is_relative=is_relative)
+    reference, gain = _gain(view, segment, parent, control, is_relative=is_relative)
     if is_without_effect(view.lineage, segment):
         outcome, gain = _NO_EFFECT, None
     return _Branch(segment=segment, kind=kind, outcome=outcome, reference=reference, gain=gain)
 
 
 def _gain(
-    view: RunView, segment: Segment, parent: Segment | None, *, is_relative: bool
+    view: RunView,
+    segment: Segment,
+    parent: Segment | None,
+    control: Segment | None,
+    *,
+    is_relative: bool,
 ) -> tuple[str, float | None]:
     """The name of the segment that a branch is compared with, and the gain over it."""
-    control = control_of(view.lineage, segment.cycle)
     if control is segment:
         return "control", None
     if control is not None:

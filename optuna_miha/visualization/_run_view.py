@@ -12,7 +12,7 @@ from optuna.study import StudyDirection
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Segment, place_of
-from optuna_miha._search.control import is_without_effect
+from optuna_miha._search.control import is_initial, is_without_effect
 from optuna_miha._search.mutation import NO_CHANGE
 from optuna_miha._study.schema import read_segments
 from optuna_miha.visualization._style import format_mutation, number
@@ -72,8 +72,7 @@ class RunView:
 def describe_change(segment: Segment) -> str:
     """Describe what a segment changed in its parent's hyperparameters."""
     if segment.mutation != NO_CHANGE:
-        is_initial = segment.role == "startup" and segment.by_step and segment.branch == 0
-        return f"{'initial configuration, ' if is_initial else ''}{segment.mutation}"
+        return f"{'initial configuration, ' if is_initial(segment) else ''}{segment.mutation}"
     if segment.role == "restart":
         return "the best parameters so far"
     return "initial configuration" if segment.role == "startup" else "control"

@@ -96,8 +96,7 @@ def test_tensorboard_shows_every_trial_by_lineage_epoch(tmp_path: Path) -> None:
     (folder,) = tmp_path.glob(f"trial-{last.number:04d}-final-*")
     log = events.EventAccumulator(str(folder)).Reload()
     shown = {event.step: event.value for event in log.Scalars("value")}
-    own = {k: v for k, v in last.intermediate_values.items() if k > last.user_attrs["miha:epoch"]}
-    assert shown == pytest.approx(own)
+    assert shown == pytest.approx(own_values(last))
 
 
 @pytest.mark.slow
