@@ -151,15 +151,16 @@ def race_line(lineage: Lineage) -> str | None:
     return f"{line}, trial {winner.number})"
 
 
-def overfitting_line(lineage: Lineage, first_cycle: int = 0) -> str | None:
+def overfitting_line(lineage: Lineage, cycle: int | None = None) -> str | None:
     """Describe why restarts follow; :obj:`None` without restarts.
 
     Args:
         lineage: The history.
-        first_cycle: The first cycle of the stretch.
+        cycle: The cycle of the first restarts. By default, the first one of the history.
     """
-    cycles = [s.cycle for s in lineage if s.role == "restart" and s.cycle >= first_cycle]
-    best = lineage.best_before(min(cycles)) if cycles else None
+    if cycle is None:
+        cycle = min((s.cycle for s in lineage if s.role == "restart"), default=None)
+    best = None if cycle is None else lineage.best_before(cycle)
     if best is None:
         return None
     epoch = best.end if best.checkpoint is None else best.checkpoint["best_epoch"]

@@ -67,9 +67,9 @@ class Coordinator:
                     break
                 lease.check()
                 self._progress.show_phase(phase_label(phase, self._lineage))
-                log_start_of(phase, self._lineage)
+                log_start_of(phase, self._lineage, stretch)
                 self._train_phase(phase, stretch)
-                log_end_of(phase, self._lineage, stretch)
+                log_end_of(phase, self._lineage)
                 record_progress(self._study, lease, self._lineage)
                 if phase.role == "branch":
                     self._session.dashboard.refresh()

@@ -35,20 +35,25 @@ def phase_label(phase: Phase, lineage: Lineage) -> str:
     return f"{cycle}, {name}" if is_in_cycle else name
 
 
-def log_start_of(phase: Phase, lineage: Lineage) -> None:
-    """Log the start of a final phase, which is the longest, and what it continues."""
+def log_start_of(phase: Phase, lineage: Lineage, stretch: Stretch) -> None:
+    """Log why restarts begin, or what the final phase, the longest one, continues."""
     if phase.role == "final":
         start = start_of_final(lineage, phase.parent)
         _logger.info(f"Final phase: the last {phase.n_epochs} epochs; {start}.")
+    elif phase.role == "restart":
+        restarts = [s for s in lineage if s.role == "restart" and s.cycle >= stretch.first_cycle]
+        reason = overfitting_line(lineage, phase.cycle)
+        if all(s.cycle == phase.cycle for s in restarts) and reason is not None:
+            _logger.info(as_sentence(reason))
 
 
-def log_end_of(phase: Phase, lineage: Lineage, stretch: Stretch) -> None:
-    """Log the outcome of a phase, and the reason if the run changes its course."""
-    for line in _lines(phase, lineage, stretch):
+def log_end_of(phase: Phase, lineage: Lineage) -> None:
+    """Log the outcome of a phase."""
+    for line in _lines(phase, lineage):
         _logger.info(as_sentence(line))
 
 
-def _lines(phase: Phase, lineage: Lineage, stretch: Stretch) -> Iterator[str]:
+def _lines(phase: Phase, lineage: Lineage) -> Iterator[str]:
     if phase.role == "startup":
         line = race_line(lineage)
         if line is not None:
@@ -56,10 +61,6 @@ def _lines(phase: Phase, lineage: Lineage, stretch: Stretch) -> Iterator[str]:
     elif phase.role == "branch":
         yield from (cycle.line for cycle in cycles_of(lineage) if cycle.number == phase.cycle)
     elif phase.role == "restart":
-        restarts = [s for s in lineage if s.role == "restart" and s.cycle >= stretch.first_cycle]
-        reason = overfitting_line(lineage, stretch.first_cycle)
-        if all(s.cycle == phase.cycle for s in restarts) and reason is not None:
-            yield reason
         for _, restart in sorted(lineage.group("restart", phase.cycle).items()):
             yield restart_line(lineage, restart)
     elif phase.role == "final":

@@ -52,13 +52,23 @@ def test_log_and_description_use_the_same_lines(caplog: pytest.LogCaptureFixture
     assert f"the last {result.lineage[-1].trained} epochs" in log
 
 
-def test_log_says_why_the_run_turns_to_restarts(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_says_why_before_the_run_turns_to_restarts(caplog: pytest.LogCaptureFixture) -> None:
+    reason = "it overfits, and the rest of the budget is spent on restarts"
+    said_before: list[bool] = []
+
+    def notice(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if trial.user_attrs["miha:role"] == "restart":
+            said_before.append(reason in caplog.text)
+
     result = run(
-        new_study(), overfitting, plan=miha.Plan(90, startup=1, fixing_epochs=6, anneal="cosine")
+        new_study(),
+        overfitting,
+        plan=miha.Plan(90, startup=1, fixing_epochs=6, anneal="cosine"),
+        callbacks=[notice],
     )
     restarts = [s for s in result.segments if s.role == "restart"]
-    assert restarts
-    assert caplog.text.count("it overfits, and the rest of the budget is spent on restarts") == 1
+    assert said_before == [True] * len(restarts) != []
+    assert caplog.text.count(reason) == 1
     for number, restart in enumerate(restarts, start=1):
         [line] = [r.message for r in caplog.records if f"Restart {number}: " in r.message]
         assert f"trial {restart.number})" in line
