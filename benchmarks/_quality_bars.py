@@ -34,7 +34,7 @@ def bars(results: Results) -> dict[str, tuple[float, float]]:
 
 
 def losses(results: Results) -> str:
-    """Two sentences: where no search, and where any other method, has the lower test loss."""
+    """A sentence: where no search, and where any other method, has the lower test loss."""
     to_fixed, to_any = [], []
     for task in results.tasks(TASKS):
         ratios = {
@@ -47,11 +47,11 @@ def losses(results: Results) -> str:
             to_fixed.append(f"`{task}` ({lost[FIXED].value:.2f} times its test loss)")
         if lost:
             best = max(lost, key=lambda method: lost[method].log)
-            to_any.append(f"`{task}` ({lost[best].value:.2f}, `{best}`)")
+            to_any.append(f"`{task}` ({lost[best].value:.2f} times the test loss of `{best}`)")
     others = ", ".join(to_any) or "no task"
     return (
-        f"It loses to no search on {', '.join(to_fixed) or 'no task'}, and to the best other "
-        f"method on {others}, each by more than one standard error over seeds."
+        "By more than one standard error over seeds, it loses to training without a search on "
+        f"{', '.join(to_fixed) or 'no task'}, and to another method on {others}."
     )
 
 
@@ -69,7 +69,7 @@ def draw_bars(results: Results, path: Path) -> None:
     plt = pyplot("bars")
 
     drawn = bars(results)
-    figure, axes = plt.subplots(figsize=(8.4, 0.5 + 0.27 * len(drawn)))
+    figure, axes = plt.subplots(figsize=(6.6, 0.5 + 0.27 * len(drawn)))
     values = [value for value, _ in drawn.values()]
     axes.barh(
         [_label(method) for method in drawn],
@@ -112,6 +112,7 @@ _LABELS = {
     "random": "Optuna: random search",
     "tpe-retrain": "Optuna: TPE, then retraining",
     "pbt": "population based training",
+    "adamw-3": "expert: AdamW at three rates",
 }
 
 

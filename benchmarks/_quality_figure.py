@@ -22,6 +22,7 @@ _STYLES = {
     "tpe-retrain": ("#009E73", "P"),
     "pbt": ("#CC79A7", "<"),
     "pbt-numbers": ("#7F5F00", ">"),
+    "adamw-3": ("#882255", "p"),
 }
 
 
