@@ -48,6 +48,7 @@ def _compare(args: argparse.Namespace) -> int:
     comparison = compare(
         load_function(args.model_fn),
         n_epochs=args.n_epochs,
+        n_workers=args.n_workers,
         methods=args.methods,
         seeds=args.seeds,
         storage=open_storage(args.storage),
@@ -147,6 +148,12 @@ def _add_compare(commands: Any) -> None:
     add_model(command)
     command.add_argument(
         "--n-epochs", type=positive, default=200, help="the budget of every run (default: 200)"
+    )
+    command.add_argument(
+        "--n-workers",
+        type=positive,
+        default=1,
+        help="simulated workers that share the budget of a run (default: %(default)s)",
     )
     command.add_argument(
         "--methods",

@@ -1,14 +1,16 @@
 """Baselines: plain Optuna, or no search, with the same budget of epochs.
 
 A trial is written to the study when it is finished, with all its values and the weights of its
-best epoch. A resumed run continues after the stored trials, and trains an interrupted trial again
-from the beginning. Every trial depends only on the seed and the previous trials, so that a resumed
-run gives the same result as an uninterrupted one.
+best epoch. A resumed run repeats the decisions of the interrupted one: it takes the values of
+stored trials instead of training them, and trains interrupted trials again from the beginning.
+Every trial depends only on the seed and on what the other trials had reported when it began, so
+that a resumed run gives the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,26 +18,24 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from optuna_miha._model.data_state import DataState
-from optuna_miha._model.model_fn import build_recipe
-from optuna_miha._model.rng import preserved_rng, seed_all
-from optuna_miha._model.tensors import copy_tensors
+from optuna_miha._compare.baseline_trial import BaselineTrial, Step
 from optuna_miha._model.verbosity import warnings_only
-from optuna_miha._search.learning_rate import half_cosine
 from optuna_miha._search.space import fit, lr_distribution
 from optuna_miha._study.checkpoint_store import CheckpointStore
-from optuna_miha._training.compute import intra_op_threads
 from optuna_miha._training.job import Context
-from optuna_miha._training.optimizer_steps import OptimizerSteps
-from optuna_miha._training.trainer import train
 
 # Attributes of a trial.
 BEST = "compare:best"
 CHECKPOINT = "compare:checkpoint"
+NUMBER = "compare:number"  # The order in which trials begin; they are stored as they end.
+
+_RATE_FACTOR = 3.0
+"""Largest factor by which the learning rates of a method differ from the initial one."""
 
 
 def _no_pruner(trial_epochs: int) -> BasePruner:
@@ -56,24 +56,27 @@ class Baseline:
 
     Args:
         search_fraction: Fraction of the budget for the search. The rest trains the best
-            configuration of the search, or else the initial one, from scratch.
+            configurations of the search, one for each worker, or else the initial one, from
+            scratch.
         anneal: Whether the learning rate of that final training is annealed to zero.
-        rates: If not empty, the initial configuration is trained from scratch at each of these
-            multiples of its learning rate instead, for an equal share of the budget.
-        sampler: Creates the sampler, given a seed.
+        n_rates: If positive, the initial configuration is trained from scratch at this number of
+            learning rates instead, or at the next multiple of the number of workers.
+        sampler: Creates the sampler, given a seed and the number of workers.
         pruner: Creates the pruner, given the number of epochs of a full trial.
     """
 
     search_fraction: float
     anneal: bool = False
-    rates: tuple[float, ...] = ()
-    sampler: Callable[[int], BaseSampler] = RandomSampler
+    n_rates: int = 0
+    sampler: Callable[[int, int], BaseSampler] = lambda seed, n_workers: RandomSampler(seed)
     pruner: Callable[[int], BasePruner] = _no_pruner
 
 
-def _tpe(seed: int) -> BaseSampler:
-    # The default of ten random trials would cover all trials of a budget of this size.
-    return TPESampler(seed=seed, n_startup_trials=5)
+def _tpe(seed: int, n_workers: int) -> BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        # The default of ten random trials would cover all trials of a budget of this size.
+        return TPESampler(seed=seed, n_startup_trials=5, constant_liar=n_workers > 1)
 
 
 BASELINES: Mapping[str, Baseline] = {
@@ -83,38 +86,31 @@ BASELINES: Mapping[str, Baseline] = {
     "tpe-retrain": Baseline(search_fraction=0.5, anneal=True, sampler=_tpe, pruner=_median),
     "no-search": Baseline(search_fraction=0),
     "no-search-cosine": Baseline(search_fraction=0, anneal=True),
-    "rates-cosine": Baseline(search_fraction=0, anneal=True, rates=(1 / 3, 1, 3)),
+    "rates-cosine": Baseline(search_fraction=0, anneal=True, n_rates=3),
 }
 
 
-def trial_epochs_of(n_epochs: int) -> int:
+def trial_epochs_of(n_epochs: int, n_workers: int) -> int:
     """Epochs of a full trial of a search: ``round(sqrt(2 * n_epochs))``.
 
     The length and the number of trials grow in proportion: the number of full trials is half of
-    the number of epochs of each.
+    the number of epochs of each. No trial is longer than the epochs of one worker.
     """
-    return round(math.sqrt(2 * n_epochs))
+    return min(round(math.sqrt(2 * n_epochs)), max(shares_of(n_epochs, n_workers)))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Step:
-    """The trial to train next.
-
-    Args:
-        n_epochs: Epochs of the trial, unless it is pruned.
-        params: Its configuration; :obj:`None`: proposed by the sampler.
-        search: Whether it may be pruned.
-        anneal: Whether its learning rate is annealed to zero.
-    """
-
-    n_epochs: int
-    params: dict[str, Any] | None
-    search: bool
-    anneal: bool
+def shares_of(n_epochs: int, n_workers: int) -> list[int]:
+    """The epochs of each worker; they differ by one at most."""
+    each, rest = divmod(n_epochs, n_workers)
+    return [each + (worker < rest) for worker in range(n_workers)]
 
 
 class BaselineRun:
     """One run of a baseline, in a separate study.
+
+    Several workers are simulated: they are equally fast, so that all train one epoch, then all
+    train the next one. A worker whose trial ended begins another one at once, with what the
+    others have reported by then. All networks train in this process.
 
     Args:
         study: The study in which the trials are stored.
@@ -123,6 +119,7 @@ class BaselineRun:
         initial_params: The first configuration of a search, or the only one without a search.
         distributions: The distributions of its parameters.
         n_epochs: The budget, in epochs.
+        n_workers: Number of workers that share it.
         store: The store of the best weights.
     """
 
@@ -135,6 +132,7 @@ class BaselineRun:
         initial_params: dict[str, Any],
         distributions: Mapping[str, BaseDistribution],
         n_epochs: int,
+        n_workers: int,
         store: CheckpointStore,
     ) -> None:
         self._study = study
@@ -143,15 +141,21 @@ class BaselineRun:
         self._initial_params = initial_params
         self._lr = lr_distribution(distributions)
         self._n_epochs = n_epochs
-        self._trial_epochs = trial_epochs_of(n_epochs)
+        self._n_workers = n_workers
+        self._trial_epochs = trial_epochs_of(n_epochs, n_workers)
         self._store = store
-        self._trials = trials_of(study)
+        self._stored = {
+            trial.user_attrs.get(NUMBER, index): trial  # Earlier versions had one worker.
+            for index, trial in enumerate(trials_of(study))
+        }
+        self._trials: list[FrozenTrial] = []
+        self._values: list[float] = []
         self._mirror = self._create_mirror()
 
     @property
-    def trials(self) -> list[FrozenTrial]:
-        """The finished trials."""
-        return self._trials
+    def values(self) -> list[float]:
+        """The monitored value of every epoch, in the order in which they ended."""
+        return self._values
 
     def train(self, on_epoch: Callable[[], None]) -> None:
         """Train until the budget is spent.
@@ -159,13 +163,13 @@ class BaselineRun:
         Args:
             on_epoch: Called after every epoch.
         """
-        while (step := self._next_step()) is not None:
-            self._train_trial(step, on_epoch)
+        to_search = math.floor(self._baseline.search_fraction * self._n_epochs)
+        self._run_workers(to_search, self._search_step, on_epoch)
+        self._run_workers(self._n_epochs - to_search, self._final_step, on_epoch)
 
     def best(self) -> FrozenTrial | None:
         """The trial with the best epoch, including pruned trials; the earliest in case of ties."""
-        candidates = [trial for trial in self._trials if trial.user_attrs[BEST] is not None]
-        return min(candidates, key=self._cost, default=None)
+        return next(iter(self._ranked()), None)
 
     def best_weights(self) -> dict[str, Any] | None:
         """The weights of the best epoch."""
@@ -174,11 +178,16 @@ class BaselineRun:
             return None
         return self._store.load_weights(best.user_attrs[CHECKPOINT])
 
+    def _ranked(self) -> list[FrozenTrial]:
+        """The finished trials with a finite value, the best first."""
+        candidates = [trial for trial in self._trials if trial.user_attrs[BEST] is not None]
+        return sorted(candidates, key=self._cost)
+
     def _cost(self, trial: FrozenTrial) -> float:
         return self._context.sign * float(trial.user_attrs[BEST]["value"])
 
     def _create_mirror(self) -> optuna.Study:
-        """Copy the study to memory, so that unfinished trials never appear in the storage."""
+        """Create a study in memory, so that unfinished trials never appear in the storage."""
         with warnings_only():
             mirror = optuna.create_study(
                 study_name=self._study.study_name,  # Hyperband assigns brackets by this name.
@@ -186,52 +195,113 @@ class BaselineRun:
                 sampler=RandomSampler(),  # Replaced before every trial.
                 pruner=self._baseline.pruner(self._trial_epochs),
             )
-        mirror.add_trials(self._trials)
         # Hyperband creates its brackets in the first call. Without them, the sampler would use
         # the trials of all brackets.
         mirror.pruner.prune(mirror, create_trial(state=TrialState.RUNNING))
         return mirror
 
-    def _next_step(self) -> _Step | None:
-        """The next trial, given the trials so far; :obj:`None` if the budget is spent."""
-        spent = sum(len(trial.intermediate_values) for trial in self._trials)
-        to_search = math.floor(self._baseline.search_fraction * self._n_epochs) - spent
-        if to_search > 0:
-            params = None if self._trials else self._initial_params
-            n_epochs = min(self._trial_epochs, to_search)
-            return _Step(n_epochs=n_epochs, params=params, search=True, anneal=False)
-        rest = self._n_epochs - spent
-        if rest <= 0:
-            return None
-        if self._baseline.rates and self._lr is not None:
-            remaining = self._baseline.rates[len(self._trials) :]
-            lr = fit(self._lr, remaining[0] * self._initial_params["lr"])
-            params, n_epochs = {**self._initial_params, "lr": lr}, math.ceil(rest / len(remaining))
-            return _Step(n_epochs=n_epochs, params=params, search=False, anneal=True)
-        best = self.best()
-        params = self._initial_params if best is None else best.params
-        return _Step(n_epochs=rest, params=params, search=False, anneal=self._baseline.anneal)
+    def _run_workers(
+        self,
+        n_epochs: int,
+        next_step: Callable[[int, int, int], Step],
+        on_epoch: Callable[[], None],
+    ) -> None:
+        """Let all workers train until they have spent ``n_epochs`` together.
 
-    def _train_trial(self, step: _Step, on_epoch: Callable[[], None]) -> None:
-        number = len(self._trials)
+        Args:
+            n_epochs: The epochs of all workers.
+            next_step: What a worker trains next, given its index, the number of trials that it
+                has begun, and its remaining epochs.
+            on_epoch: Called after every epoch.
+        """
+        left = shares_of(n_epochs, self._n_workers)
+        n_begun = [0] * self._n_workers
+        busy: dict[int, BaselineTrial] = {}
+        try:
+            while any(left):
+                for worker in range(self._n_workers):
+                    if left[worker] and worker not in busy:
+                        step = next_step(worker, n_begun[worker], left[worker])
+                        busy[worker] = self._begin(step)
+                        n_begun[worker] += 1
+                for worker, trial in sorted(busy.items()):
+                    value = trial.train_epoch()
+                    left[worker] -= 1
+                    self._values.append(value)
+                    if trial.stored is None:
+                        on_epoch()
+                    trial.judge(value)
+                    if trial.is_over or self._n_workers > 1:
+                        trial.pause()
+                for worker, trial in sorted(busy.items()):
+                    if trial.is_over:
+                        self._end(busy.pop(worker))
+        finally:
+            for trial in busy.values():
+                trial.pause()
+
+    def _search_step(self, worker: int, n_begun: int, n_left: int) -> Step:
+        is_first = worker == 0 and n_begun == 0
+        return Step(
+            n_epochs=min(self._trial_epochs, n_left),
+            params=self._initial_params if is_first else None,
+            search=True,
+            anneal=False,
+            seed=self._context.seed,
+        )
+
+    def _final_step(self, worker: int, n_begun: int, n_left: int) -> Step:
+        ranked, params, n_epochs = self._ranked(), self._initial_params, n_left
+        if self._baseline.n_rates and self._lr is not None:
+            n_each = math.ceil(self._baseline.n_rates / self._n_workers)
+            index = n_begun * self._n_workers + worker
+            exponent = 2 * index / (n_each * self._n_workers - 1) - 1
+            lr = fit(self._lr, _RATE_FACTOR**exponent * params["lr"])
+            params, n_epochs = {**params, "lr": lr}, math.ceil(n_left / (n_each - n_begun))
+        elif ranked:
+            params = ranked[min(worker, len(ranked) - 1)].params
+        # Workers that train the same configuration have different orders of the data.
+        stream = np.random.SeedSequence([self._context.seed, worker])
+        return Step(
+            n_epochs=n_epochs,
+            params=params,
+            search=False,
+            anneal=self._baseline.anneal,
+            seed=self._context.seed if worker == 0 else int(stream.generate_state(1)[0]),
+        )
+
+    def _begin(self, step: Step) -> BaselineTrial:
+        number = len(self._mirror.get_trials(deepcopy=False))
+        stored = self._stored.get(number)
         # Each trial has its own random stream, so that an interruption loses no random state.
         stream = np.random.SeedSequence([self._context.seed, number])
-        self._mirror.sampler = self._baseline.sampler(int(stream.generate_state(1)[0]))
-        if step.params is not None:
-            self._mirror.enqueue_trial(step.params)
-        trial = self._mirror.ask()
-        best, is_pruned = self._train_network(trial, step, on_epoch)
+        seed = int(stream.generate_state(1)[0])
+        self._mirror.sampler = self._baseline.sampler(seed, self._n_workers)
+        params = step.params if stored is None else stored.params
+        if params is not None:
+            self._mirror.enqueue_trial(params)
+        trial = self._mirror.ask(None if stored is None else stored.distributions)
+        return BaselineTrial(trial, step, self._context, stored)
 
+    def _end(self, finished: BaselineTrial) -> None:
+        """Store a trial that ended, and its weights if they are the best so far."""
+        trial, best, stored = finished.trial, finished.best, finished.stored
+        if stored is not None:
+            self._mirror.tell(trial, stored.value, state=stored.state)
+            self._trials.append(stored)
+            return
         previous = self.best()
         best_epoch = None if best is None else {"value": best["value"], "epoch": best["epoch"]}
         trial.set_user_attr(BEST, best_epoch)
+        trial.set_user_attr(NUMBER, trial.number)
         is_better = best is not None and (
             previous is None or self._context.sign * best["value"] < self._cost(previous)
         )
-        if is_better:
-            reference = self._store.save({"weights": best["weights"]}, f"trial-{number:05d}")
+        if best is not None and is_better:
+            name = f"trial-{trial.number:05d}"
+            reference = self._store.save({"weights": best["weights"]}, name)
             trial.set_user_attr(CHECKPOINT, reference)
-        if is_pruned:
+        if finished.is_pruned:
             frozen = self._mirror.tell(trial, state=TrialState.PRUNED)
         elif best is None:
             frozen = self._mirror.tell(trial, state=TrialState.FAIL)
@@ -241,36 +311,6 @@ class BaselineRun:
         self._trials.append(frozen)
         if is_better and previous is not None:
             self._store.remove(previous.user_attrs[CHECKPOINT])
-
-    def _train_network(
-        self, trial: optuna.Trial, step: _Step, on_epoch: Callable[[], None]
-    ) -> tuple[Any, bool]:
-        """Train one trial; returns its best epoch, if any is finite, and whether it was pruned."""
-        context = self._context
-        recipe = context.on_device(build_recipe(context.model_fn, trial, context.seed))
-        assert recipe.optimizer is not None
-        steps = OptimizerSteps(recipe.optimizer)
-        best: dict[str, Any] | None = None
-        data = DataState().watch(recipe.train_data)
-        with intra_op_threads(context.engine.n_threads), preserved_rng(), data:
-            seed_all(context.seed)
-            epochs = train(recipe, step.n_epochs, engine=context.engine)
-            for epoch in range(1, step.n_epochs + 1):
-                if step.anneal:
-                    steps.scale(half_cosine(epoch - 1, step.n_epochs))
-                data.set_epoch(epoch - 1)
-                value = next(epochs).value
-                trial.report(value, step=epoch)
-                on_epoch()
-                if math.isfinite(value) and (
-                    best is None or context.sign * value < context.sign * best["value"]
-                ):
-                    weights = copy_tensors(recipe.model.state_dict())
-                    best = {"value": value, "epoch": epoch, "weights": weights}
-                # A diverged trial of the search is pruned; the final training always continues.
-                if step.search and (not math.isfinite(value) or trial.should_prune()):
-                    return best, True
-        return best, False
 
 
 def trials_of(study: optuna.Study) -> list[FrozenTrial]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -37,6 +38,10 @@ METHODS = (
     "rates-cosine",
 )
 
+_CLASSIC_POPULATION = 4
+_CLASSIC_BRANCH_EPOCHS = 2
+_CLASSIC_FIXING_EPOCHS = 3
+
 _CLASSIC_ENDS = 0.25
 """Desired fraction of the budget for run-up and final training."""
 
@@ -45,6 +50,7 @@ def compare(
     model_fn: ModelFn,
     *,
     n_epochs: int = 200,
+    n_workers: int = 1,
     methods: Sequence[str] | None = None,
     seeds: int | Sequence[int] = 5,
     storage: str | BaseStorage | None = None,
@@ -60,7 +66,7 @@ def compare(
     side. A second call with the same storage trains only missing runs; an interrupted run is
     resumed, and gives the same result as an uninterrupted one. The methods:
 
-    - ``"miha"``: :func:`optimize` with ``Plan(n_epochs)``.
+    - ``"miha"``: :func:`optimize` with ``Plan(n_epochs, n_workers=n_workers)``.
     - ``"miha-classic"``: the published loop, :meth:`Plan.classic` with populations of 4
       branches, 2 epochs per branch and 3 fixing epochs. The ``m`` run-up epochs and ``c`` cycles
       are chosen so that ``2 m + 11 c`` equals ``n_epochs``, or one epoch less if that is not
@@ -85,11 +91,25 @@ def compare(
     validate with the loss of the initial configuration, and return the weights of the epoch with
     the best validation value, even if its trial was pruned.
 
+    With ``n_workers`` above 1, the budget remains the number of all epochs, and each worker trains
+    ``n_epochs / n_workers`` of them. The workers are simulated in this process: all are equally
+    fast, so that the runs are reproducible. A search proposes a trial as soon as a worker is free,
+    and knows only what the other workers have reported by then; TPE treats their running trials
+    as bad ones (``constant_liar``), so that it does not propose the same again. Methods with one
+    final training have one for each worker: ``tpe-retrain`` of the best configurations, one each;
+    ``no-search`` and ``no-search-cosine`` of the initial configuration, each with its own order of
+    the data; ``rates-cosine`` at three learning rates or the next multiple of ``n_workers``, at
+    equal ratios. The populations of ``miha-classic`` have a branch for each worker. Its trunk
+    trains alone meanwhile, so that it spends fewer epochs in the same time.
+
     Args:
         model_fn:
             As for :func:`optimize`. If its recipe has ``test_data``, the selected weights of each
             run are evaluated on it once, at the end.
         n_epochs: The budget of each run, in epochs.
+        n_workers:
+            Number of workers that each method has, at most ``n_epochs / 8`` with ``"miha"``. The
+            networks of all workers are in memory at the same time.
         methods: The methods, in the order of the table; :obj:`None`: all.
         seeds: The number of seeds, starting at 0, or the seeds themselves.
         storage:
@@ -108,16 +128,17 @@ def compare(
     Raises:
         TypeError: If an argument, or the return value of ``model_fn``, has the wrong type.
         ValueError: If an argument is out of range, or the storage contains a run with another
-            budget.
+            budget or number of workers.
         SearchSpaceChangedError: If the storage contains a run with another search space.
     """
-    _check_arguments(model_fn, storage, n_epochs)
+    _check_arguments(model_fn, storage, n_epochs, n_workers)
     chosen, numbers = _checked_methods(methods), _checked_seeds(seeds)
-    plans = {m: _plan_of(m, n_epochs) for m in chosen if m not in BASELINES}
+    plans = {m: _plan_of(m, n_epochs, n_workers) for m in chosen if m not in BASELINES}
     initial = build_initial(model_fn, numbers[0])
     runner = Runner(
         model_fn=model_fn,
         n_epochs=n_epochs,
+        n_workers=n_workers,
         plans=plans,
         storage=get_storage(storage),
         name=name,
@@ -141,7 +162,9 @@ def compare(
     )
 
 
-def _check_arguments(model_fn: object, storage: object, n_epochs: object) -> None:
+def _check_arguments(
+    model_fn: object, storage: object, n_epochs: object, n_workers: object
+) -> None:
     if not callable(model_fn):
         raise TypeError(f"`model_fn` must be callable, got {type(model_fn).__qualname__}.")
     if storage is not None and not isinstance(storage, (str, BaseStorage)):
@@ -151,6 +174,13 @@ def _check_arguments(model_fn: object, storage: object, n_epochs: object) -> Non
         )
     if isinstance(n_epochs, bool) or not isinstance(n_epochs, int) or n_epochs < 1:
         raise ValueError(f"`n_epochs` must be a positive number of epochs, got {n_epochs!r}.")
+    if isinstance(n_workers, bool) or not isinstance(n_workers, int) or n_workers < 1:
+        raise ValueError(f"`n_workers` must be a positive number of workers, got {n_workers!r}.")
+    if n_workers > n_epochs:
+        raise ValueError(
+            f"n_epochs={n_epochs} is too small for {n_workers} workers, which need at least one "
+            f"epoch each: raise `n_epochs`, or lower `n_workers` to {n_epochs} or less."
+        )
 
 
 def _preflight(runner: Runner, initial: Initial, seed: int) -> None:
@@ -237,41 +267,46 @@ def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:
     return numbers
 
 
-def _plan_of(method: str, n_epochs: int) -> Plan:
+def _plan_of(method: str, n_epochs: int, n_workers: int) -> Plan:
     """The plan of a method that calls ``optimize``.
 
     Raises:
         ValueError: If the budget is too small for the plan.
     """
-    return Plan(n_epochs) if method == "miha" else _classic_plan(n_epochs)
+    if method == "miha":
+        return Plan(n_epochs, n_workers=n_workers)
+    return _classic_plan(n_epochs, n_workers)
 
 
-def _classic_plan(n_epochs: int) -> Plan:
-    """The published loop, with run-up and number of cycles chosen to spend the budget."""
-    cycle = _classic(0, 1).n_epochs
-    if n_epochs < cycle + 2:
+def _classic_plan(n_epochs: int, n_workers: int = 1) -> Plan:
+    """The published loop, with run-up and number of cycles chosen to spend the budget.
+
+    With several workers, it takes as long as the other methods, and spends fewer epochs.
+    """
+    waves = math.ceil(_CLASSIC_POPULATION / n_workers)
+    path = n_epochs // n_workers
+    cycle = waves * _CLASSIC_BRANCH_EPOCHS + _CLASSIC_FIXING_EPOCHS
+    if path < cycle + 2:
+        workers = "" if n_workers == 1 else f" and {n_workers} workers"
         raise ValueError(
-            f"n_epochs={n_epochs} is too small for one cycle of 'miha-classic': it needs at "
-            f"least {cycle + 2} epochs. Raise `n_epochs`, or omit the method from `methods`."
+            f"n_epochs={n_epochs} is too small for one cycle of 'miha-classic'{workers}: it needs "
+            f"at least {n_workers * (cycle + 2)} epochs. Raise `n_epochs`, or omit the method "
+            "from `methods`."
         )
-    candidates = [(c, (n_epochs - c * cycle) // 2) for c in range(1, (n_epochs - 2) // cycle + 1)]
+    candidates = [(c, (path - c * cycle) // 2) for c in range(1, (path - 2) // cycle + 1)]
 
     def badness(candidate: tuple[int, int]) -> tuple[int, float]:
         n_cycles, runup = candidate
-        unspent = n_epochs - n_cycles * cycle - 2 * runup
-        return unspent, abs(2 * runup / n_epochs - _CLASSIC_ENDS)
+        unspent = path - n_cycles * cycle - 2 * runup
+        return unspent, abs(2 * runup / path - _CLASSIC_ENDS)
 
     n_cycles, runup = min(candidates, key=badness)
-    return _classic(runup, n_cycles)
-
-
-def _classic(runup_epochs: int, n_cycles: int) -> Plan:
     return Plan.classic(
-        runup_epochs=runup_epochs,
+        runup_epochs=runup,
         n_cycles=n_cycles,
-        population_size=4,
-        branch_epochs=2,
-        fixing_epochs=3,
+        population_size=waves * n_workers,
+        branch_epochs=_CLASSIC_BRANCH_EPOCHS,
+        fixing_epochs=_CLASSIC_FIXING_EPOCHS,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial
 
 from optuna_miha._compare.baselines import BASELINES, BEST, BaselineRun, trial_epochs_of, trials_of
+from optuna_miha._compare.curves import curve_of, improvements
 from optuna_miha._history import attributes
 from optuna_miha._model.model_fn import Initial, ModelFn, build_initial, build_recipe
 from optuna_miha._model.verbosity import warnings_only
@@ -57,6 +58,7 @@ class Runner:
     Args:
         model_fn: The user's function.
         n_epochs: The budget of each run, in epochs.
+        n_workers: Number of workers that share it.
         plans: The plans of the methods that call ``optimize``.
         storage: The storage of the studies.
         name: Prefix of the study names.
@@ -68,6 +70,7 @@ class Runner:
 
     model_fn: ModelFn
     n_epochs: int
+    n_workers: int
     plans: Mapping[str, Plan]
     storage: BaseStorage
     name: str
@@ -101,7 +104,8 @@ class Runner:
             Whether all runs are finished.
 
         Raises:
-            ValueError: If a study contains something else, or has another budget or direction.
+            ValueError: If a study contains something else, or has another budget, number of
+                workers or direction.
             SearchSpaceChangedError: If a study has another search space.
         """
         known = set(optuna.get_all_study_names(self.storage))
@@ -123,6 +127,13 @@ class Runner:
                     f"All runs must have the same budget, got n_epochs={self.n_epochs}, but the "
                     f"study {name!r} was run with {settings['n_epochs']}: pass that budget, or "
                     "another `name`."
+                )
+            stored = 1 if settings is None else settings.get("n_workers", 1)
+            if settings is not None and stored != self.n_workers:
+                raise ValueError(
+                    f"All runs must have the same number of workers, got n_workers="
+                    f"{self.n_workers}, but the study {name!r} was run with {stored}: pass that "
+                    "number, or another `name`."
                 )
             if study.direction.name.lower() != self.direction:
                 raise ValueError(
@@ -166,15 +177,21 @@ class Runner:
             method=method,
             seed=seed,
             n_epochs=self.n_epochs,
+            n_workers=self.n_workers,
             epochs=selected.epochs,
             seconds=study.user_attrs.get(SECONDS, seconds),
             value=selected.value,
             test=_test_metrics(context, selected) if self.has_test_data else None,
-            curve=tuple(_improvements(selected.curve, context.sign)),
-            trial_epochs=trial_epochs_of(self.n_epochs) if _searches(method) else None,
+            curve=tuple(improvements(selected.curve, context.sign)),
+            trial_epochs=self._trial_epochs(method),
         )
         study.set_user_attr(RUN, run.asdict())
         return run
+
+    def _trial_epochs(self, method: str) -> int | None:
+        """Epochs of a full trial of a method that trains several trials from scratch."""
+        is_search = method in BASELINES and BASELINES[method].search_fraction > 0
+        return trial_epochs_of(self.n_epochs, self.n_workers) if is_search else None
 
     def _finished_run(self, study: optuna.Study) -> Run | None:
         """The outcome of a finished run; :obj:`None` if training or testing is incomplete."""
@@ -195,7 +212,7 @@ class Runner:
             )
         if SETTINGS not in study.user_attrs:
             settings = {"method": method, "seed": seed, "n_epochs": self.n_epochs}
-            settings["monitor"] = self.monitor
+            settings |= {"n_workers": self.n_workers, "monitor": self.monitor}
             study.set_user_attr(SETTINGS, settings)
         return study
 
@@ -227,19 +244,12 @@ class Runner:
             return _Selected(
                 value=math.nan, params={}, weights=None, epochs=lineage.spent, curve=[]
             )
-        curve, spent = [], 0
-        # Trial numbers do not reflect this order if the run was resumed.
-        for segment in sorted(result.segments, key=lambda s: s.position):
-            if segment.value is not None:
-                scores = [*enumerate(segment.scores, start=1), (segment.trained, segment.value)]
-                curve += [(spent + epoch, score) for epoch, score in scores]
-            spent += segment.trained
         return _Selected(
             value=result.value,
             params=result.params,
             weights=dict(result.model.state_dict()),
             epochs=result.n_epochs_trained,
-            curve=curve,
+            curve=curve_of(result.segments, self.n_workers),
         )
 
     def _run_baseline(
@@ -257,17 +267,17 @@ class Runner:
             initial_params=study.user_attrs[attributes.INITIAL],
             distributions=initial.distributions,
             n_epochs=self.n_epochs,
+            n_workers=self.n_workers,
             store=open_store(study, None, None),
         )
         run.train(bar.update)
-        values = [v for t in run.trials for _, v in sorted(t.intermediate_values.items())]
         best = run.best()
         return _Selected(
             value=math.nan if best is None else best.user_attrs[BEST]["value"],
             params={} if best is None else best.params,
             weights=run.best_weights(),
-            epochs=len(values),
-            curve=list(enumerate(values, start=1)),
+            epochs=len(run.values),
+            curve=list(enumerate(run.values, start=1)),
         )
 
 
@@ -303,11 +313,6 @@ def find_comparison(study: optuna.Study, storage: BaseStorage) -> Comparison | N
     )
 
 
-def _searches(method: str) -> bool:
-    """Whether a method trains several trials from scratch."""
-    return method in BASELINES and BASELINES[method].search_fraction > 0
-
-
 def _test_metrics(context: Context, selected: _Selected) -> dict[str, float] | None:
     """Evaluate the selected weights on the test data, which are used nowhere else."""
     if selected.weights is None:
@@ -320,12 +325,3 @@ def _test_metrics(context: Context, selected: _Selected) -> dict[str, float] | N
     recipe.valid_data = recipe.test_data
     with intra_op_threads(context.engine.n_threads):
         return evaluate(recipe, recipe.model, context.engine)
-
-
-def _improvements(curve: Iterable[tuple[int, float]], sign: int) -> Iterator[tuple[int, float]]:
-    """The points of a curve that are better than all before them."""
-    lowest = math.inf
-    for epoch, value in curve:
-        if sign * value < lowest and math.isfinite(value):
-            lowest = sign * value
-            yield epoch, value

@@ -27,10 +27,12 @@ class Run:
         method: The method.
         seed: The seed of weights, data order and proposals.
         n_epochs: The budget, in epochs.
+        n_workers: Number of workers that share it.
         epochs: Trained epochs, including those of pruned and failed trials.
         seconds: Wall-clock time of training and of writing to the storage, including interrupted
             attempts. A run of ``optimize`` writes after every epoch, other methods write after
-            every trial. The difference matters if epochs are short.
+            every trial. The difference matters if epochs are short. All networks train in one
+            process, also those of several workers.
         value: The best validation value; NaN if none was finite.
         test: ``"loss"`` and the metrics of the selected weights on the test data;
             :obj:`None` without test data.
@@ -48,6 +50,7 @@ class Run:
     test: dict[str, float] | None
     curve: tuple[tuple[int, float], ...]
     trial_epochs: int | None
+    n_workers: int = 1
 
     def asdict(self) -> dict[str, Any]:
         """Convert the run to a JSON-serializable dictionary, in which NaN is :obj:`None`."""
@@ -136,6 +139,13 @@ class Comparison:
         lines = text_table(rows)
         better = "smaller" if self.direction == "minimize" else "larger"
         lines.append(f"Mean ± standard deviation over n seeds; {better} {self.monitor} is better.")
+        run = self.runs[0] if self.runs else None
+        if run is not None and run.n_workers > 1:
+            lines.append(
+                f"Each method had {run.n_workers} workers of {run.n_epochs / run.n_workers:g} "
+                "epochs; in the table are the epochs of all workers, and the seconds of one "
+                "process that trained them all."
+            )
         if not metrics:
             lines.append(
                 "These are validation values, by which every method selected its weights: they do "

@@ -373,6 +373,77 @@ def test_classic_plan_spends_the_budget_up_to_one_epoch() -> None:
     assert (plan.runup_epochs, plan.n_cycles) == (23, 14)
 
 
+# Several workers.
+
+
+@pytest.mark.parametrize("method", ["hyperband", "tpe-retrain"])
+def test_interrupted_run_of_several_workers_gives_the_same_result(method: str) -> None:
+    storage, memory = InMemoryStorage(), InMemoryStorage()
+    with pytest.raises(KeyboardInterrupt):
+        run(Net(fatal=60), method, storage=storage, n_epochs=27, n_workers=3)
+    net = Net(test=blobs(30, seed=1))
+    whole = run(net, method, storage=memory, n_epochs=27, n_workers=3)
+    assert net.n_steps == STEPS * 27
+    (one,) = whole.runs
+    assert (one.n_workers, one.epochs, one.test) == (3, 27, {"loss": one.value})
+    assert one.value == one.curve[-1][1]
+    resumed = run(Net(test=blobs(30, seed=1)), method, storage=storage, n_epochs=27, n_workers=3)
+    assert without_seconds(resumed) == without_seconds(whole)
+    assert history(study_of(storage, method)) == history(study_of(memory, method))
+
+
+def test_workers_that_alternate_do_not_disturb_each_other() -> None:
+    storage, alone = InMemoryStorage(), InMemoryStorage()
+    run(Net(), "no-search", storage=storage, n_workers=2)
+    run(Net(), "no-search", storage=alone, n_epochs=N_EPOCHS // 2)
+    (expected,) = study_of(alone, "no-search").trials
+    first, second = study_of(storage, "no-search").trials
+    assert first.intermediate_values == expected.intermediate_values
+    assert second.params == first.params
+    assert set(second.intermediate_values.values()).isdisjoint(first.intermediate_values.values())
+
+
+def test_searches_of_several_workers_propose_before_others_report() -> None:
+    storage, one = InMemoryStorage(), InMemoryStorage()
+    run(Net(), "tpe-median", "random", storage=storage, n_epochs=72, n_workers=6)
+    run(Net(), "tpe-median", storage=one, n_epochs=72)
+    searched, alone = (study_of(s, "tpe-median").trials for s in (storage, one))
+    by_number = sorted(searched, key=lambda trial: trial.user_attrs["compare:number"])
+    params = [trial.params for trial in by_number]
+    # The first five are random in any case; the sixth would know the outcome of the others.
+    assert params[:5] == [trial.params for trial in alone[:5]]
+    assert params[5] != alone[5].params
+    assert all(len(t.intermediate_values) == 12 for t in study_of(storage, "random").trials)
+
+
+def test_rates_of_several_workers_are_annealed_side_by_side() -> None:
+    storage, net = InMemoryStorage(), Net()
+    run(net, "rates-cosine", storage=storage, n_workers=4)
+    trials = sorted(study_of(storage, "rates-cosine").trials, key=lambda t: t.params["lr"])
+    rates = [0.01 / 3, 0.01 / 3 ** (1 / 3), 0.01 * 3 ** (1 / 3), 0.03]
+    assert [trial.params["lr"] for trial in trials] == pytest.approx(rates)
+    assert sorted(len(trial.intermediate_values) for trial in trials) == [6, 6, 7, 7]
+
+
+def test_classic_plan_of_several_workers_takes_as_long_as_the_others() -> None:
+    plan = _classic_plan(200, 4)
+    assert (plan.population_size, plan.runup_epochs, plan.n_cycles) == (4, 5, 8)
+    assert plan.runup_epochs is not None
+    assert plan.n_cycles is not None
+    assert 2 * plan.runup_epochs + plan.n_cycles * (2 + 3) == 50
+    assert _classic_plan(200, 3).population_size == 6
+
+
+def test_methods_of_several_workers_are_compared_in_one_table() -> None:
+    comparison = run(Net(), "miha", "no-search", n_workers=2)
+    assert "Each method had 2 workers of 13 epochs" in comparison.describe()
+    for one in comparison.runs:
+        assert one.epochs == N_EPOCHS
+        epochs, values = zip(*one.curve, strict=True)
+        assert list(epochs) == sorted(epochs)
+        assert values[-1] == one.value
+
+
 # Invalid arguments and storages.
 
 
@@ -392,6 +463,10 @@ def test_classic_plan_spends_the_budget_up_to_one_epoch() -> None:
             ValueError,
             "n_epochs=12 is too small .* at least 13",
         ),
+        ({"n_workers": 0}, ValueError, "`n_workers` must be a positive .* got 0"),
+        ({"n_epochs": 2, "n_workers": 3}, ValueError, "3 workers.*`n_workers` to 2"),
+        ({"n_epochs": 23, "n_workers": 3, "methods": ["miha"]}, ValueError, "need 24 for a race"),
+        ({"n_epochs": 26, "n_workers": 3, "methods": ["miha-classic"]}, ValueError, "least 27"),
         ({"direction": "maximize"}, ValueError, '`direction` must be "minimize" .*leave it out'),
         ({"direction": "down"}, ValueError, "`direction` must be .* got 'down'"),
         ({"storage": Path("x.db")}, TypeError, "`storage` must be a URL .*sqlite:///"),
@@ -411,6 +486,8 @@ def test_storage_with_incompatible_runs_is_rejected() -> None:
     run(Net(), "random", storage=storage)
     with pytest.raises(ValueError, match=r"n_epochs=30, but .*'compare-random-0' .* with 26"):
         run(Net(), "no-search", "random", storage=storage, n_epochs=30)
+    with pytest.raises(ValueError, match=r"n_workers=2, but .*'compare-random-0' .* with 1"):
+        run(Net(), "random", storage=storage, n_workers=2)
     assert optuna.get_all_study_names(storage) == ["compare-random-0"]
 
     class Wider(Net):
