@@ -49,8 +49,10 @@ def test_first_command_is_the_demo_and_the_second_the_tests() -> None:
         script = README.parent / command.split()[0]
         assert os.access(script, os.X_OK)
         text = script.read_text(encoding="utf-8")
-        assert re.search(r"pip install -q .*-c constraints.txt", text)
+        assert re.search(r"^\.ci/venv \w+$", text, re.MULTILINE)
         assert end in text
+    environment = (README.parent / ".ci" / "venv").read_text(encoding="utf-8")
+    assert environment.count("-c constraints.txt") == environment.count(" install ") == 2
 
 
 def test_first_screen_shows_code_and_its_output_before_the_numbers() -> None:
