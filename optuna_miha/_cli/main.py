@@ -7,12 +7,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import optuna
 
 from optuna_miha._cli import study_commands, training_commands
 from optuna_miha._history.error_text import without_credentials
+from optuna_miha._results.optional_imports import try_import
 from optuna_miha._study.retry import convert_storage_errors
 from optuna_miha._version import __version__
 from optuna_miha.exceptions import MihaError, StorageError
@@ -62,12 +64,37 @@ def _is_explained(error: Exception) -> bool:
     return str(frames[-1].f_globals.get("__name__")).startswith("optuna_miha.")
 
 
+_FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
+"""How shells complete files, as in ``shtab.FILE``."""
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser with errors of one line, without credentials of a URL in the wrong place."""
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        action = super().add_argument(*args, **kwargs)
+        if action.type is Path or action.dest == "storage":
+            vars(action)["complete"] = _FILES
+        return action
 
     def error(self, message: str) -> NoReturn:
         text = f"{self.prog}: {message}; see {self.prog} --help"
         self.exit(2, f"{without_credentials(text)}\n")
+
+
+class _PrintCompletion(argparse.Action):
+    """Print the completion script of a shell, and exit."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> NoReturn:
+        try:
+            with try_import("shtab", needed_by=option):
+                import shtab
+        except ImportError as error:
+            parser.exit(1, f"{parser.prog}: {error}\n")
+        print(shtab.complete(parser, shell=values))
+        parser.exit(0)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,6 +110,12 @@ def _parser() -> argparse.ArgumentParser:
     versions = ", ".join(f"{name} {version(name)}" for name in ("optuna", "torch"))
     parser.add_argument(
         "--version", action="version", version=f"optuna-miha {__version__} ({versions})"
+    )
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=("bash", "zsh", "tcsh"),
+        help="print the completion script of a shell",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     training_commands.add_commands(commands)

@@ -264,3 +264,37 @@ def test_version_names_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out.startswith(f"optuna-miha {miha.__version__} (optuna ")
+
+
+def test_printed_script_completes_commands_choices_and_files_in_bash(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit, match="0"):
+        main(["--print-completion", "bash"])
+    (tmp_path / "run.db").touch()
+    completions = {
+        "optuna-miha re": ["resume", "report"],
+        "optuna-miha clean digits --keep ": ["final", "trunk", "all"],
+        "optuna-miha dashboard ru": ["run.db"],
+        "optuna-miha report digits --storage ru": ["run.db"],
+        "optuna-miha report digits -o ru": ["run.db"],
+    }
+    script = capsys.readouterr().out
+    for line in completions:
+        *words, last = line.split(" ")
+        script += f"\nCOMP_WORDS=({' '.join(words)} '{last}') COMP_CWORD={len(words)}"
+        script += '\n_shtab_optuna_miha 2>/dev/null; echo "${COMPREPLY[*]}"'
+    command = ["bash", "--norc", "-c", script]
+    answers = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert answers.stdout.splitlines() == [" ".join(found) for found in completions.values()]
+
+
+def test_completion_without_its_package_exits_with_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    with pytest.raises(SystemExit, match="1"):
+        main(["--print-completion", "bash"])
+    error = "optuna-miha: --print-completion needs shtab: install it with `pip install shtab`.\n"
+    assert capsys.readouterr().err == error
