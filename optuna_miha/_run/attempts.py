@@ -71,7 +71,8 @@ def _attempt(session: Session, stretch: Stretch, deadline: float) -> None:
     arguments = session.arguments
     trial_log, retention = _open(session)
     lineage = trial_log.lineage
-    with Progress(stretch.end, lineage, show=arguments.show_progress_bar) as progress:
+    n_workers, show = session.plan.width, arguments.show_progress_bar
+    with Progress(stretch.end, lineage, n_workers=n_workers, show=show) as progress:
         population = Population(
             session,
             trial_log=trial_log,

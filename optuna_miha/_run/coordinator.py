@@ -66,7 +66,6 @@ class Coordinator:
                     log_stop(self._lineage, stretch)
                     break
                 lease.check()
-                self._progress.show_phase(phase_label(phase, self._lineage))
                 log_start_of(phase, self._lineage, stretch)
                 self._train_phase(phase, stretch)
                 log_end_of(phase, self._lineage)
@@ -91,6 +90,7 @@ class Coordinator:
             share = [
                 self._share(phase, stretch, epoch / sum(rungs)) for epoch in (age, age + n_epochs)
             ]
+            self._progress.show_phase(phase_label(phase, self._lineage, len(alive)))
             self._population.train(phase, alive, n_epochs, (share[0], share[1]))
             age += n_epochs
             alive = [s for s in alive if s.survives(age)]

@@ -50,18 +50,25 @@ def is_file() -> bool:
 
 
 @contextmanager
-def open_bar(total: int, initial: int = 0, *, show: bool) -> Iterator[Any]:
+def open_bar(total: int, initial: int = 0, *, show: bool, n_workers: int = 1) -> Iterator[Any]:
     """Open a progress bar over epochs. Log messages are printed above it.
 
     Args:
-        total: The total number of epochs.
+        total: The total number of epochs, of each worker.
         initial: The epochs that are already trained.
         show: Whether to show the bar.
+        n_workers: The number of workers.
     """
     settings: dict[str, Any] = {"dynamic_ncols": True}
+    if n_workers > 1:
+        count = f"{{n_fmt}}/{{total_fmt}} epochs x {n_workers}"
+        settings["bar_format"] = (
+            f"{{l_bar}}{{bar}}| {count} [{{elapsed}}<{{remaining}}{{postfix}}]"
+        )
     if is_file():
         # An interval below that of tqdm's monitor thread would be overruled by it.
-        settings = {"mininterval": _FILE_INTERVAL, "maxinterval": math.inf, "ncols": 100}
+        del settings["dynamic_ncols"]
+        settings |= {"mininterval": _FILE_INTERVAL, "maxinterval": math.inf, "ncols": 100}
         settings |= {"file": _LineWriter(sys.stderr), "miniters": -(-total // _FILE_LINES)}
     with ExitStack() as stack:
         if show and not is_file():
@@ -74,18 +81,25 @@ def open_bar(total: int, initial: int = 0, *, show: bool) -> Iterator[Any]:
 class Progress:
     """A progress bar over the epochs of the budget; a context manager.
 
+    With a plan for several workers it counts the epochs of each of them, which follow each other.
+
     Args:
         total: The total budget, in epochs.
         lineage: The history, whose epochs are already counted.
+        n_workers: The number of workers of the plan.
         show: Whether to show the bar.
     """
 
-    def __init__(self, total: int, lineage: Lineage, *, show: bool) -> None:
+    def __init__(self, total: int, lineage: Lineage, *, n_workers: int, show: bool) -> None:
         best = lineage.best()
         self._sign = lineage.sign
         self._lowest_cost = math.inf if best is None else lineage.cost(best)
         self._stack = ExitStack()
-        self._bar = self._stack.enter_context(open_bar(total, lineage.spent, show=show))
+        self._n_workers = n_workers
+        self._n_trained = lineage.spent
+        total, initial = total // n_workers, lineage.spent // n_workers
+        bar = open_bar(total, initial, show=show, n_workers=n_workers)
+        self._bar = self._stack.enter_context(bar)
 
     def __enter__(self) -> Progress:
         return self
@@ -103,4 +117,5 @@ class Progress:
             if math.isfinite(value):
                 self._lowest_cost = min(self._lowest_cost, self._sign * value)
         self._bar.set_postfix_str(f"best {self._sign * self._lowest_cost:.4g}", refresh=False)
-        self._bar.update()
+        self._n_trained += 1
+        self._bar.update(self._n_trained // self._n_workers - self._bar.n)

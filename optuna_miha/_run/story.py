@@ -23,13 +23,24 @@ from optuna_miha._search.phases import Phase, Stretch
 _logger = optuna.logging.get_logger("optuna.miha")
 
 
-def phase_label(phase: Phase, lineage: Lineage) -> str:
-    """The name of a phase in the progress bar."""
+def phase_label(phase: Phase, lineage: Lineage, n_networks: int) -> str:
+    """What trains, in the progress bar, such as ``"round 1, 4 heirs"``.
+
+    Args:
+        phase: The phase.
+        lineage: The history.
+        n_networks: The number of siblings that are still in training.
+    """
     name = role_name(phase.role)
     if phase.role == "restart":
         first = 1 + sum(s.role == phase.role and s.cycle < phase.cycle for s in lineage)
         last = first + phase.size - 1
         return f"{name} {first}" if first == last else f"{name}s {first} to {last}"
+    if phase.role == "startup":
+        return f"{name} of {n_networks}"
+    if phase.role == "branch":
+        name, plural = ("heir", "heirs") if phase.by_step else ("branch", "branches")
+        name = f"1 {name}" if n_networks == 1 else f"{n_networks} {plural}"
     is_in_cycle = phase.role in ("branch", "trunk") and phase.cycle > 0
     cycle = cycle_name(phase.cycle, by_step=phase.by_step)
     return f"{cycle}, {name}" if is_in_cycle else name

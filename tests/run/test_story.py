@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Iterator
 
 import optuna
 import pytest
-from helpers.problems import TINY, blobs, classifier, new_study, run
+from helpers.problems import TINY, After, blobs, classifier, new_study, run
 from torch import nn
 
 import optuna_miha as miha
@@ -98,3 +99,19 @@ def test_a_bar_in_a_file_writes_a_few_lines(monkeypatch: pytest.MonkeyPatch) -> 
     lines = stream.getvalue().splitlines()
     assert 2 <= len(lines) <= 23
     assert "\r" not in stream.getvalue()
+
+
+def test_the_bar_of_several_workers_counts_the_epochs_of_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("optuna_miha._run.progress._FILE_INTERVAL", 0.0)
+    study = new_study()
+    plan = miha.Plan(50, n_workers=3)
+    run(study, plan=plan, show_progress_bar=True, callbacks=[After(3, study.stop)])
+    assert "start-up race of 3" in stream.getvalue()
+    assert "4/16 epochs x 3" in stream.getvalue()
+    run(study, plan=plan, show_progress_bar=True)
+    *_, last = stream.getvalue().splitlines()
+    assert re.match(r"round 1, 3 heirs: 100%.* 16/16 epochs x 3 \[.*, best 0", last)
