@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from _rows import RESULTS, Row, chosen, newest, read_rows, spread, with_block
+from _stragglers import WORKERS as UNEQUAL
+from _stragglers import straggler_table
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
@@ -179,6 +181,8 @@ def report(networks: dict[str, Inputs], sources: list[str]) -> str:
         lines.append(f"| {name} | {' | '.join(text(i) for i in networks.values())} |")
     for name, inputs in networks.items():
         lines += ["", f"### {name}", "", *run_table(inputs)]
+    rungs = {n: [(rung.size, rung.n_epochs) for rung in rungs_of(n)] for n in UNEQUAL}
+    lines += ["", "### Workers of unequal speed", "", *straggler_table(rungs)]
     return "\n".join(lines)
 
 

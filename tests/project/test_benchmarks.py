@@ -136,3 +136,4 @@ def test_scaling_writes_its_page(results: Path, tmp_path: Path) -> None:
     text = page.read_text("utf-8")
     assert "| epoch | 7 s | 10 s | 60 s |" in text
     assert text.count("| 1,000 | 50,000 |") == 3  # One row of each network.
+    assert "| 8 | one at 0.5 | 2.00 |" in text
