@@ -20,7 +20,14 @@ OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
     "rmsprop": optim.RMSprop,
     "sgd": optim.SGD,
 }
-"""Optimizer classes by their name in a study."""
+"""Classes of torch by their name in a study."""
+
+OPTIMIZER_NAMES = (*OPTIMIZERS, "soap")
+"""Names that a study may offer."""
+
+_MOST_PRECONDITIONED = 512
+"""Longest dimension for which SOAP keeps a preconditioner. One along the words of an embedding
+would take longer than the rest of the training."""
 
 _FUSED = (optim.Adagrad, optim.Adam, optim.AdamW, optim.SGD)
 _OF_ALL_CLASSES = ("capturable", "differentiable", "foreach", "fused", "maximize")
@@ -30,6 +37,25 @@ _OF_ALL_CLASSES = ("capturable", "differentiable", "foreach", "fused", "maximize
 def optimizer_name(optimizer: optim.Optimizer) -> str | None:
     """Return the name of the optimizer's class; :obj:`None` for a class without one."""
     return next((n for n, cls in OPTIMIZERS.items() if type(optimizer) is cls), None)
+
+
+def optimizer_class(name: str) -> type[optim.Optimizer]:
+    """Return the class of a name.
+
+    Raises:
+        ImportError: If its package is not installed.
+    """
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    try:
+        from pytorch_optimizer import SOAP
+    except ImportError as error:
+        raise ImportError(
+            "The optimizer 'soap' needs the package pytorch-optimizer: install it with "
+            "`pip install pytorch-optimizer`, or leave 'soap' out of `choices`."
+        ) from error
+    cls: type[optim.Optimizer] = SOAP
+    return cls
 
 
 def optimizer_parts(optimizer: optim.Optimizer) -> Iterator[optim.Optimizer]:
@@ -56,7 +82,7 @@ def other_settings(optimizer: optim.Optimizer, name: str) -> dict[str, Any]:
     values = optimizer.defaults
     if len(optimizer.param_groups) == 1:
         values = {key: optimizer.param_groups[0].get(key, value) for key, value in values.items()}
-    cls = OPTIMIZERS[name]
+    cls = optimizer_class(name)
     excluded = {"lr", "weight_decay"}
     names = inspect.signature(cls).parameters.keys() - excluded
     if type(optimizer) is not cls:
@@ -79,7 +105,7 @@ def make_optimizer(
     """Build an optimizer, with torch's fused implementation if there is one.
 
     Args:
-        name: A key of :data:`OPTIMIZERS`.
+        name: One of :data:`OPTIMIZER_NAMES`.
         params: Parameters or parameter groups.
         lr: Learning rate.
         weight_decay: Weight decay.
@@ -87,11 +113,13 @@ def make_optimizer(
         others: Further arguments of the class. Another implementation that they or a group
             choose (``fused``, ``foreach``) is used.
     """
-    cls = OPTIMIZERS[name]
+    cls = optimizer_class(name)
     settings: dict[str, Any] = {**(others or {}), "lr": lr, "weight_decay": weight_decay}
     if cls is optim.SGD:
         settings["momentum"] = momentum
         settings["nesterov"] = settings.get("nesterov", False) and momentum > 0
+    if name == "soap":
+        settings.setdefault("max_precondition_dim", _MOST_PRECONDITIONED)
     groups = [copy_group(p) for p in params]
     own = [group for group in groups if isinstance(group, dict)]
     if _can_be_fused(cls, [settings, *own], _parameters_in(groups)):

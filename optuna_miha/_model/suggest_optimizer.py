@@ -10,10 +10,12 @@ import optuna
 import torch
 
 from optuna_miha._model.optimizers import (
+    OPTIMIZER_NAMES,
     OPTIMIZERS,
     adjust_optimizer,
     copy_group,
     make_optimizer,
+    optimizer_class,
     optimizer_name,
     optimizer_parts,
     other_settings,
@@ -69,7 +71,12 @@ def suggest_optimizer(
             implementation, such as ``foreach``, always), or the name of a class, with its
             default learning rate (Adam, AdamW 1e-3, SGD 0.03 with momentum 0.9, Adadelta 1.0)
             and no weight decay. :obj:`None`: the first choice.
-        choices: Names of the classes to choose from; the initial one is added.
+        choices:
+            Names of the classes to choose from; the initial one is added. Those of torch are
+            ``"adadelta"``, ``"adagrad"``, ``"adam"``, ``"adamax"``, ``"adamw"``, ``"nadam"``,
+            ``"radam"``, ``"rmsprop"`` and ``"sgd"``; ``"soap"`` is that of the package
+            pytorch-optimizer, which takes more time for a step (Vyas et al., *SOAP: Improving
+            and stabilizing Shampoo using Adam*, 2024).
         lr: Bounds of the learning rate, widened to include the initial one.
         weight_decay: Weight decays to choose from; the initial one is added.
 
@@ -77,6 +84,7 @@ def suggest_optimizer(
         The optimizer, with torch's fused implementation if there is one.
 
     Raises:
+        ImportError: If the package of a choice is not installed.
         TypeError: If ``initial`` is an optimizer of a class that has no name here.
         ValueError: If a choice is not the name of an optimizer, the bounds are not positive and
             ascending, every group brings its own weight decay or momentum, so that the suggested
@@ -88,7 +96,9 @@ def suggest_optimizer(
         _check_initial(initial)
     groups = [copy_group(group) for group in params]
     start = _initial_settings(choices[0] if initial is None else initial, groups)
-    check_names("optimizer", [*choices, start.name], OPTIMIZERS)
+    check_names("optimizer", [*choices, start.name], OPTIMIZER_NAMES)
+    for name in choices:
+        optimizer_class(name)
     if not 0 < lr[0] <= lr[1]:
         raise ValueError(f"`lr` must be two positive bounds in ascending order, got {lr}.")
     if start.name not in choices:

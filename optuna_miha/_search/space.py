@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -30,8 +30,9 @@ DEFAULT_LR: Mapping[str, float] = {
     "radam": 1e-3,
     "rmsprop": 1e-3,
     "sgd": 0.03,
+    "soap": 3e-3,
 }
-"""The default learning rate of each optimizer class. They are torch's defaults, except for SGD
+"""The default learning rate of each optimizer class. They are those of the classes, except for SGD
 (1e-3 in torch) and NAdam (2e-3 in torch)."""
 
 DEFAULT_MOMENTUM = 0.9
@@ -222,13 +223,13 @@ def _is_same(value: Any, choice: Any) -> bool:
     return bool(type(value) is type(choice) and value == choice)
 
 
-def check_names(what: str, names: Iterable[str], known: Mapping[str, Any]) -> None:
+def check_names(what: str, names: Iterable[str], known: Collection[str]) -> None:
     """Check that names are known.
 
     Args:
         what: The object that a name denotes, for the message.
         names: The names.
-        known: A mapping with the known names as keys.
+        known: The known names.
 
     Raises:
         ValueError: If a name is unknown.

@@ -17,6 +17,7 @@ from optuna_miha._model.optimizer_state import (
     inherit_optimizer,
     optimizer_settings,
 )
+from optuna_miha._model.optimizers import make_optimizer
 from optuna_miha.exceptions import InheritanceError
 
 Build = Callable[[nn.Module], optim.Optimizer]
@@ -192,6 +193,15 @@ def test_every_class_of_torch_continues_bit_for_bit(build: Build) -> None:
 
 @pytest.mark.parametrize("build", VARIANTS.values(), ids=VARIANTS)
 def test_all_kinds_of_state_are_inherited(build: Build) -> None:
+    check_continuation(build)
+
+
+def test_soap_continues_bit_for_bit() -> None:
+    pytest.importorskip("pytorch_optimizer")
+
+    def build(model: nn.Module) -> optim.Optimizer:
+        return make_optimizer("soap", model.parameters(), lr=0.01, weight_decay=0.1, momentum=0.0)
+
     check_continuation(build)
 
 

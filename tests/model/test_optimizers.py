@@ -57,3 +57,18 @@ def test_other_classes_have_no_name() -> None:
 
     assert optimizer_name(Derived(make_network().parameters(), lr=0.1)) is None
     assert optimizer_name(optim.LBFGS(make_network().parameters())) is None
+
+
+def test_soap_has_no_preconditioner_along_long_dimensions() -> None:
+    pytest.importorskip("pytorch_optimizer")
+    model = nn.Sequential(nn.Embedding(600, 4), nn.Flatten(), nn.Linear(8, 3))
+    soap = make_optimizer("soap", model.parameters(), lr=0.01, weight_decay=0.1, momentum=0.9)
+    assert type(soap).__name__ == "SOAP"
+    for _ in range(3):
+        soap.zero_grad()
+        model(torch.randint(600, (5, 2))).square().sum().backward()
+        soap.step()
+    group = soap.param_groups[0]
+    assert (group["lr"], group["weight_decay"]) == (0.01, 0.1)
+    shapes = [part.shape for state in soap.state.values() for part in state["GG"] if len(part)]
+    assert {tuple(shape) for shape in shapes} == {(3, 3), (4, 4), (8, 8)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -45,6 +46,12 @@ def test_initial_name_sets_the_default_rate_of_the_class(
     optimizer = miha.suggest_optimizer(trial, PARAMETERS, initial=name)
     assert trial.params == {"optimizer": name, "weight_decay": 0.0} | expected
     assert type(optimizer).__name__.lower() == name
+
+
+def test_soap_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(ImportError, match=r"'soap' needs .* `pip install pytorch-optimizer`"):
+        miha.suggest_optimizer(first_trial(), PARAMETERS, choices=["adam", "soap"])
 
 
 def test_momentum_is_suggested_for_sgd() -> None:
