@@ -78,8 +78,16 @@ class Spool:
         context: Context,
         job: Job,
         on_epoch: Callable[[EpochResult], None] | None = None,
+        *,
+        writes: bool = True,
     ) -> Outcome:
         """Run a job whose state may be a reference; see :func:`run_job`.
+
+        Args:
+            context: The context of the run.
+            job: The job.
+            on_epoch: As in :func:`run_job`.
+            writes: Whether to write a large state.
 
         Returns:
             The outcome. A large state is written, and replaced by a reference. If it cannot be
@@ -91,7 +99,7 @@ class Spool:
         outcome = run_job(context, replace(job, state=self.load(job.state)), on_epoch)
         state = outcome.state
         # The result of a validation is not continued.
-        if state is None or job.n_epochs == 0 or n_bytes_of(state) < self._limit:
+        if not writes or state is None or job.n_epochs == 0 or n_bytes_of(state) < self._limit:
             return outcome
         try:
             stored = self._write(state, file_label(job.role, job.cycle, job.branch))

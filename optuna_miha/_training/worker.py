@@ -151,6 +151,30 @@ def run_remote(
         The packed outcome; :obj:`None` if the worker lacks the context, and
         :data:`LACKS_STATE` if it cannot read the state of the job.
     """
+    outcome = run_packed(key, packed_context, job, packed_spool)
+    return pack(outcome) if isinstance(outcome, Outcome) else outcome
+
+
+def run_packed(
+    key: str,
+    packed_context: bytes | None,
+    job: bytes,
+    packed_spool: bytes | None = None,
+    *,
+    writes: bool = True,
+) -> Outcome | bytes | None:
+    """Run a job in a worker; see :func:`run_remote`.
+
+    Args:
+        key: As in :func:`run_remote`.
+        packed_context: As in :func:`run_remote`.
+        job: As in :func:`run_remote`.
+        packed_spool: As in :func:`run_remote`.
+        writes: Whether a large state that results is written to the store.
+
+    Returns:
+        The outcome, or what :func:`run_remote` returns instead.
+    """
     global _cached_context
     with exclusive():  # Jobs of an executor of threads run one at a time.
         if _cached_context is None or _cached_context[0] != key:
@@ -162,15 +186,17 @@ def run_remote(
             unpacked: Job = unpack(job)
             if _place is not None:  # A device belongs to a worker, not to a branch.
                 unpacked = replace(unpacked, index=_place)
-            run = run_job if packed_spool is None else _spool_of(packed_spool).run
             try:
-                outcome = run(context, unpacked)
+                if packed_spool is None:
+                    outcome = run_job(context, unpacked)
+                else:
+                    outcome = _spool_of(packed_spool).run(context, unpacked, writes=writes)
             except CheckpointError as error:
                 _logger.warning(f"A worker cannot read a state. {error}")
                 return LACKS_STATE
     if outcome.exception is not None:
         outcome = replace(outcome, exception=_picklable(outcome.exception))
-    return pack(outcome)
+    return outcome
 
 
 def _spool_of(packed: bytes) -> Spool:
@@ -184,6 +210,15 @@ def answer_probe(packed_spool: bytes, question: Mapping[str, str]) -> dict[str, 
     """Show in a worker that it can read and write the files of the run; see :class:`Spool`."""
     with exclusive():
         return _spool_of(packed_spool).answer(question)
+
+
+def read_probe(packed_spool: bytes, question: Mapping[str, str]) -> None:
+    """Show in a process that it can read the files of the run.
+
+    Raises:
+        CheckpointError: If it cannot.
+    """
+    _spool_of(packed_spool).check(question)
 
 
 def _picklable(exception: BaseException) -> Any:

@@ -1,6 +1,6 @@
-"""The loops of Lightning, transformers, Accelerate and skorch as trainers, and Ray as an executor.
+"""The loops of Lightning, transformers, Accelerate and skorch, Ray's workers, and ``torchrun``.
 
-Each module has one public class, an argument ``trainer`` or ``executor`` of ``optimize``. The
-package that it needs is imported when the class is used. This sub-package builds on ``_results``
-and ``_training``.
+Each module has one public class, an argument ``trainer`` or ``executor`` of ``optimize``, except
+for ``torch_distributed``, whose functions call ``optimize`` on the ranks of ``torchrun``. The
+package that a module needs is imported when its class is used.
 """

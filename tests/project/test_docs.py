@@ -25,6 +25,12 @@ PAGES = [
     *(f"{folder}/{p.name}" for folder in FOLDERS for p in DOCS.glob(f"{folder}/*.rst")),
 ]
 
+OTHERWISE = {
+    "howto/resuming.rst",
+    "howto/several_gpus.rst",  # tests/integrations/test_torch_distributed.py runs its trainers.
+}
+"""Pages that another test runs."""
+
 SMALLER = {
     "n_epochs=200": "n_epochs=24",
     "n_epochs=300": "n_epochs=46",
@@ -82,7 +88,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("page", sorted(set(PAGES) - {"howto/resuming.rst"}))
+@pytest.mark.parametrize("page", sorted(set(PAGES) - OTHERWISE))
 def test_code_of_a_page_runs(page: str) -> None:
     assert _run(page) >= 2
 

@@ -28,7 +28,9 @@ NEEDS = {
     "own_loop_skorch": "skorch",
 }
 """What an example needs besides what the tests need."""
-LONG = {"reinforcement_learning"}
+LAUNCHERS = {"several_gpus": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]}
+"""What starts an example instead of Python itself."""
+LONG = {"reinforcement_learning", "several_gpus"}
 """Examples that take long even with a small budget."""
 LEAST_ACCURACY = 0.5
 """Of ten classes; guessing gives 0.1."""
@@ -49,7 +51,10 @@ def test_example_runs_and_learns(path: Path, tmp_path: Path) -> None:
         pytest.importorskip(NEEDS[path.stem])
     packages = str(Path(optuna_miha.__file__).parents[1])
     process = subprocess.run(
-        [sys.executable, str(path), "--n-epochs", "24", *OPTIONS.get(path.stem, [])],
+        [
+            *(sys.executable, *LAUNCHERS.get(path.stem, []), str(path)),
+            *("--n-epochs", "24", *OPTIONS.get(path.stem, [])),
+        ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": packages, "OMP_NUM_THREADS": "1"},
         capture_output=True,
