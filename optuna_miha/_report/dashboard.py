@@ -25,6 +25,7 @@ from optuna_miha._study.dashboard_notes import add_trial_notes, trial_address
 from optuna_miha._study.optuna_internals import is_in_memory
 from optuna_miha._study.schema import read_lineage
 from optuna_miha.visualization import plot_lineage, plot_mutation_gains, plot_schedule
+from optuna_miha.visualization._attempts import has_attempts
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
@@ -90,9 +91,9 @@ class Dashboard:
 
     def _refresh(self) -> None:
         start = time.monotonic()
-        has_branches = any(s.role == "branch" for s in read_lineage(self._study))
+        has_gains = has_attempts(read_lineage(self._study))
         for name, plot in _FIGURES.items():
-            if plot is plot_mutation_gains and not has_branches:
+            if plot is plot_mutation_gains and not has_gains:
                 continue
             self._attempt(f"The figure {name}", partial(_save_figure, self._study, name, plot))
         self._attempt("The note", partial(_save_note, self._study))

@@ -24,8 +24,9 @@ different parents, so that Optuna's plots of independent trials mislead here: **
 **contour**, **slice**, **rank** and **parallel coordinates** mistake the age of a segment for an
 effect of its hyperparameters. Look at these figures instead:
 
-- *Gains of mutations*: each branch against the control of its population at the same age, by kind
-  of change, with counts and errors;
+- *Gains of mutations*: each branch against the control of its population at the same age, and
+  candidates of the race against the initial configuration, by kind of change, with counts and
+  errors;
 - *Lineage*: all segments over the epochs of the network;
 - *Schedule*: the hyperparameters of the best network over its training.
 

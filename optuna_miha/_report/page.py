@@ -27,6 +27,7 @@ from optuna_miha.visualization import (
     plot_schedule,
     plot_training_history,
 )
+from optuna_miha.visualization._attempts import has_attempts
 from optuna_miha.visualization._run_view import read_run_view
 from optuna_miha.visualization._style import escape, number, shorten, unescape
 
@@ -43,7 +44,8 @@ _CAPTIONS = {
     "Schedule": "The hyperparameters of the best network during its training. A star marks the "
     "epoch of its weights.",
     "Gains": "Each branch compared with the control of its population at the same age, by kind of "
-    "change: how many won, the median gain and its standard error.",
+    "change, and candidates of the race with the initial configuration: how many won, and the "
+    "range of their gains, or from four on their median with its standard error.",
 }
 
 _ROUND_CAPTIONS = {
@@ -140,8 +142,8 @@ def _figures(study: optuna.Study, lineage: Lineage, render: Any) -> str:
     best = lineage.best()
     captions = _CAPTIONS | (_ROUND_CAPTIONS if any(s.by_step for s in lineage) else {})
     for title, plot in _FIGURES.items():
-        if title == "Gains" and not cycles_of(lineage):
-            continue  # The run has no branches.
+        if title == "Gains" and not has_attempts(lineage):
+            continue
         caption = captions[title]
         if title == "History" and best is not None and best.role == "restart":
             caption = _RESTART_CAPTION

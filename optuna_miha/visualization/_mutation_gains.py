@@ -1,21 +1,23 @@
-"""The gains of branches over their control, by kind of mutation."""
+"""The gains of mutations over their control, by kind."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import TrialState
 
-from optuna_miha._history import attributes
-from optuna_miha._history.segment import Segment
-from optuna_miha._search.control import control_of, is_without_effect
-from optuna_miha._search.mutation import NO_CHANGE
-from optuna_miha._search.space import kind_of
+from optuna_miha._history.segment import place_of
+from optuna_miha._search.control import control_of
+from optuna_miha.visualization._attempts import (
+    CONTROL,
+    NO_EFFECT,
+    Attempt,
+    has_attempts,
+    read_attempts,
+)
 from optuna_miha.visualization._run_view import RunView, describe_change, read_run_view
 from optuna_miha.visualization._style import (
     BLUE,
@@ -25,6 +27,7 @@ from optuna_miha.visualization._style import (
     LINE,
     ORANGE,
     SKY,
+    SMALL,
     blank_figure,
     escape,
     format_mutation,
@@ -33,8 +36,8 @@ from optuna_miha.visualization._style import (
     shorten,
 )
 
-_CONTROL, _CROSSOVER, _SEVERAL = "control", "crossover", "several at once"
-_NO_EFFECT = "no effect"
+_TOP = 76
+"""Margin above the plot area, with the title and a line below it, in pixels."""
 
 _ROW_HEIGHT = 58
 """Height of a kind, in pixels."""
@@ -49,6 +52,9 @@ _SHOWN_QUANTILE, _MANY_GAINS = 0.98, 20
 """Share of the gains that the positive axis shows, and the number of gains from which it applies.
 With fewer gains the axis shows all of them."""
 
+_LEAST_HALF_WIDTH = 1.0
+"""Least extent of the axis to both sides, in per cent. A smaller difference is noise."""
+
 _MAX_LOSS_RATIO = 3
 """Maximum length of the negative axis relative to the positive one. Losses are unbounded, and a
 longer axis would compress the gains."""
@@ -61,33 +67,24 @@ _MARKERS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Branch:
-    """A branch and the gain of its mutation."""
-
-    segment: Segment
-    kind: str
-    outcome: str
-    reference: str
-    gain: float | None
-    """:obj:`None` if the branch failed before it could be compared, or had no effect."""
-
-
 def plot_mutation_gains(study: optuna.Study, *, target_name: str | None = None) -> Any:
-    """Plot the gains of branches over their control, for each kind of mutation.
+    """Plot the gains of mutations over their control, for each kind of mutation.
 
     The kind of a mutation is the part of the parameter's name before its first dot. A branch is
     compared with the control of its population, or with its parent if there is no control, at
     the last epoch that both trained; a pruned branch is compared at the epoch at which it was
-    pruned. Gains differ from Optuna's parameter importances, because the hyperparameters change
-    during training.
+    pruned. Candidates of the start-up race change several parameters at once, and are compared
+    with the initial configuration in the same way. Restarts are compared with the first one, by
+    the value of their best weights; a restart of another length has no gain. Gains differ from
+    Optuna's parameter importances, because the hyperparameters change during training.
 
-    Each point is a branch; the bar of a kind spans the middle half of its gains, and its mark is
-    the median, which its label repeats with its standard error. Points beyond the axis are drawn
-    at its end; the hover text shows their values.
-    ``n won of m`` counts the branches that became the trunk; for the control, these are the
-    cycles in which no mutation won. A branch that equals its control bit for bit had no effect: it
-    is counted separately, and is not a gain of zero.
+    Each point is a mutation. The label of a kind counts the mutations and those that became the
+    trunk, and shows their gain: the range of two or three of them; from four on the median with
+    its standard error, which the figure marks together with the middle half of the gains. Points
+    beyond the axis are drawn at its end; the hover text shows their values. A branch that equals
+    its control bit for bit had no effect: it is counted separately, and is not a gain of zero. The
+    lines below the title count what was compared, and the rounds or cycles in which no mutation
+    won.
 
     Args:
         study: A study with a finished or unfinished run of :func:`~optuna_miha.optimize`.
@@ -100,46 +97,39 @@ def plot_mutation_gains(study: optuna.Study, *, target_name: str | None = None) 
     Raises:
         ImportError: If plotly is not installed.
         TypeError: If ``study`` is not a study.
-        ValueError: If the study contains no run, or no finished branch.
+        ValueError: If the study contains no run, or nothing to compare.
     """
     view = read_run_view(study, target_name)
-    crossed = {
-        t.number for t in study.get_trials(deepcopy=False) if attributes.CROSSOVER in t.user_attrs
-    }
+    if not has_attempts(view.lineage):
+        raise ValueError(
+            f"The run must have finished a branch, got {len(view.lineage)} segments and no "
+            f"branch in {study.study_name!r}: resume the run, or use a plan with rounds or cycles."
+        )
     is_relative = view.is_loss and all(
         score > 0 or math.isnan(score) for s in view.lineage for score in s.scores
     )
-    branches = [
-        _branch(view, s, is_crossed=s.number in crossed, is_relative=is_relative)
-        for s in view.lineage
-        if s.role == "branch"
-    ]
-    if not branches:
-        raise ValueError(
-            f"The run must have finished a branch, got {len(view.lineage)} segments and no "
-            f"branch in {study.study_name!r}: resume the run, or use a plan with cycles."
-        )
-    kinds = sorted({b.kind for b in branches}, key=lambda kind: _rank(kind, branches))
-    height = 66 + _ROW_HEIGHT * len(kinds) + BOTTOM
-    figure = blank_figure("Gains of mutations", height=height, right=140)
-    low, high = _limits(branches)
+    attempts = read_attempts(study, view, is_relative=is_relative)
+    kinds = sorted({a.kind for a in attempts}, key=lambda kind: _rank(kind, attempts))
+    height = _TOP + _ROW_HEIGHT * len(kinds) + BOTTOM
+    figure = blank_figure("Gains of mutations", height=height, top=_TOP, right=140)
+    low, high = _limits(attempts, least=_LEAST_HALF_WIDTH if is_relative else 0.0)
     pad = 0.04 * (high - low)
     for row, kind in enumerate(kinds):
-        _add_quartiles(figure, row, [b.gain for b in branches if b.kind == kind], low, high)
+        _add_quartiles(figure, row, [a.gain for a in attempts if a.kind == kind], low, high)
+    unit = "\u202f%" if is_relative else ""
     for outcome in _MARKERS:
-        _add_points(figure, outcome, branches, kinds, low, high, "%" if is_relative else "")
-    references = {b.reference for b in branches if b.kind != _CONTROL} or {"control"}
-    reference = " or ".join(sorted(references))
+        _add_points(figure, outcome, attempts, kinds, low, high, " %" if is_relative else "")
+    references = sorted({a.reference for a in attempts if a.gain is not None}) or ["control"]
     comparative = "less" if view.is_loss else "more"
-    unit = " (%)" if is_relative else ""
     figure.update_xaxes(
-        title_text=f"gain: {comparative} {escape(view.label)} than the {reference}{unit}",
+        title_text=f"gain: {comparative} {escape(view.label)} than the {' or '.join(references)}"
+        + (" (%)" if is_relative else ""),
         range=[low - pad, high + pad],
         zeroline=True,
         zerolinecolor=LINE,
         zerolinewidth=1.5,
     )
-    labels = [_label(kind, branches, "\u202f%" if is_relative else "") for kind in kinds]
+    labels = [_label(kind, attempts, unit) for kind in kinds]
     figure.update_yaxes(
         range=[-0.6, len(kinds) - 0.4],
         tickvals=list(range(len(kinds))),
@@ -147,98 +137,103 @@ def plot_mutation_gains(study: optuna.Study, *, target_name: str | None = None) 
         ticks="",
         showline=False,
     )
-    longest = max(length(label) for label in labels)
-    figure.update_layout(margin_l=20 + round(7.2 * longest))
+    figure.add_annotation(
+        text=_counts(view, attempts),
+        x=0,
+        y=1,
+        xref="paper",
+        yref="paper",
+        xanchor="left",
+        yanchor="bottom",
+        yshift=6,
+        align="left",
+        showarrow=False,
+        font={"size": SMALL},
+    )
+    figure.update_layout(margin_l=20 + round(7.2 * max(map(length, labels), default=0)))
     return figure
 
 
-def _branch(view: RunView, segment: Segment, *, is_crossed: bool, is_relative: bool) -> _Branch:
-    parent = view.lineage.parent(segment)
-    control = control_of(view.lineage, segment.cycle)
-    # In a round, the control has a higher learning rate than its parent.
-    start = control or parent
-    before = {} if start is None else start.params
-    changed = {n for n, value in segment.params.items() if before.get(n) != value}
-    kinds = {kind_of(name) for name in changed}
-    if segment.mutation == NO_CHANGE or not kinds:
-        kind = _CONTROL
-    elif is_crossed:
-        kind = _CROSSOVER
-    elif "optimizer" in kinds:  # A new optimizer changes learning rate and momentum as well.
-        kind = "optimizer" if kinds <= {"optimizer", "lr", "momentum"} else _SEVERAL
-    else:
-        kind = kinds.pop() if len(kinds) == 1 else _SEVERAL
-    outcome = {TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}.get(segment.state, "lost")
-    if view.has_won(segment):
-        outcome = "won"
-    reference, gain = _gain(view, segment, parent, control, is_relative=is_relative)
-    if is_without_effect(view.lineage, segment):
-        outcome, gain = _NO_EFFECT, None
-    return _Branch(segment=segment, kind=kind, outcome=outcome, reference=reference, gain=gain)
+def _counts(view: RunView, attempts: Sequence[Attempt]) -> str:
+    """What was compared, how often no mutation won, and whether gains have errors."""
+    lineage = view.lineage
+    roles = [segment.role for segment in lineage]
+    populations = {s.cycle: s.by_step for s in lineage if s.role == "branch"}
+    kind = "round" if any(populations.values()) else "cycle"
+    parts = []
+    if "startup" in roles:
+        parts.append(f"a race of {roles.count('startup')}")
+    if populations:
+        n_mutations = sum(a.segment.role == "branch" for a in attempts)
+        text = f"{_counted(n_mutations, 'mutation')} in {_counted(len(populations), kind)}"
+        controls = [control_of(lineage, cycle) for cycle in populations]
+        n_won = sum(control is not None and view.has_won(control) for control in controls)
+        parts.append(text + (f" ({n_won} won by the control)" if any(controls) else ""))
+    if "restart" in roles:
+        parts.append(_counted(roles.count("restart"), "restart"))
+    text = ", ".join(parts)
+    kinds = [a.kind for a in attempts if a.gain is not None]
+    few = "" if any(kinds.count(k) >= _MIN_GAINS for k in kinds) else ": too few for errors"
+    return f"{text[:1].upper()}{text[1:]}{few}"
 
 
-def _gain(
-    view: RunView,
-    segment: Segment,
-    parent: Segment | None,
-    control: Segment | None,
-    *,
-    is_relative: bool,
-) -> tuple[str, float | None]:
-    """The name of the segment that a branch is compared with, and the gain over it."""
-    if control is segment:
-        return "control", None
-    if control is not None:
-        age = min(len(control.scores), len(segment.scores))
-        name, expected = "control", control.scores[age - 1] if age else math.nan
-    else:
-        age = len(segment.scores)
-        name, expected = "parent", parent.last_score if parent is not None else math.nan
-    score = segment.scores[age - 1] if age else math.nan
-    gain = view.lineage.sign * (expected - score)
-    gain = 100 * gain / expected if is_relative and expected else gain
-    return name, gain if math.isfinite(gain) else None
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _rank(kind: str, branches: Sequence[_Branch]) -> tuple[bool, float]:
-    """Sort key of a kind: the control at the bottom, then by median gain."""
-    gains = [b.gain for b in branches if b.kind == kind and b.gain is not None]
-    return kind != _CONTROL, float(np.median(gains)) if gains else -math.inf
+def _rank(kind: str, attempts: Sequence[Attempt]) -> tuple[bool, float, str]:
+    """Sort key of a kind: mutations without a change at the bottom, then by median gain."""
+    gains = [a.gain for a in attempts if a.kind == kind and a.gain is not None]
+    return kind != CONTROL, float(np.median(gains)) if gains else -math.inf, kind
 
 
-def _limits(branches: Sequence[_Branch]) -> tuple[float, float]:
+def _limits(attempts: Sequence[Attempt], *, least: float) -> tuple[float, float]:
     """Limits of the gain axis, which includes zero, most gains and moderate losses.
 
-    Pruned branches are ignored if there are others, because their losses are large.
+    Pruned mutations are ignored if there are enough others, because their losses are large.
+
+    Args:
+        attempts: The attempts.
+        least: Least distance of the limits from zero.
     """
-    known = [(b.gain, b.outcome) for b in branches if b.gain is not None]
-    gains = [gain for gain, outcome in known if outcome != "pruned"] or [g for g, _ in known]
+    known = [(a.gain, a.outcome) for a in attempts if a.gain is not None]
+    gains = [gain for gain, outcome in known if outcome != "pruned"]
+    if len(gains) < _MIN_GAINS:
+        gains = [gain for gain, _ in known]
     if not gains:
         return -1.0, 1.0
     quantile = _SHOWN_QUANTILE if len(gains) >= _MANY_GAINS else 1.0
-    high = max(float(np.quantile(gains, quantile)), 0.0)
+    high = max(float(np.quantile(gains, quantile)), least)
     max_loss = _MAX_LOSS_RATIO * max(high, float(np.median(np.abs(gains))))
-    low = max(min(*gains, 0.0), -max_loss)
+    low = max(min(*gains, -least), -max_loss)
     return (low, high) if low < high else (-1.0, 1.0)
 
 
-def _label(kind: str, branches: Sequence[_Branch], unit: str) -> str:
-    of_kind = [b for b in branches if b.kind == kind]
-    won = sum(b.outcome == "won" for b in of_kind)
-    n_idle = sum(b.outcome == _NO_EFFECT for b in of_kind)
+def _label(kind: str, attempts: Sequence[Attempt], unit: str) -> str:
+    of_kind = [a for a in attempts if a.kind == kind]
+    won = sum(a.outcome == "won" for a in of_kind)
+    n_idle = sum(a.outcome == NO_EFFECT for a in of_kind)
     idle = f", {n_idle} without effect" if n_idle else ""
-    gains = [b.gain for b in of_kind if b.gain is not None]
-    error = f", {_median_text(gains)}{unit}" if len(gains) >= _MIN_GAINS else ""
-    return f"{escape(shorten(kind, 28))}<br>{won} won of {len(of_kind)}{idle}{error}"
+    gains = sorted(a.gain for a in of_kind if a.gain is not None)
+    text = f", {_gain_text(gains)}{unit}" if gains else ""
+    return f"{escape(shorten(kind, 28))}<br>{won} won of {len(of_kind)}{idle}{text}"
 
 
-def _median_text(gains: Sequence[float]) -> str:
-    """The median of some gains and its standard error, which few outliers do not change."""
+def _gain_text(gains: Sequence[float]) -> str:
+    """One gain, the range of a few, or the median with its error, which outliers hardly change."""
+    if len(gains) < _MIN_GAINS:
+        return " to ".join(dict.fromkeys(_signed(gain) for gain in (gains[0], gains[-1])))
     first, median, third = np.quantile(gains, [0.25, 0.5, 0.75])
     # For normal gains: sqrt(pi / 2) times the standard deviation, which is the range / 1.349.
     error = 0.929 * (third - first) / math.sqrt(len(gains))
     n_digits = max(0, -math.floor(math.log10(error))) if error > 0 else 1
-    return f"{median:+.{n_digits}f} ± {error:.{n_digits}f}"
+    return f"{round(median, n_digits) + 0.0:+.{n_digits}f} ± {error:.{n_digits}f}"
+
+
+def _signed(gain: float) -> str:
+    """A gain with two significant digits and no exponent, such as ``+0.059`` or ``-1400``."""
+    n_digits = 1 - math.floor(math.log10(abs(gain))) if gain else 0
+    return f"{round(gain, n_digits):+.{max(0, n_digits)}f}"
 
 
 def _add_quartiles(
@@ -267,24 +262,24 @@ def _add_quartiles(
 def _add_points(
     figure: Any,
     outcome: str,
-    branches: Sequence[_Branch],
+    attempts: Sequence[Attempt],
     kinds: Sequence[str],
     low: float,
     high: float,
     unit: str,
 ) -> None:
-    chosen = [b for b in branches if b.outcome == outcome and b.gain is not None]
+    chosen = [a for a in attempts if a.outcome == outcome and a.gain is not None]
     if not chosen:
         return
     pad = 0.02 * (high - low)
     for side, symbol in (("", None), ("<", "triangle-left"), (">", "triangle-right")):
-        on_side = [b for b in chosen if _side(b.gain, low, high) == side]
+        on_side = [a for a in chosen if _side(a.gain, low, high) == side]
         if not on_side:
             continue
         figure.add_scatter(
-            x=[min(max(b.gain or 0.0, low - pad), high + pad) for b in on_side],
-            y=[kinds.index(b.kind) + _jitter(b) for b in on_side],
-            hovertext=[_hover(b, unit) for b in on_side],
+            x=[min(max(a.gain or 0.0, low - pad), high + pad) for a in on_side],
+            y=[kinds.index(a.kind) + _jitter(a) for a in on_side],
+            hovertext=[_hover(a, unit) for a in on_side],
             hovertemplate="%{hovertext}<extra></extra>",
             name=f"{outcome} ({len(chosen)})",
             legendgroup=outcome,
@@ -300,15 +295,15 @@ def _side(gain: float | None, low: float, high: float) -> str:
     return "<" if gain < low else ">" if gain > high else ""
 
 
-def _jitter(branch: _Branch) -> float:
+def _jitter(attempt: Attempt) -> float:
     """A reproducible vertical offset: multiples of the golden ratio are spread evenly."""
-    return _JITTER * (2 * (branch.segment.number * 0.618034 % 1) - 1)
+    return _JITTER * (2 * (attempt.segment.number * 0.618034 % 1) - 1)
 
 
-def _hover(branch: _Branch, unit: str) -> str:
-    segment = branch.segment
+def _hover(attempt: Attempt, unit: str) -> str:
+    segment = attempt.segment
     return (
-        f"trial {segment.number}, {segment.cycle_name}<br>"
+        f"trial {segment.number}, {place_of(segment)}<br>"
         f"{format_mutation(describe_change(segment))}<br>"
-        f"gain over the {branch.reference}: {number(branch.gain)} {unit}"
+        f"gain over the {attempt.reference}: {number(attempt.gain)}{unit}"
     )

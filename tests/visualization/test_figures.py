@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -351,8 +352,9 @@ def test_gain_compares_a_branch_with_its_control_at_the_same_epoch() -> None:
     assert found["dropout"][0].endswith("gain over the control: -25 %")
     assert found["optimizer"] == []  # It had no effect.
     assert "optimizer<br>0 won of 1, 1 without effect" in figure.layout.yaxis.ticktext
-    assert found["control"] == []
-    assert "lr<br>1 won of 1" in figure.layout.yaxis.ticktext
+    assert "control" not in found  # It has no gain over itself.
+    assert "lr<br>1 won of 1, +20\u202f%" in figure.layout.yaxis.ticktext
+    assert "3 mutations in 1 cycle (0 won by the control)" in figure.layout.annotations[0].text
     assert "than the control (%)" in figure.layout.xaxis.title.text
 
 
@@ -377,11 +379,52 @@ def test_higher_value_is_a_gain_if_the_study_maximizes() -> None:
 
 
 def test_labels_of_gains_count_every_branch(large: optuna.Study) -> None:
-    labels = plot_mutation_gains(large).layout.yaxis.ticktext
-    counts = [label.split("<br>")[1].split(" won of ") for label in labels]
-    assert sum(int(won) for won, _ in counts) == 147
-    assert sum(int(tried.split(",")[0]) for _, tried in counts) == 3 * 147
-    assert all(" ± " in tried for _, tried in counts[1:])  # The first is the control.
+    figure = plot_mutation_gains(large)
+    labels = [label.split("<br>") for label in figure.layout.yaxis.ticktext]
+    counts = [count.split(" won of ") for kind, count in labels if kind != "start-up race"]
+    [by_control] = re.findall(
+        r" (\d+) mutations .* \((\d+) won", figure.layout.annotations[0].text
+    )
+    assert sum(int(won) for won, _ in counts) + int(by_control[1]) == 147
+    assert sum(int(tried.split(",")[0]) for _, tried in counts) == int(by_control[0]) == 2 * 147
+    assert all(" ± " in tried for _, tried in counts)
+    assert "too few" not in figure.layout.annotations[0].text
+
+
+def test_gains_of_a_default_run_include_race_and_restarts() -> None:
+    study = optuna.create_study()
+    run = {attributes.PARENT: None, attributes.BIRTH: 0, attributes.BY_STEP: True}
+    rows = [
+        ("startup", 0, 0, START, [2.0, 1.0]),
+        ("startup", 0, 1, START | {"lr": 0.2, "dropout.1": 0.2}, [1.0, 0.7]),
+        ("restart", 1, 0, START | {"lr": 0.2, "dropout.1": 0.2}, [1.0, 0.5]),
+        ("restart", 2, 0, START | {"lr": 0.2, "dropout.1": 0.3}, [1.0, 0.6]),
+        ("restart", 3, 0, START | {"lr": 0.4, "dropout.1": 0.2}, [1.0, 0.4]),
+        ("restart", 4, 0, START | {"lr": 0.1, "dropout.1": 0.2}, [1.0, 0.3, 0.2]),
+    ]
+    for role, cycle, index, params, scores in rows:
+        trial = branch(1, cycle, params, scores, branch=index, mutation="changed")
+        trial.user_attrs |= run | {attributes.ROLE: role}
+        trial.intermediate_values = dict(enumerate(scores, start=1))
+        study.add_trial(trial)
+    figure = plot_mutation_gains(study)
+    assert list(figure.layout.yaxis.ticktext) == [
+        "dropout<br>0 won of 1, -20\u202f%",
+        "lr<br>1 won of 2, +20\u202f%",  # The last restart is longer.
+        "start-up race<br>1 won of 1, +30\u202f%",
+    ]
+    [counts] = figure.layout.annotations
+    assert counts.text == "A race of 2, 4 restarts: too few for errors"
+    assert "than the first restart or initial configuration" in figure.layout.xaxis.title.text
+
+
+def test_a_few_small_gains_do_not_fill_the_axis() -> None:
+    study = optuna.create_study()
+    study.add_trial(branch(0, 0, START, [2.0, 1.0]))
+    study.add_trial(branch(1, 1, START, [0.8, 0.5], mutation="no change"))
+    study.add_trial(branch(2, 1, START | {"lr": 0.2}, [0.9, 0.4999], mutation="lr 0.1 -> 0.2"))
+    low, high = plot_mutation_gains(study).layout.xaxis.range
+    assert low < -0.9 and high > 0.9
 
 
 def test_plot_mutation_gains_rejects_a_run_without_branches() -> None:
