@@ -59,7 +59,13 @@ class _Member:
 
 
 def run_pbt(
-    model_fn: ModelFn, *, n_epochs: int, seed: int, numbers_only: bool = False, method: str = "pbt"
+    model_fn: ModelFn,
+    *,
+    n_epochs: int,
+    seed: int,
+    numbers_only: bool = False,
+    method: str = "pbt",
+    population: int = POPULATION,
 ) -> Run:
     """Train a population and test the weights with the best validation value of any member.
 
@@ -73,12 +79,15 @@ def run_pbt(
         numbers_only: Whether to search only numerical hyperparameters, as the paper does.
             Syne Tune redraws categorical ones at every replacement.
         method: Name of the method in the returned run.
+        population: Number of members.
     """
     started = time.perf_counter()
     with preserved_rng():
         # Syne Tune's random search draws from NumPy's global generator.
         seed_all(seed)
-        selected = search_pbt(model_fn, n_epochs, seed, numbers_only=numbers_only)
+        selected = search_pbt(
+            model_fn, n_epochs, seed, numbers_only=numbers_only, population=population
+        )
     return Run(
         method=method,
         seed=seed,
@@ -101,6 +110,7 @@ def search_pbt(
     trainer: Any = None,
     sign: int = 1,
     initial_params: Mapping[str, Any] | None = None,
+    population: int = POPULATION,
 ) -> Selected:
     """Train a population, and select the weights with the best validation value of any member.
 
@@ -112,6 +122,7 @@ def search_pbt(
         trainer: A training loop, as for :func:`optuna_miha.optimize`.
         sign: -1 to maximize the values of the loop.
         initial_params: Initial values by parameter name.
+        population: Number of members.
     """
     from syne_tune.backend.trial_status import Trial
     from syne_tune.optimizer.scheduler import SchedulerDecision
@@ -129,8 +140,8 @@ def search_pbt(
         max_t=n_epochs + 1,  # The budget ends the run, not the age of a member.
         do_minimize=True,
         random_seed=seed,
-        population_size=POPULATION,
-        perturbation_interval=max(2, round(n_epochs / POPULATION / _STEPS)),
+        population_size=population,
+        perturbation_interval=max(2, round(n_epochs / population / _STEPS)),
         searcher_kwargs={"points_to_evaluate": [{name: start[name] for name in space}]},
     )
     context = Context(
@@ -158,10 +169,10 @@ def search_pbt(
         source = next(member for member in members if member.trial.trial_id == donor)
         return _Member(trial=trial, state=source.state, age=source.age)
 
-    members.extend(join() for _ in range(POPULATION))
+    members.extend(join() for _ in range(population))
     value, params, weights, curve = math.inf, dict(start), None, []
     for spent in range(n_epochs):
-        index = spent % POPULATION
+        index = spent % population
         member = members[index]
         config = {**start, **member.trial.config}
         member.age += 1

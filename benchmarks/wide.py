@@ -3,6 +3,7 @@
 All networks train in one process, because the result does not depend on where they train::
 
     python benchmarks/wide.py --path 50 --workers 1 2 4 8
+    python benchmarks/wide.py --out RESULTS --method pbt --workers 4 8
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before torch is imported.
@@ -64,31 +65,64 @@ def measure(task: str, seed: int, n_workers: int, path: int) -> Row:
     }
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """Test loss relative to one worker with the same path, in Markdown.
+def measure_pbt(task: str, seed: int, n_workers: int, path: int) -> Row:
+    """The same by Syne Tune's population based training with a member for each worker."""
+    from _pbt import run_pbt
 
-    The last column is the geometric mean over tasks with its standard error over tasks.
+    before = time.process_time()
+    n_epochs = n_workers * path
+    run = run_pbt(TASKS[task].make(seed), n_epochs=n_epochs, seed=seed, population=n_workers)
+    return {
+        "method": "pbt",
+        "task": task,
+        "seed": seed,
+        "n_workers": n_workers,
+        "path": path,
+        "value": run.value,
+        "test": math.nan if run.test is None else run.test["loss"],
+        "epochs": run.epochs,
+        "cpu_seconds": time.process_time() - before,
+    }
+
+
+METHODS: dict[str, Callable[[str, int, int, int], Row]] = {"miha": measure, "pbt": measure_pbt}
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Test loss of a plan for several workers relative to other runs, in Markdown.
+
+    The other runs are those of one worker with the same path, and of population based training
+    with the same number of workers. The last columns are the geometric mean over tasks with its
+    standard error over tasks, and the number of runs.
     """
     tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
-    loss = {(r["task"], r["seed"], r["path"], r["n_workers"]): r["test"] for r in rows}
-    lines = [f"| path | workers | {' | '.join(tasks)} | mean |", "|---" * (len(tasks) + 3) + "|"]
-    for path, n_workers in sorted({key[2:] for key in loss}):
-        logs = {
-            task: [
-                math.log(value / loss[task, seed, path, 1])
-                for (name, seed, *rest), value in loss.items()
-                if name == task and rest == [path, n_workers] and (task, seed, path, 1) in loss
-            ]
-            for task in tasks
-        }
-        if n_workers == 1 or not all(logs.values()):
+    loss = {(_method(r), r["n_workers"], r["path"], r["task"], r["seed"]): r["test"] for r in rows}
+    lines = [f"| path | workers | relative to | {' | '.join(tasks)} | mean | runs |"]
+    lines.append("|---" * (len(tasks) + 5) + "|")
+    for method, n_workers, path in sorted({key[:3] for key in loss}):
+        if method == "miha" and n_workers == 1:
             continue
-        means = [statistics.mean(values) for values in logs.values()]
+        other = ("pbt", n_workers, path) if method == "pbt" else ("miha", 1, path)
+        logs: dict[str, list[float]] = {task: [] for task in tasks}
+        for (*own, task, seed), value in loss.items():
+            theirs = loss.get((*other, task, seed))
+            if own == ["miha", n_workers, path] and theirs is not None:
+                logs[task].append(math.log(value / theirs))
+        means = [statistics.mean(values) for values in logs.values() if values]
+        if not means:
+            continue
         error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else math.nan
-        cells = [f"{math.exp(mean):.2f}" for mean in means]
+        cells = [f"{math.exp(statistics.mean(own)):.2f}" if own else "" for own in logs.values()]
         cells.append(f"{math.exp(statistics.mean(means)):.3f} ± {100 * error:.0f} %")
-        lines.append(f"| {path} | {n_workers} | {' | '.join(cells)} |")
+        cells.append(str(sum(map(len, logs.values()))))
+        name = "one worker" if method == "miha" else method
+        lines.append(f"| {path} | {n_workers} | {name} | {' | '.join(cells)} |")
     return lines
+
+
+def _method(row: Row) -> str:
+    """The method of a row; the first ones were all of the plan."""
+    return str(row.get("method", "miha"))
 
 
 def main() -> None:
@@ -96,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, help="folder of results; default: a new one")
     parser.add_argument("--path", type=int, default=50, help="epochs of each worker; default 50")
+    parser.add_argument("--method", choices=list(METHODS), default="miha")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--first-seed", type=int, default=5, help="default %(default)s")
@@ -107,13 +142,13 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     write_json(out / "env.json", environment())
     rows = read_rows(out)
-    done = {(row["task"], row["seed"], row["n_workers"], row["path"]) for row in rows}
+    done = {(_method(r), r["task"], r["seed"], r["n_workers"], r["path"]) for r in rows}
     with (out / "raw.jsonl").open("a", encoding="utf-8") as file:
         for seed in range(args.first_seed, args.first_seed + args.seeds):
             for task in args.tasks:
                 for n_workers in args.workers:
-                    if (task, seed, n_workers, args.path) not in done:
-                        rows.append(measure(task, seed, n_workers, args.path))
+                    if (args.method, task, seed, n_workers, args.path) not in done:
+                        rows.append(METHODS[args.method](task, seed, n_workers, args.path))
                         append_row(file, rows[-1])
     print("\n".join(table(rows)))
 
