@@ -117,6 +117,13 @@ def _widened(plan: Plan, n_workers: int | None) -> Plan:
             f"worker. For more, pass `plan=Plan({plan.n_epochs}, n_workers=...)`."
         )
         return plan
+    if n_workers == 0:
+        _logger.warning(
+            "No worker of the `executor` is connected yet: the plan is that of one worker. Wait "
+            "for all of them before (with Dask: `client.wait_for_workers(n)`), or pass "
+            f"`plan=Plan({plan.n_epochs}, n_workers=...)`."
+        )
+        return plan
     affordable = max(1, plan.n_epochs // MIN_EPOCHS_PER_WORKER)
     if n_workers > affordable:
         _logger.warning(

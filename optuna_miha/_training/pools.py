@@ -23,6 +23,7 @@ import optuna
 
 from optuna_miha._history.error_text import describe_error
 from optuna_miha._model.rng import lent
+from optuna_miha._training.executor_size import n_workers_of
 from optuna_miha._training.halves import halves_of, n_left_over
 from optuna_miha._training.job import Context, Job
 from optuna_miha._training.outcome import Outcome
@@ -31,6 +32,7 @@ from optuna_miha._training.spool import Spool
 from optuna_miha._training.state import State
 from optuna_miha._training.worker import (
     LACKS_STATE,
+    PATIENCE,
     OnEpoch,
     answer_probe,
     collect,
@@ -45,9 +47,6 @@ from optuna_miha._training.workers import InProcess, Workers
 from optuna_miha.exceptions import WorkerError
 
 _logger = optuna.logging.get_logger("optuna.miha")
-
-_PATIENCE = 60.0
-"""Seconds between two warnings that no worker takes a call: jobs may wait in a queue."""
 
 _MAX_CRASHES = 3
 """Worker crashes tolerated per rung. A single crash may be an accident, but a job that is too
@@ -111,8 +110,9 @@ class WorkerProcesses(Workers):
                 return [outcomes[index] for index in range(len(jobs))]
             except BrokenProcessPool:
                 _logger.warning(
-                    f"A worker process died ({n_crashes} of {_MAX_CRASHES}); "
-                    f"{len(jobs) - len(outcomes)} branches are trained again."
+                    f"A worker process died; {len(jobs) - len(outcomes)} branches are trained "
+                    f"again by new processes. (After {_MAX_CRASHES} such losses in a row the run "
+                    f"ends; this is number {n_crashes}.)"
                 )
                 self._stop()
                 self._pool = self._new_pool()
@@ -204,6 +204,7 @@ class OnExecutor(Workers):
         self._executor = executor
         self._devices = context.devices
         self._states = SentStates()
+        self._n_workers = n_workers_of(executor)
 
     def share(self, spool: Spool, *, expects_large: bool) -> None:
         """Use a spool from now on, if a worker can reach its store."""
@@ -241,6 +242,7 @@ class OnExecutor(Workers):
 
     def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> list[Outcome]:
         """Submit all jobs, and report the epochs of each job when it is complete."""
+        self._count_workers()
         packed = [self._states.pack(job) for job in jobs]
         outcomes: dict[int, Outcome] = {}
 
@@ -260,10 +262,34 @@ class OnExecutor(Workers):
 
         try:
             pending = {submit(index): index for index in range(len(jobs))}
-            collect(pending, outcomes, on_epoch, submit_again, on_outcome)
+            collect(
+                pending,
+                outcomes,
+                on_epoch,
+                submit_again,
+                on_outcome,
+                on_silence=self._count_workers,
+            )
         except (BrokenExecutor, CancelledError) as error:
             raise lost_job_error(error) from error
         return [outcomes[index] for index in range(len(jobs))]
+
+    def _count_workers(self) -> None:
+        """Log if workers vanished since the last call."""
+        before, now = self._n_workers, n_workers_of(self._executor)
+        self._n_workers = now
+        if before is None or now is None or now >= before:
+            return
+        if now == 0:
+            _logger.warning(
+                f"All {before} workers of the executor are gone: the run waits for new ones. It "
+                "can also be interrupted, and resumed later."
+            )
+        else:
+            _logger.warning(
+                f"The executor has {now} of {before} workers left: they train all branches, and "
+                "the result is the same."
+            )
 
     def __exit__(self, *_: object) -> None:
         pass
@@ -289,10 +315,10 @@ def _result_of_ping(future: Future[str | None]) -> str | None:
     """Wait for the first call, and say so if no worker takes it."""
     while True:
         try:
-            return future.result(timeout=_PATIENCE)
+            return future.result(timeout=PATIENCE)
         except TimeoutError:
             _logger.warning(
-                f"The executor has run no call for {_PATIENCE:.0f} s: no worker is connected, all "
+                f"The executor has run no call for {PATIENCE:.0f} s: no worker is connected, all "
                 "are busy, or none has the resources that the executor asks for. Start workers "
                 "with these resources, or ask for less."
             )

@@ -44,6 +44,9 @@ _cached_context: tuple[str, Context] | None = None
 _cached_spool: tuple[bytes, Spool] | None = None
 """The last spool of this worker, and its serialization. It holds the states that it wrote."""
 
+PATIENCE = 60.0
+"""Seconds without an answer after which the reason is looked for: jobs may wait in a queue."""
+
 LACKS_STATE = b""
 """What a worker returns that cannot read the state of a job."""
 
@@ -73,6 +76,7 @@ def collect(
     submit_second_half: Callable[[int, Outcome], Future[bytes | None] | None] = (
         lambda index, first: None
     ),
+    on_silence: Callable[[], None] = lambda: None,
 ) -> None:
     """Wait for all jobs, and report the epochs of each job when it is complete.
 
@@ -85,12 +89,15 @@ def collect(
         on_outcome: Called with the index of each job when it is complete.
         submit_second_half: Submits the second half of a job, given the outcome of the first; it
             returns :obj:`None` if the job is complete.
+        on_silence: Called if no job ends for a minute.
     """
     first_halves: dict[int, Outcome] = {}
     try:
         while pending:
             with lent():  # The jobs may run in threads of this process.
-                done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                done, _ = wait(pending, timeout=PATIENCE, return_when=FIRST_COMPLETED)
+            if not done:
+                on_silence()
             for future in done:
                 index = pending.pop(future)
                 packed = _result_of(future)
@@ -132,7 +139,8 @@ def lost_job_error(error: Exception) -> WorkerError:
     """The error to raise if an executor does not return the outcome of a job."""
     return WorkerError(
         f"The executor lost a job: {describe_error(error)}. It was shut down, or a worker "
-        "died, for example because of too little memory."
+        "died, for example because of too little memory. Another call with a new executor resumes "
+        "the run; `n_jobs` starts new workers by itself."
     )
 
 

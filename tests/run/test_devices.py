@@ -89,7 +89,7 @@ def test_lone_phases_run_on_a_worker() -> None:
 def test_an_executor_without_suitable_workers_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pools, "_PATIENCE", 0.05)
+    monkeypatch.setattr(pools, "PATIENCE", 0.05)
     release = threading.Event()
     logging.getLogger("optuna").propagate = True
     with ThreadPoolExecutor(1) as executor, caplog.at_level("WARNING"):

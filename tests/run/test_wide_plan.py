@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.equality import same
+from helpers.failures import KillsOnce, classifier_with
 from helpers.problems import After, classifier, explicit, history, new_study, run, weights
 
 import optuna_miha as miha
@@ -102,6 +105,56 @@ def test_an_executor_of_unknown_size_has_the_plan_of_one_worker(
     with caplog.at_level(logging.WARNING, "optuna.miha"):
         run(study, plan=None, n_epochs=8, executor=OneAtATime())
     assert not caplog.text  # The plan is that of the study.
+
+
+@pytest.mark.long
+def test_a_killed_worker_process_of_a_wide_plan_does_not_change_the_model(tmp_path: Path) -> None:
+    whole_folder, folder = tmp_path / "whole", tmp_path / "killed"
+    whole_folder.mkdir()
+    folder.mkdir()
+    plan = miha.Plan(32, n_workers=4)
+    whole = run(new_study(), classifier_with(lambda: KillsOnce(whole_folder)), plan=plan)
+
+    def arm() -> None:
+        (folder / "armed").touch()
+
+    model_fn = classifier_with(lambda: KillsOnce(folder))
+    result = run(new_study(), model_fn, plan=plan, n_jobs=2, callbacks=[After(4, arm)])
+    assert (folder / "dead").exists(), "no worker died"
+    assert history(result) == history(whole)
+    assert same(weights(result), weights(whole))
+
+
+class Shrinking(OneAtATime):
+    """An executor that says how many workers are connected, such as that of Dask."""
+
+    def __init__(self, n_workers: int) -> None:
+        self._max_workers = n_workers
+
+
+def test_an_executor_without_connected_workers_has_the_plan_of_one_worker(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    study = new_study()
+    with caplog.at_level(logging.WARNING, "optuna.miha"):
+        run(study, plan=None, n_epochs=8, executor=Shrinking(0))
+    assert n_workers_of(study) is None
+    assert "No worker of the `executor` is connected yet" in caplog.text
+
+
+def test_a_run_goes_on_with_the_workers_that_are_left(caplog: pytest.LogCaptureFixture) -> None:
+    executor, study = Shrinking(3), new_study()
+
+    def vanish() -> None:
+        executor._max_workers = 2
+
+    with caplog.at_level(logging.WARNING, "optuna.miha"):
+        result = run(
+            study, plan=None, n_epochs=30, executor=executor, callbacks=[After(3, vanish)]
+        )
+    assert n_workers_of(study) == 3
+    assert caplog.text.count("The executor has 2 of 3 workers left") == 1
+    assert history(result) == history(run(new_study(), plan=miha.Plan(30, n_workers=3)))
 
 
 def test_the_number_of_workers_of_a_study_does_not_change() -> None:
