@@ -148,7 +148,11 @@ def race_line(lineage: Lineage) -> str | None:
     line = f"{race}: {change} ({winner.value:.4g}"
     if initial is not None and initial is not winner:
         line += f", the initial configuration {initial.last_score:.4g} after {initial.end} epochs"
-    return f"{line}, trial {winner.number})"
+    line += f", trial {winner.number}"
+    best = min(candidates.values(), key=lambda s: (s.violation, lineage.cost(s)))
+    if lineage.cost(best) < lineage.cost(winner):
+        line += f"; extrapolated, better than trial {best.number} with {best.value:.4g}"
+    return f"{line})"
 
 
 def overfitting_line(lineage: Lineage, cycle: int | None = None) -> str | None:

@@ -12,7 +12,7 @@ from torch import nn
 
 import optuna_miha as miha
 from optuna_miha._history.lineage import Lineage
-from optuna_miha._results.summary import cycles_of, final_line, sentences
+from optuna_miha._results.summary import cycles_of, final_line, race_line, sentences
 
 
 def population(*more: Any) -> Lineage:
@@ -41,6 +41,19 @@ def test_the_start_of_a_final_phase_is_named_if_it_is_not_the_end_of_the_trunk()
     line = "continues trial 1 (branch of cycle 1), which was the best so far (0.5 -> 0.5)."
     assert sentences(lineage, lineage[4])[-1].endswith(line)
     assert [cycle.is_continued for cycle in cycles_of(lineage)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("value", "end"), [(0.6, "trial 0)"), (0.4, "extrapolated, better than trial 1 with 0.4)")]
+)
+def test_the_line_of_the_race_says_why_a_candidate_with_a_lower_loss_lost(
+    value: float, end: str
+) -> None:
+    first = segment(0, role="startup", fitness=-0.2, mutation="no change")
+    second = segment(1, role="startup", branch=1, fitness=-0.3, value=value, mutation="lr")
+    line = race_line(Lineage(StudyDirection.MINIMIZE, [first, second]))
+    assert str(line).startswith("start-up race of 2: the initial configuration (0.5, trial 0")
+    assert str(line).endswith(end)
 
 
 def overfitting(trial: Any) -> miha.Recipe:
