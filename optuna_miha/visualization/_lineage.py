@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,16 +41,17 @@ _WINNER_COLOURS = {
     "restart, won": SKY,
     "final phase": GREEN,
 }
-_MANY_RESTARTS = 5
-"""Number of lost restarts above which they are faded, so that they hide no other segment."""
+_MANY_LOSERS = 5
+"""Number of lost restarts, of losers of the race or of one round, above which they are faded, so
+that they hide no other segment."""
 
 _FADED = 0.35
 """Opacity of faded lines."""
 
+_LOST = ("start-up race, lost", "branch, lost", "restart, lost")
+
 _END_SYMBOLS = {"pruned": "x", "failed": "triangle-down"}
 """Markers at the last epoch of segments that did not train to their end."""
-
-_FADING = ("restart, lost", "start-up race, lost")
 
 _MANY_SEGMENTS = 150
 """Number of segments above which winners and markers are drawn smaller, to hide less."""
@@ -66,9 +68,19 @@ class _LineGroup:
     hover: list[str] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     count: int = 0
+    in_cycle: Counter[int] = field(default_factory=Counter)
 
-    def add(self, epochs: list[int], values: list[float], hover: str) -> None:
+    @property
+    def crowd(self) -> int:
+        """The largest number of segments that are drawn beside each other.
+
+        Restarts all begin with the initial weights, branches with those of their cycle.
+        """
+        return max(self.in_cycle.values())
+
+    def add(self, segment: Segment, epochs: list[int], values: list[float], hover: str) -> None:
         self.count += 1
+        self.in_cycle[segment.cycle if segment.role == "branch" else 0] += 1
         if not epochs:  # The segment failed before its first value.
             return
         self.x += [*epochs, None]
@@ -111,7 +123,7 @@ def plot_lineage(study: optuna.Study, *, target_name: str | None = None) -> Any:
     values: dict[bool, list[float]] = {True: [], False: []}  # Of winners and of all others.
     for segment in view.lineage:
         epochs, curve = view.curve(segment)
-        groups[_group_of(view, segment)].add(epochs, curve, view.hover(segment))
+        groups[_group_of(view, segment)].add(segment, epochs, curve, view.hover(segment))
         values[view.has_won(segment)] += curve
         if segment.value is not None:  # Not among the scores, if those are of averaged weights.
             values[False].append(segment.value)
@@ -125,7 +137,7 @@ def plot_lineage(study: optuna.Study, *, target_name: str | None = None) -> Any:
             mode="lines",
             line=styles[name],
             name=f"{name} ({group.count})",
-            opacity=_FADED if name in _FADING and group.count > _MANY_RESTARTS else 1,
+            opacity=_FADED if name in _LOST and group.crowd > _MANY_LOSERS else 1,
             legendgroup=name,
             showlegend=name not in _END_SYMBOLS,
             hovertemplate=_HOVER_TEMPLATE,

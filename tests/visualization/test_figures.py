@@ -13,7 +13,7 @@ import optuna
 import plotly.graph_objects as go
 import pytest
 from helpers.problems import blobs
-from helpers.simulated import simulated
+from helpers.simulated import Simulation, simulated
 from matplotlib.image import imread
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
@@ -173,6 +173,15 @@ def test_winners_are_thicker_than_losers() -> None:
     thin = [trace_named(figure, f"{n}, lost").line.width for n in ("branch", "start-up race")]
     names = ("branch, won", "start-up race, won", "trunk", "final")
     assert max(thin) < min(trace_named(figure, n).line.width for n in names)
+
+
+def test_many_losers_of_one_round_are_faded() -> None:
+    study = optuna.create_study()
+    Simulation(study).run(2, size=12)
+    figure = plot_lineage(study)
+    assert trace_named(figure, "branch, lost").opacity < 1
+    assert trace_named(figure, "branch, won").opacity == 1
+    assert trace_named(plot_lineage(simulated(10)), "branch, lost").opacity == 1
 
 
 def test_segment_that_the_final_phase_continues_counts_as_a_winner() -> None:
