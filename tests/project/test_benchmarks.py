@@ -88,8 +88,11 @@ def test_variants_of_a_network_train_equally_long(results: Path) -> None:
 
 def test_workers_get_the_same_model(results: Path) -> None:
     measured = rows(results, "parallel")
-    assert [row["n_jobs"] for row in measured] == [1, 2]
-    assert len({row["model"] for row in measured}) == 1
+    assert [(row["n_workers"], row["n_jobs"]) for row in measured] == [(1, 1), (2, 1), (2, 2)]
+    assert [row["n_epochs"] for row in measured] == [10, 20, 20]
+    one, *two = [row["model"] for row in measured]
+    assert len(set(two)) == 1
+    assert one not in two
 
 
 def test_trials_that_were_there_before_make_no_difference_to_the_model(results: Path) -> None:
