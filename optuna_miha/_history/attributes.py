@@ -33,6 +33,7 @@ FINISHED = "miha:finished"  # Epochs trained when the run ended and was tidied u
 PLAN = "miha:plan"
 STRETCHES = "miha:stretches"
 INITIAL = "miha:initial_params"
+EPOCH_STEPS = "miha:epoch_steps"  # Steps of an epoch with the initial batch size, if known.
 SPACE = "miha:space"
 MONITOR = "miha:monitor"  # What is monitored, and its value for the untrained network.
 RUN_SEED = "miha:seed"

@@ -66,6 +66,10 @@ Their rates are peaks of an annealed training.
 _USUAL_BATCH_SIZES = (16, 64)
 """Bounds of usual batch sizes. If the initial one is outside of them, other candidates use 32."""
 
+_ENOUGH_STEPS = 32
+"""Steps of an epoch with which a large initial batch size is kept. Batches of 32 samples then take
+two to three times as long, and train no better."""
+
 
 def startup_candidates(
     initial: Params,
@@ -73,6 +77,7 @@ def startup_candidates(
     size: int,
     rng: np.random.Generator,
     portfolio: Sequence[dict[str, Any]] = PORTFOLIO,
+    epoch_steps: int | None = None,
 ) -> list[Params]:
     """The configurations of a start-up race, the initial one first.
 
@@ -85,13 +90,15 @@ def startup_candidates(
         size: Number of configurations to return.
         rng: The random generator to draw from.
         portfolio: The entries.
+        epoch_steps: Steps of an epoch with the initial batch size; :obj:`None` if unknown.
 
     Returns:
         ``size`` dictionaries, which are pairwise different if the search space is large enough.
     """
     candidates = [dict(initial)]
+    batch_size = _batch_size(initial.get("batch_size"), epoch_steps)
     for entry in portfolio:
-        candidate = _with_entry(initial, distributions, entry)
+        candidate = _with_entry(initial, distributions, entry | {"batch_size": batch_size})
         if candidate not in candidates:
             candidates.append(candidate)
 
@@ -109,6 +116,15 @@ def startup_candidates(
     return candidates[:size]
 
 
+def _batch_size(initial: Any, epoch_steps: int | None) -> int | None:
+    """The batch size of the other candidates; :obj:`None`: that of the initial configuration."""
+    low, high = _USUAL_BATCH_SIZES
+    if not isinstance(initial, (int, float)) or low <= initial <= high:
+        return None
+    is_kept = initial > high and epoch_steps is not None and epoch_steps >= _ENOUGH_STEPS
+    return None if is_kept else 32
+
+
 def _with_entry(initial: Params, distributions: Distributions, entry: dict[str, Any]) -> Params:
     """The initial configuration with the values of an entry that the search space contains."""
     optimizer = entry["optimizer"]
@@ -120,10 +136,6 @@ def _with_entry(initial: Params, distributions: Distributions, entry: dict[str, 
     candidate = dict(initial)
     for name, distribution in distributions.items():
         value = entry.get(kind_of(name))
-        if name == "batch_size":
-            low, high = _USUAL_BATCH_SIZES
-            if isinstance(initial[name], (int, float)) and not low <= initial[name] <= high:
-                value = 32
         if value is None:
             continue
         if isinstance(distribution, (FloatDistribution, IntDistribution)):

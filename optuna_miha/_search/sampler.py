@@ -157,6 +157,7 @@ class MihaSampler(BaseSampler):
             size=branch + 1,
             rng=np.random.default_rng([context.seed, _STARTUP_STREAM]),
             portfolio=ANNEALED_PORTFOLIO if context.is_annealed else PORTFOLIO,
+            epoch_steps=context.epoch_steps,
         )
         return candidates[-1]
 
@@ -273,6 +274,7 @@ class SearchContext:
         first_branch: The index of the first branch of a population that mutates.
         n_mutated: Branches of a population that mutate.
         is_annealed: Whether every training of the run is annealed.
+        epoch_steps: Steps of an epoch with the initial batch size, if known.
     """
 
     seed: int
@@ -282,6 +284,7 @@ class SearchContext:
     first_branch: int = 0
     n_mutated: int = 1
     is_annealed: bool = False
+    epoch_steps: int | None = None
 
     def visit(self, cycle: int, branch: int) -> int:
         """The number of mutations in the run before that of a branch, as planned."""
@@ -306,4 +309,5 @@ def read_search_context(study: Study) -> SearchContext:
         first_branch=first_branch,
         n_mutated=max(1, plan.n_heirs - first_branch),
         is_annealed=plan.is_annealed,
+        epoch_steps=attrs.get(attributes.EPOCH_STEPS),
     )

@@ -213,6 +213,8 @@ def check_study(study: optuna.Study) -> None:
     values = "values of all parameters in the search space"
     _check(read, attributes.INITIAL, values, initial, partial(_parse_initial, space))
     _check(read, attributes.MONITOR, "a monitor", read.mapping(attributes.MONITOR), _parse_monitor)
+    if attrs.get(attributes.EPOCH_STEPS) is not None:
+        read.integer(attributes.EPOCH_STEPS)
     stretches = settings.get(attributes.STRETCHES)
     _check(read, attributes.STRETCHES, "a list of stretches", stretches, _parse_stretches)
     if attributes.PLAN in attrs:  # It is written last.

@@ -37,6 +37,7 @@ from optuna_miha._study.schema import (
     read_stretches,
 )
 from optuna_miha._training.compute import Engine
+from optuna_miha._training.trainer import batches_of, steps_of_epoch
 from optuna_miha._version import __version__
 from optuna_miha.exceptions import PlanMismatchError, SearchSpaceChangedError
 
@@ -299,6 +300,7 @@ def record_run(
         attributes.RUN_SEED: seed,
         attributes.INITIAL: initial.params,
         attributes.SPACE: _space_of(initial),
+        **({} if (steps := _steps_of(initial)) is None else {attributes.EPOCH_STEPS: steps}),
         attributes.VERSIONS: versions | engine_attrs,
         **({} if monitor is None else {attributes.MONITOR: dict(monitor)}),
         attributes.PLAN: plan.asdict(),  # Last: it marks the others as complete.
@@ -321,6 +323,14 @@ def stored_settings(study: optuna.Study) -> tuple[Keep, Engine]:
         n_threads=stored.get("intra_op_threads", 1),
     )
     return read_keep(study), engine
+
+
+def _steps_of(initial: Initial) -> int | None:
+    """Steps of an epoch with the initial batch size, if a batch size is suggested."""
+    recipe = initial.recipe
+    if "batch_size" not in initial.params or recipe.train_data is None:
+        return None
+    return steps_of_epoch(recipe, batches_of(recipe))
 
 
 def _space_of(initial: Initial) -> dict[str, str]:

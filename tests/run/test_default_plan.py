@@ -6,7 +6,16 @@ import logging
 
 import pytest
 import torch
-from helpers.problems import After, explicit, history, new_study, run, weights
+from helpers.problems import (
+    After,
+    blobs,
+    classifier,
+    explicit,
+    history,
+    new_study,
+    run,
+    weights,
+)
 
 import optuna_miha as miha
 
@@ -52,6 +61,21 @@ def test_the_control_of_a_round_is_named_and_compared_at_the_epoch_of_the_cut() 
     at_cut = other.scores[control.trained - 1]
     text = f"the control {control.scores[-1]:.4g} against {at_cut:.4g} when it was pruned"
     assert text in line if control.state.name == "PRUNED" else ": the control (" in line
+
+
+@pytest.mark.parametrize(("n_steps", "raced"), [(32, 72), (31, 32)])
+def test_a_race_keeps_a_large_batch_size_if_an_epoch_has_enough_steps(
+    n_steps: int, raced: int
+) -> None:
+    def model_fn(trial: object) -> miha.Recipe:
+        recipe = classifier(trial)
+        recipe.batch_size, recipe.train_data = 72, blobs(72 * n_steps)
+        return recipe
+
+    result = run(new_study(), model_fn, plan=miha.Plan(20))
+    race = [s.params["batch_size"] for s in result.segments if s.role == "startup"]
+    assert race == [72, *[raced] * (len(race) - 1)]
+    assert len(race) > 1
 
 
 def test_an_enqueued_trial_takes_the_place_of_a_mutation() -> None:

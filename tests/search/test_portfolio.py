@@ -22,9 +22,14 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def candidates(
-    initial: dict[str, Any], space: dict[str, BaseDistribution], size: int, seed: int = 0
+    initial: dict[str, Any],
+    space: dict[str, BaseDistribution],
+    size: int,
+    seed: int = 0,
+    epoch_steps: int | None = None,
 ) -> list[dict[str, Any]]:
-    return startup_candidates(initial, space, size, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    return startup_candidates(initial, space, size, rng, epoch_steps=epoch_steps)
 
 
 def count_distinct(points: list[dict[str, Any]]) -> int:
@@ -113,6 +118,17 @@ def test_an_unusual_batch_size_is_compared_with_32(initial: int, raced: int) -> 
     race = candidates(START | {"batch_size": initial}, space, 6)
     assert race[0]["batch_size"] == initial
     assert [c["batch_size"] for c in race[1:]] == [raced] * 5
+
+
+@pytest.mark.parametrize(
+    ("initial", "steps", "raced"), [(256, 32, 256), (256, 31, 32), (8, 90, 32)]
+)
+def test_a_large_batch_size_is_kept_if_an_epoch_has_enough_steps(
+    initial: int, steps: int, raced: int
+) -> None:
+    space = FULL_SPACE | {"batch_size": IntDistribution(1, 512, log=True)}
+    race = candidates(START | {"batch_size": initial}, space, 4, epoch_steps=steps)
+    assert [c["batch_size"] for c in race[1:]] == [raced] * 3
 
 
 def test_duplicates_are_replaced_by_mutations() -> None:
