@@ -139,7 +139,8 @@ def _check_workers(n_jobs: Any, executor: object) -> int:
     if executor is not None and not isinstance(executor, Executor):
         raise TypeError(
             "`executor` must be a concurrent.futures.Executor, got "
-            f"{type(executor).__qualname__}: with Dask, pass `client.get_executor()`."
+            f"{type(executor).__qualname__}: with Dask, pass `client.get_executor()`; with Ray, a "
+            "`RayExecutor`; with submitit, let its jobs start the workers of Dask."
         )
     if executor is not None and n_jobs != 1:
         raise ValueError(
