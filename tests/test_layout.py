@@ -34,6 +34,7 @@ OTHER_PRIVATE = {
     "_study/dashboard_notes.py": {"_storage", "_study_id", "_trial_id"},  # Optuna's ids.
     "_training/optimizer_steps.py": {"_optimizer_step_post_hooks"},
     "_model/activations.py": {"_modules"},  # Torch's.
+    "_results/trained_model.py": {"_orig_mod"},  # Torch's.
     "_model/suggest_optimizer.py": {"_wrapped_by_lr_sched"},  # Torch's.
     "_model/tensors.py": {"_fields"},  # Public, in spite of its name, in named tuples.
     # Python's; before 3.14 there is no other way to end workers at once.

@@ -74,8 +74,10 @@ class Trained:
         self._check_inputs(inputs)
         batch = torch.export.Dim("batch")
         dynamic = tuple({0: batch} if isinstance(x, torch.Tensor) else None for x in inputs)
+        # The network that `torch.compile` wraps, which is compiled in another way here.
+        model = getattr(self.model, "_orig_mod", self.model)
         if not fspath(path).endswith(".onnx"):
-            program = torch.export.export(self.model, inputs, dynamic_shapes=dynamic)
+            program = torch.export.export(model, inputs, dynamic_shapes=dynamic)
             torch.export.save(program, path)
             return
         with try_import(
@@ -88,7 +90,7 @@ class Trained:
             import_module("onnx")
             import_module("onnxscript")
         torch.onnx.export(
-            self.model,
+            model,
             inputs,
             fspath(path),
             dynamo=True,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 from optuna.trial import FixedTrial
 
 from optuna_miha._history import attributes
@@ -240,6 +241,7 @@ def _recover_history(session: Session) -> bool:
     return bool(recovery.lost)
 
 
+@torch.compiler.set_stance("force_eager")  # Compiling throw-away networks would take long.
 def _preflight(
     session: Session, initial: Initial, recipe: Recipe, params: dict[str, Any], *, is_new: bool
 ) -> tuple[dict[str, Any] | None, int]:
