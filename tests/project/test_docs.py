@@ -39,10 +39,11 @@ SMALLER = {
     "n_epochs=30,": "n_epochs=24,",
     "n_trials=8": "n_trials=5",
     "n_threads=2": "n_threads=1",
+    'mode="reduce-overhead"': 'backend="eager"',
     "split(order, [1000, ": "split(order[750:], [250, ",
     "runup_epochs=10, n_cycles=5": "runup_epochs=1, n_cycles=1",
 }
-"""Budgets, data and numbers of threads that are too large for a test."""
+"""Budgets, data, numbers of threads and compilers that are too large for a test."""
 
 _DIRECTIVE = re.compile(r"^\.\. (include|code-block|skip):+ (\S+)$")
 
