@@ -114,6 +114,7 @@ def test_a_network_that_is_wrapped_by_compile_can_be_exported(tmp_path: Path) ->
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # Those of the compiler.
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_reduced_overhead_resumes_bit_for_bit(tmp_path: Path) -> None:
     expected = run(new_study(), model_fn_of(lambda model: model), plan=None, n_epochs=8)
