@@ -241,7 +241,8 @@ def _recover_history(session: Session) -> bool:
     return bool(recovery.lost)
 
 
-@torch.compiler.set_stance("force_eager")  # Compiling throw-away networks would take long.
+# Compiling throw-away networks would take long.
+@torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]
 def _preflight(
     session: Session, initial: Initial, recipe: Recipe, params: dict[str, Any], *, is_new: bool
 ) -> tuple[dict[str, Any] | None, int]:
