@@ -68,6 +68,7 @@ class Coordinator:
                 lease.check()
                 log_start_of(phase, self._lineage, stretch)
                 self._train_phase(phase, stretch)
+                self._progress.finish_phase()
                 log_end_of(phase, self._lineage)
                 record_progress(self._study, lease, self._lineage)
                 if phase.role == "branch":

@@ -91,9 +91,8 @@ class Progress:
     """
 
     def __init__(self, total: int, lineage: Lineage, *, n_workers: int, show: bool) -> None:
-        best = lineage.best()
-        self._sign = lineage.sign
-        self._lowest_cost = math.inf if best is None else lineage.cost(best)
+        self._lineage = lineage
+        self._lowest_cost = _lowest_cost(lineage)
         self._stack = ExitStack()
         self._n_workers = n_workers
         self._n_trained = lineage.spent
@@ -115,7 +114,22 @@ class Progress:
         """Count an epoch, and show the best value so far."""
         for value in (result.value, result.score):
             if math.isfinite(value):
-                self._lowest_cost = min(self._lowest_cost, self._sign * value)
-        self._bar.set_postfix_str(f"best {self._sign * self._lowest_cost:.4g}", refresh=False)
+                self._lowest_cost = min(self._lowest_cost, self._lineage.sign * value)
+        self._show_best()
         self._n_trained += 1
         self._bar.update(self._n_trained // self._n_workers - self._bar.n)
+
+    def finish_phase(self) -> None:
+        """Show the best value of the segments that are complete: pruned ones are no result."""
+        self._lowest_cost = _lowest_cost(self._lineage)
+        self._show_best()
+
+    def _show_best(self) -> None:
+        if math.isfinite(self._lowest_cost):
+            best = self._lineage.sign * self._lowest_cost
+            self._bar.set_postfix_str(f"best {best:.4g}", refresh=False)
+
+
+def _lowest_cost(lineage: Lineage) -> float:
+    best = lineage.best()
+    return math.inf if best is None else lineage.cost(best)

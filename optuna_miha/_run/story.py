@@ -37,7 +37,8 @@ def phase_label(phase: Phase, lineage: Lineage, n_networks: int) -> str:
         last = first + phase.size - 1
         return f"{name} {first}" if first == last else f"{name}s {first} to {last}"
     if phase.role == "startup":
-        return f"{name} of {n_networks}"
+        left = "" if n_networks == phase.size else f", {n_networks} left"
+        return f"{name} of {phase.size}{left}"
     if phase.role == "branch":
         name, plural = ("heir", "heirs") if phase.by_step else ("branch", "branches")
         name = f"1 {name}" if n_networks == 1 else f"{n_networks} {plural}"

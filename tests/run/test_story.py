@@ -10,10 +10,14 @@ from collections.abc import Iterator
 import optuna
 import pytest
 from helpers.problems import TINY, After, blobs, classifier, new_study, run
+from helpers.segments import segment
+from optuna.study import StudyDirection
 from torch import nn
 
 import optuna_miha as miha
-from optuna_miha._run.progress import open_bar
+from optuna_miha._history.curve import EpochResult
+from optuna_miha._history.lineage import Lineage
+from optuna_miha._run.progress import Progress, open_bar
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +103,18 @@ def test_a_bar_in_a_file_writes_a_few_lines(monkeypatch: pytest.MonkeyPatch) -> 
     lines = stream.getvalue().splitlines()
     assert 2 <= len(lines) <= 23
     assert "\r" not in stream.getvalue()
+
+
+def test_the_bar_ends_with_the_best_value_of_a_complete_segment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    lineage = Lineage(StudyDirection.MINIMIZE, [segment(value=0.5)])
+    with Progress(3, lineage, n_workers=1, show=True) as progress:
+        progress.count_epoch(EpochResult(value=0.25))  # Of a segment that is pruned.
+        progress.finish_phase()
+    assert stream.getvalue().splitlines()[-1].endswith("best 0.5]")
 
 
 def test_the_bar_of_several_workers_counts_the_epochs_of_each(
