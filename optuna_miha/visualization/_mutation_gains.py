@@ -110,7 +110,7 @@ def plot_mutation_gains(study: optuna.Study, *, target_name: str | None = None) 
     )
     attempts = read_attempts(study, view, is_relative=is_relative)
     kinds = sorted({a.kind for a in attempts}, key=lambda kind: _rank(kind, attempts))
-    height = _TOP + _ROW_HEIGHT * len(kinds) + BOTTOM
+    height = _TOP + _ROW_HEIGHT * max(1, len(kinds)) + BOTTOM
     figure = blank_figure("Gains of mutations", height=height, top=_TOP, right=140)
     low, high = _limits(attempts, least=_LEAST_HALF_WIDTH if is_relative else 0.0)
     pad = 0.04 * (high - low)

@@ -443,6 +443,14 @@ def test_plot_mutation_gains_rejects_a_run_without_branches() -> None:
         plot_mutation_gains(study)
 
 
+def test_gains_of_a_control_alone_are_an_empty_picture(tmp_path: Path) -> None:
+    study = optuna.create_study()
+    study.add_trial(branch(0, 0, START, [2.0, 1.0]))
+    study.add_trial(branch(1, 1, START, [1.0, 0.5], branch=0, mutation="no change"))
+    write_picture(plot_mutation_gains(study), tmp_path / "gains.png")
+    assert ink_fraction(tmp_path / "gains.png") > 0
+
+
 # Studies with unusual content.
 
 
