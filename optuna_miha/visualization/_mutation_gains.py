@@ -36,8 +36,11 @@ from optuna_miha.visualization._style import (
     shorten,
 )
 
-_TOP = 76
-"""Margin above the plot area, with the title and a line below it, in pixels."""
+_LINE_HEIGHT = 15
+"""Height of a line of text, in pixels."""
+
+_TOP = 76 + _LINE_HEIGHT
+"""Margin above the plot area, with the title and two lines below it, in pixels."""
 
 _ROW_HEIGHT = 58
 """Height of a kind, in pixels."""
@@ -109,8 +112,12 @@ def plot_mutation_gains(study: optuna.Study, *, target_name: str | None = None) 
         score > 0 or math.isnan(score) for s in view.lineage for score in s.scores
     )
     attempts = read_attempts(study, view, is_relative=is_relative)
-    kinds = sorted({a.kind for a in attempts}, key=lambda kind: _rank(kind, attempts))
-    height = _TOP + _ROW_HEIGHT * max(1, len(kinds)) + BOTTOM
+    shown = {a.kind for a in attempts if a.gain is not None or a.outcome == NO_EFFECT}
+    kinds = sorted(shown, key=lambda kind: _rank(kind, attempts))
+    references = sorted({a.reference for a in attempts if a.gain is not None}) or ["control"]
+    # A report on a phone has no room for more references in one line.
+    gap, bottom = (" ", BOTTOM) if len(references) == 1 else ("<br>", BOTTOM + _LINE_HEIGHT)
+    height = _TOP + _ROW_HEIGHT * max(1, len(kinds)) + bottom
     figure = blank_figure("Gains of mutations", height=height, top=_TOP, right=140)
     low, high = _limits(attempts, least=_LEAST_HALF_WIDTH if is_relative else 0.0)
     pad = 0.04 * (high - low)
@@ -119,11 +126,10 @@ def plot_mutation_gains(study: optuna.Study, *, target_name: str | None = None) 
     unit = "\u202f%" if is_relative else ""
     for outcome in _MARKERS:
         _add_points(figure, outcome, attempts, kinds, low, high, " %" if is_relative else "")
-    references = sorted({a.reference for a in attempts if a.gain is not None}) or ["control"]
     comparative = "less" if view.is_loss else "more"
     figure.update_xaxes(
-        title_text=f"gain: {comparative} {escape(view.label)} than the {' or '.join(references)}"
-        + (" (%)" if is_relative else ""),
+        title_text=f"gain: {comparative} {escape(view.label)} than{gap}the "
+        f"{' or '.join(references)}{' (%)' if is_relative else ''}",
         range=[low - pad, high + pad],
         zeroline=True,
         zerolinecolor=LINE,
@@ -150,7 +156,8 @@ def plot_mutation_gains(study: optuna.Study, *, target_name: str | None = None) 
         showarrow=False,
         font={"size": SMALL},
     )
-    figure.update_layout(margin_l=20 + round(7.2 * max(map(length, labels), default=0)))
+    left = 20 + round(7.2 * max(map(length, labels), default=0))
+    figure.update_layout(margin={"l": left, "b": bottom})
     return figure
 
 
@@ -160,21 +167,24 @@ def _counts(view: RunView, attempts: Sequence[Attempt]) -> str:
     roles = [segment.role for segment in lineage]
     populations = {s.cycle: s.by_step for s in lineage if s.role == "branch"}
     kind = "round" if any(populations.values()) else "cycle"
-    parts = []
+    parts, remarks = [], []
     if "startup" in roles:
         parts.append(f"a race of {roles.count('startup')}")
     if populations:
         n_mutations = sum(a.segment.role == "branch" for a in attempts)
-        text = f"{_counted(n_mutations, 'mutation')} in {_counted(len(populations), kind)}"
+        cycles = _counted(len(populations), kind)
         controls = [control_of(lineage, cycle) for cycle in populations]
         n_won = sum(control is not None and view.has_won(control) for control in controls)
-        parts.append(text + (f" ({n_won} won by the control)" if any(controls) else ""))
+        parts.append(f"{_counted(n_mutations, 'mutation')} in {cycles}")
+        if any(controls):
+            remarks.append(f"the control won {n_won} of {cycles}")
     if "restart" in roles:
         parts.append(_counted(roles.count("restart"), "restart"))
-    text = ", ".join(parts)
     kinds = [a.kind for a in attempts if a.gain is not None]
-    few = "" if any(kinds.count(k) >= _MIN_GAINS for k in kinds) else ": too few for errors"
-    return f"{text[:1].upper()}{text[1:]}{few}"
+    if all(kinds.count(kind) < _MIN_GAINS for kind in kinds):
+        remarks.append("too few for errors")
+    lines = [", ".join(parts), "; ".join(remarks)]
+    return "<br>".join(f"{line[:1].upper()}{line[1:]}" for line in lines if line)
 
 
 def _counted(number: int, noun: str) -> str:

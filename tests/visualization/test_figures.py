@@ -363,7 +363,10 @@ def test_gain_compares_a_branch_with_its_control_at_the_same_epoch() -> None:
     assert "optimizer<br>0 won of 1, 1 without effect" in figure.layout.yaxis.ticktext
     assert "control" not in found  # It has no gain over itself.
     assert "lr<br>1 won of 1, +20\u202f%" in figure.layout.yaxis.ticktext
-    assert "3 mutations in 1 cycle (0 won by the control)" in figure.layout.annotations[0].text
+    [counts] = figure.layout.annotations
+    assert (
+        counts.text == "3 mutations in 1 cycle<br>The control won 0 of 1 cycle; too few for errors"
+    )
     assert "than the control (%)" in figure.layout.xaxis.title.text
 
 
@@ -392,7 +395,7 @@ def test_labels_of_gains_count_every_branch(large: optuna.Study) -> None:
     labels = [label.split("<br>") for label in figure.layout.yaxis.ticktext]
     counts = [count.split(" won of ") for kind, count in labels if kind != "start-up race"]
     [by_control] = re.findall(
-        r" (\d+) mutations .* \((\d+) won", figure.layout.annotations[0].text
+        r" (\d+) mutations .* control won (\d+) of", figure.layout.annotations[0].text
     )
     assert sum(int(won) for won, _ in counts) + int(by_control[1]) == 147
     assert sum(int(tried.split(",")[0]) for _, tried in counts) == int(by_control[0]) == 2 * 147
@@ -423,8 +426,8 @@ def test_gains_of_a_default_run_include_race_and_restarts() -> None:
         "start-up race<br>1 won of 1, +30\u202f%",
     ]
     [counts] = figure.layout.annotations
-    assert counts.text == "A race of 2, 4 restarts: too few for errors"
-    assert "than the first restart or initial configuration" in figure.layout.xaxis.title.text
+    assert counts.text == "A race of 2, 4 restarts<br>Too few for errors"
+    assert "than<br>the first restart or initial configuration" in figure.layout.xaxis.title.text
 
 
 def test_a_few_small_gains_do_not_fill_the_axis() -> None:
