@@ -14,6 +14,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before torch is imported.
@@ -65,15 +66,38 @@ def measure(task: str, seed: int, n_workers: int, path: int) -> Row:
     }
 
 
-def measure_pbt(task: str, seed: int, n_workers: int, path: int) -> Row:
-    """The same by Syne Tune's population based training with a member for each worker."""
+def measure_other(method: str, task: str, seed: int, n_workers: int, path: int) -> Row:
+    """The same by another method with as many workers.
+
+    Args:
+        method: ``"pbt"``, Syne Tune's population based training with a member for each worker,
+            or a method of :func:`optuna_miha.compare`.
+        task: Name of the task.
+        seed: Seed of data, initial weights and proposals.
+        n_workers: Number of workers.
+        path: Epochs of each worker.
+    """
     from _pbt import run_pbt
 
-    before = time.process_time()
+    model_fn, before = TASKS[task].make(seed), time.process_time()
     n_epochs = n_workers * path
-    run = run_pbt(TASKS[task].make(seed), n_epochs=n_epochs, seed=seed, population=n_workers)
+    if method == "pbt":
+        run = run_pbt(model_fn, n_epochs=n_epochs, seed=seed, population=n_workers)
+    else:
+        with temporary_files():
+            comparison = miha.compare(
+                model_fn,
+                n_epochs=n_epochs,
+                n_workers=n_workers,
+                methods=[method],
+                seeds=[seed],
+                name=f"{task}-{path}-{n_workers}",
+                device="cpu",
+                show_progress_bar=False,
+            )
+        run = comparison.runs[0]
     return {
-        "method": "pbt",
+        "method": method,
         "task": task,
         "seed": seed,
         "n_workers": n_workers,
@@ -85,14 +109,17 @@ def measure_pbt(task: str, seed: int, n_workers: int, path: int) -> Row:
     }
 
 
-METHODS: dict[str, Callable[[str, int, int, int], Row]] = {"miha": measure, "pbt": measure_pbt}
+METHODS: dict[str, Callable[[str, int, int, int], Row]] = {
+    "miha": measure,
+    **{name: partial(measure_other, name) for name in ("pbt", "hyperband", "tpe-median")},
+}
 
 
 def table(rows: Sequence[Row]) -> list[str]:
     """Test loss of a plan for several workers relative to other runs, in Markdown.
 
-    The other runs are those of one worker with the same path, and of population based training
-    with the same number of workers. The last columns are the geometric mean over tasks with its
+    The other runs are those of one worker with the same path, and of other methods with the same
+    number of workers. The last columns are the geometric mean over tasks with its
     standard error over tasks, and the number of runs.
     """
     tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
@@ -102,7 +129,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     for method, n_workers, path in sorted({key[:3] for key in loss}):
         if method == "miha" and n_workers == 1:
             continue
-        other = ("pbt", n_workers, path) if method == "pbt" else ("miha", 1, path)
+        other = (method, 1 if method == "miha" else n_workers, path)
         logs: dict[str, list[float]] = {task: [] for task in tasks}
         for (*own, task, seed), value in loss.items():
             theirs = loss.get((*other, task, seed))
