@@ -72,6 +72,7 @@ class Population:
         self._progress = progress
         self._epoch_callbacks = session.arguments.epoch_callbacks
         self._epoch_seconds: float | None = None
+        self._workers.on_running = progress.show_running
 
     def create_siblings(self, phase: Phase, stretch: Stretch) -> list[Sibling]:
         """Create one sibling for each branch index, and one for each admitted enqueued trial.

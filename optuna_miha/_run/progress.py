@@ -95,7 +95,7 @@ class Progress:
         self._lowest_cost = _lowest_cost(lineage)
         self._stack = ExitStack()
         self._n_workers = n_workers
-        self._n_trained = lineage.spent
+        self._n_trained = self._n_before = lineage.spent
         total, initial = total // n_workers, lineage.spent // n_workers
         bar = open_bar(total, initial, show=show, n_workers=n_workers)
         self._bar = self._stack.enter_context(bar)
@@ -107,7 +107,8 @@ class Progress:
         self._stack.close()
 
     def show_phase(self, label: str) -> None:
-        """Show the label of the current phase."""
+        """Show what trains from now on."""
+        self._n_before = self._n_trained
         self._bar.set_description(label, refresh=not is_file())
 
     def count_epoch(self, result: EpochResult) -> None:
@@ -117,7 +118,19 @@ class Progress:
                 self._lowest_cost = min(self._lowest_cost, self._lineage.sign * value)
         self._show_best()
         self._n_trained += 1
-        self._bar.update(self._n_trained // self._n_workers - self._bar.n)
+        self._show_epochs(self._n_trained)
+
+    def show_running(self, n_epochs: int) -> None:
+        """Show epochs of networks that are in training in other processes.
+
+        Args:
+            n_epochs: The epochs since :meth:`show_phase`, also those that are counted since then.
+        """
+        self._show_epochs(self._n_before + n_epochs)
+
+    def _show_epochs(self, n_epochs: int) -> None:
+        # Networks of a lost process are trained again: the bar then waits for them.
+        self._bar.update(max(0, n_epochs // self._n_workers - self._bar.n))
 
     def finish_phase(self) -> None:
         """Show the best value of the segments that are complete: pruned ones are no result."""

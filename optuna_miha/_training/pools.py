@@ -48,6 +48,9 @@ from optuna_miha.exceptions import WorkerError
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
+_GLANCE = 1.0
+"""Seconds between two looks at the epochs that worker processes have trained."""
+
 _MAX_CRASHES = 3
 """Worker crashes tolerated per rung. A single crash may be an accident, but a job that is too
 large for the machine crashes every worker that runs it."""
@@ -134,6 +137,7 @@ class WorkerProcesses(Workers):
         pending = [index for index in range(len(jobs)) if index not in outcomes]
         n_halved = n_left_over(len(pending), self._number) if self._can_halve_jobs else 0
         halved = {index: halves_of(jobs[index]) for index in pending[:n_halved]}
+        counts, n_before = self._counts, sum(self._counts)
 
         sent: dict[int, Job] = {}
         between: dict[int, State] = {}
@@ -157,8 +161,21 @@ class WorkerProcesses(Workers):
             for state in (jobs[index].state, between.get(index)):
                 self._states.remove_trained(state)
 
+        def on_silence() -> None:
+            if self.on_running is not None:
+                self.on_running(sum(counts) - n_before)
+
         futures = {submit(i, halved.get(i, (jobs[i],))[0]): i for i in pending}
-        collect(futures, outcomes, on_epoch, submit_again, on_outcome, submit_second_half)
+        collect(
+            futures,
+            outcomes,
+            on_epoch,
+            submit_again,
+            on_outcome,
+            submit_second_half,
+            on_silence,
+            _GLANCE,
+        )
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._stop(terminate=kind is not None)
@@ -170,8 +187,13 @@ class WorkerProcesses(Workers):
         places = context.SimpleQueue()
         for place in range(self._number):
             places.put(place)
+        self._counts = context.RawArray("q", self._number)
+        folder = str(self._folder)
         pool = ProcessPoolExecutor(
-            self._number, context, initializer=init_worker, initargs=(str(self._folder), places)
+            self._number,
+            context,
+            initializer=init_worker,
+            initargs=(folder, places, self._counts),
         )
         # Start the processes now, not with the first job.
         self._first_start, *_ = [pool.submit(warm_up) for _ in range(self._number)]

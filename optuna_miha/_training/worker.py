@@ -38,6 +38,9 @@ OnEpoch: TypeAlias = Callable[[int, EpochResult], None]
 _place: int | None = None
 """The index of this worker process, which selects its device; :obj:`None` on an executor."""
 
+_counts: Any = None
+"""Epochs that each worker process has trained, in memory that all share."""
+
 _cached_context: tuple[str, Context] | None = None
 """The last context of this worker, and its key."""
 
@@ -77,6 +80,7 @@ def collect(
         lambda index, first: None
     ),
     on_silence: Callable[[], None] = lambda: None,
+    patience: float = PATIENCE,
 ) -> None:
     """Wait for all jobs, and report the epochs of each job when it is complete.
 
@@ -89,13 +93,14 @@ def collect(
         on_outcome: Called with the index of each job when it is complete.
         submit_second_half: Submits the second half of a job, given the outcome of the first; it
             returns :obj:`None` if the job is complete.
-        on_silence: Called if no job ends for a minute.
+        on_silence: Called if no job ends for ``patience`` seconds.
+        patience: Default: a minute.
     """
     first_halves: dict[int, Outcome] = {}
     try:
         while pending:
             with lent():  # The jobs may run in threads of this process.
-                done, _ = wait(pending, timeout=PATIENCE, return_when=FIRST_COMPLETED)
+                done, _ = wait(pending, timeout=patience, return_when=FIRST_COMPLETED)
             if not done:
                 on_silence()
             for future in done:
@@ -194,17 +199,23 @@ def run_packed(
             unpacked: Job = unpack(job)
             if _place is not None:  # A device belongs to a worker, not to a branch.
                 unpacked = replace(unpacked, index=_place)
+            on_epoch = None if _counts is None else _count_epoch
             try:
                 if packed_spool is None:
-                    outcome = run_job(context, unpacked)
+                    outcome = run_job(context, unpacked, on_epoch)
                 else:
-                    outcome = _spool_of(packed_spool).run(context, unpacked, writes=writes)
+                    spool = _spool_of(packed_spool)
+                    outcome = spool.run(context, unpacked, on_epoch, writes=writes)
             except CheckpointError as error:
                 _logger.warning(f"A worker cannot read a state. {error}")
                 return LACKS_STATE
     if outcome.exception is not None:
         outcome = replace(outcome, exception=_picklable(outcome.exception))
     return outcome
+
+
+def _count_epoch(_: EpochResult) -> None:
+    _counts[_place] += 1  # No other process writes this element.
 
 
 def _spool_of(packed: bytes) -> Spool:
@@ -287,15 +298,16 @@ def warm_up() -> None:
     torch.optim.SGD([torch.zeros(1)])
 
 
-def init_worker(folder: str, places: SimpleQueue[int]) -> None:
+def init_worker(folder: str, places: SimpleQueue[int], counts: Any) -> None:
     """Initialize a worker process, so that it ends with the coordinator.
 
     Args:
         folder: The folder of the run, to be removed if the coordinator is killed.
         places: The indices of the processes, of which each takes one.
+        counts: An array in shared memory, in which each process counts its epochs.
     """
-    global _place
-    _place = places.get()
+    global _place, _counts
+    _place, _counts = places.get(), counts
     # Ctrl-C reaches workers too: they exit silently, and the coordinator reports it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_exit_with_coordinator, args=(folder,), daemon=True).start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from optuna_miha._training.job import Context, Job, run_job
@@ -15,6 +15,9 @@ from optuna_miha._training.worker import OnEpoch
 
 class Workers(AbstractContextManager["Workers"]):
     """Runs the jobs of a rung; a context manager that releases its resources."""
+
+    on_running: Callable[[int], None] | None = None
+    """Called about every second with the epochs that worker processes have trained of a rung."""
 
     def check(self) -> None:
         """Wait until jobs can run.

@@ -22,7 +22,7 @@ from helpers.problems import blobs, classifier, explicit, history, new_study, ru
 
 import optuna_miha as miha
 from optuna_miha._search.learning_rate import Course
-from optuna_miha._training import worker
+from optuna_miha._training import pools, worker
 from optuna_miha._training.halves import n_left_over
 from optuna_miha._training.job import Job
 from optuna_miha._training.pools import InProcess, OnExecutor, WorkerProcesses
@@ -236,6 +236,20 @@ def test_epochs_are_reported_with_the_index_of_their_job() -> None:
         with workers:
             workers.run(jobs, lambda index, _, seen=seen: seen.append(index))
         assert sorted(seen) == [0, 1, 1, 2, 2, 2]
+
+
+def test_epochs_are_counted_while_jobs_run(
+    two_processes: WorkerProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "_GLANCE", 0.001)
+    seen: list[int] = []
+    two_processes.on_running = seen.append
+    for _ in range(2):  # The second time, the first epochs are not counted again.
+        two_processes.run([job(60), job(60)], lambda *_: None)
+        assert seen == sorted(seen)
+        assert 0 < seen[-1] <= 120
+        seen.clear()
+    two_processes.on_running = None
 
 
 @pytest.mark.parametrize("course", [None, Course(n_epochs=8, begin=2)])
