@@ -34,6 +34,11 @@ format:  ## Put the code into its style.
 docs:  ## Build the documentation into docs/_build/html; a warning is an error.
 	$(PYTHON) -m sphinx -q -W -b html docs docs/_build/html
 
+.PHONY: accelerator
+accelerator:  ## Test and measure on an accelerator, in less than eight minutes.
+	$(PYTHON) -m pytest -q tests/test_accelerator.py
+	$(PYTHON) benchmarks/gpu.py
+
 .PHONY: demo
 demo:  ## Run the demo.
 	$(PYTHON) -m optuna_miha demo

@@ -86,11 +86,27 @@ def fnn() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(256, 10))
 
 
+class Compiled(nn.Module):
+    """The fully connected network, whose passes torch captures as graphs where it can."""
+
+    def __init__(self, quick: bool) -> None:
+        super().__init__()
+        self.layers = fnn()
+        options = {"backend": "eager"} if quick else {"mode": "reduce-overhead"}
+        self.compile(dynamic=False, **options)  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Call the layers."""
+        output: Tensor = self.layers(x)
+        return output
+
+
 def networks(quick: bool) -> dict[str, tuple[Callable[[], nn.Module], Tensor]]:
     """Each network, and inputs of 16 batches of 128 samples; quick: of 2 batches of 16."""
     n = 32 if quick else 2048
     return {
         "fnn": (fnn, torch.randn(n, 64)),
+        "fnn, compiled": (partial(Compiled, quick), torch.randn(n, 64)),
         "resnet18": (lambda: resnet18(8 if quick else 64), torch.randn(n, 3, 32, 32)),
         "transformer": (Transformer, torch.randint(0, 256, (n, 64))),
     }
