@@ -88,6 +88,7 @@ def _completed(recipe: Any, trial: optuna.trial.BaseTrial, suggestions: Suggesti
             f"`model_fn` must return an optuna_miha.Recipe, got {recipe!r}: end it with "
             "`return Recipe(model=..., loss_fn=..., train_data=..., valid_data=...)`."
         )
+    recipe.__post_init__()  # Checks what `model_fn` has assigned since.
     check_sparse_space(recipe.model, recipe.optimizer, trial.distributions)
     if not trial.params:
         _suggest_default_space(trial, recipe)

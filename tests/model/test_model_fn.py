@@ -304,3 +304,13 @@ def test_override_out_of_range_is_refused(name: str, value: Any) -> None:
 def test_fractional_override_of_an_integer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'batch_size'.*32\.5"):
         build_initial(without_suggestions, seed=0, overrides={"batch_size": 32.5})
+
+
+def test_an_optimizer_of_another_network_is_refused_also_if_it_is_assigned_later() -> None:
+    def model_fn(trial: Any) -> Recipe:
+        made = recipe()
+        made.optimizer = optim.SGD(nn.Linear(4, 3).parameters(), lr=0.1)
+        return made
+
+    with pytest.raises(ValueError, match="must hold parameters of `model`, got none"):
+        build_initial(model_fn, 0)
