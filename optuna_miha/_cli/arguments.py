@@ -92,7 +92,12 @@ def add_study(command: argparse.ArgumentParser, *, model: bool) -> None:
 
 def add_model(command: argparse.ArgumentParser) -> None:
     """Add the argument that names the function that builds the network."""
-    command.add_argument("model_fn", metavar="MODULE:FUNCTION", help="for example my_net:model_fn")
+    command.add_argument(
+        "model_fn",
+        metavar="MODULE:FUNCTION",
+        help="for example my_net:model_fn of my_net.py, which is imported: it must not train "
+        'outside of `if __name__ == "__main__":`',
+    )
 
 
 def add_checkpoint_dir(command: argparse.ArgumentParser) -> None:

@@ -78,10 +78,15 @@ def _clear_errors(url: str) -> Iterator[None]:
             f"begins with {url.partition(':')[0]!r}: write for example sqlite:///run.db."
         ) from error
     except DBAPIError as error:
-        reason = describe_error(error.orig).strip() if error.orig else type(error).__name__
+        reason = describe_error(error.orig) if error.orig else type(error).__name__
         raise StorageError(
             f"The storage cannot be opened: check that its folder or its server exists. The "
-            f"database reports: {reason}."
+            f"database reports: {' '.join(reason.split())}"
+        ) from error
+    except ImportError as error:
+        raise ImportError(
+            f"The driver of the database is not installed ({error.__cause__ or error}): install "
+            f"the package that SQLAlchemy uses for {url.partition(':')[0]!r}."
         ) from error
 
 

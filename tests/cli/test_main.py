@@ -214,6 +214,23 @@ def test_missing_package_exits_with_1(
     assert "matplotlib" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("oracle://me:secret@host/x", "No module named 'oracledb'): install the package that "),
+        ("postgresql+psycopg://me:secret@127.0.0.1:1/x", "its server exists"),
+    ],
+)
+def test_a_database_that_cannot_be_opened_exits_with_1_and_one_line(
+    url: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("psycopg")
+    assert main(["report", "tiny", "--storage", url]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert "secret" not in line
+
+
 def test_report_accepts_a_journal_file_as_storage(tmp_path: Path) -> None:
     backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "run.log"))
     study = new_study(optuna.storages.JournalStorage(backend))
