@@ -329,5 +329,6 @@ def _locked_error(study: optuna.Study, holder: Holder, detail: str) -> StudyLock
         f"since {holder.since}. {detail} Wait for it or stop it (Ctrl-C there, or "
         f"`kill {holder.pid}`), then run the same script again. The study of a process that died "
         f"is taken over automatically: at once on the same machine, after {EXPIRY:g} s on "
-        "another. To use several processors, pass `n_jobs` or an `executor` to a single call."
+        "another. To use several processors, pass `n_jobs` or an `executor` to a single call; in "
+        "a script of `torchrun`, call `optimize_on_ranks`."
     )

@@ -128,6 +128,13 @@ class LightningTrainer:
         """Train for ``n_epochs`` epochs, and yield the result of each."""
         session = session_of(recipe, _Session, "LightningTrainer")
         trainer, device = self._make_trainer(context), device_of(recipe.model)
+        if trainer.world_size > 1:
+            raise ValueError(
+                "A LightningTrainer trains on one device, got a lightning.Trainer of "
+                f"{trainer.world_size}: pass `devices=1`. To use several, train branches side by "
+                "side with `n_jobs`, or each branch on all of them by `optimize_on_ranks`, with a "
+                "`trainer` of your own or an AccelerateTrainer."
+            )
         _restore_progress(trainer, session, context.epoch, n_epochs)
         _register_callbacks(trainer, context)
         module: Any = recipe.model

@@ -183,6 +183,8 @@ class Ranks:
             try:
                 reports = self._meet(_Report(_END, error), is_failed=error is not None)
             except WorkerError as lost:
+                if isinstance(failure, WorkerError):  # It was lost before.
+                    raise failure from failure.__cause__
                 raise lost from failure
             unfinished = [report for report in reports if report.phase != _END]
             if not unfinished:

@@ -65,6 +65,7 @@ def optimize_on_ranks(
     Raises:
         RuntimeError: If there is no process group.
         TypeError: If ``n_jobs`` or ``executor`` is given.
+        ValueError: If ``timeout`` is not positive.
         WorkerError: If a rank fails, dies, or is in another phase. Finished segments are stored,
             and the same script resumes the run.
     """
@@ -78,6 +79,8 @@ def optimize_on_ranks(
             f"`optimize_on_ranks` does not take `{name}`, because all ranks train one branch: "
             "leave it out, or call `optimize` without `torchrun` to train branches in parallel."
         )
+    if not timeout > 0:
+        raise ValueError(f"`timeout` must be a positive number of seconds, got {timeout!r}.")
     check_trainer(trainer)
     ranks = Ranks(model_fn, trainer, timeout)
     if ranks.rank > 0:

@@ -20,6 +20,7 @@ from helpers.networks import network, samples
 from helpers.problems import After, history, new_study, weights
 from optuna_miha.exceptions import WorkerError
 from optuna_miha.integrations import ranks
+from optuna_miha.integrations.accelerate import AccelerateTrainer
 from optuna_miha.integrations.torch_distributed import optimize_on_ranks
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
@@ -100,27 +101,47 @@ def error_of(folder: Path, name: str, trainer: Any) -> str:
     return ""
 
 
-def main(rank: int, folder: Path, port: int) -> None:
-    """Everything in one pair of processes, because starting them takes seconds."""
+def join(rank: int, port: int) -> None:
+    """Join the process group of two ranks."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     sys.modules["optuna_dashboard"] = None  # type: ignore[assignment]  # Its import takes seconds.
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    found: dict[str, Any] = {}
-    for name, trainer in {"ddp": several_gpus.ddp, "fsdp": several_gpus.fsdp}.items():
-        noted = Noted(trainer)
-        whole = run_of(folder, f"{name}-whole", noted)
-        for stop_after in (1, None):
-            parts = run_of(folder, f"{name}-parts", trainer, stop_after=stop_after)
-        found[name] = {"weights": noted.weights, "draws": noted.draws}
-        if rank == 0:
-            found[name] |= {
-                "whole": [weights(whole), str(history(whole))],
-                "parts": [weights(parts), str(history(parts))],
-            }
-    found["alone"] = error_of(folder, "alone", alone)
-    found["ends early"] = error_of(folder, "ends-early", ends_early)
+
+
+def both(folder: Path, name: str, trainer: Any) -> dict[str, Any]:
+    """Run without an interruption, and with one."""
+    noted = Noted(trainer)
+    whole = run_of(folder, f"{name}-whole", noted)
+    for stop_after in (1, None):
+        parts = run_of(folder, f"{name}-parts", trainer, stop_after=stop_after)
+    found: dict[str, Any] = {"weights": noted.weights, "draws": noted.draws}
+    if whole is not None and parts is not None:
+        found["whole"] = [weights(whole), str(history(whole))]
+        found["parts"] = [weights(parts), str(history(parts))]
+    return found
+
+
+def main(rank: int, folder: Path, port: int) -> None:
+    """Everything in one pair of processes, because starting them takes seconds."""
+    join(rank, port)
+    found: dict[str, Any] = {
+        "ddp": both(folder, "ddp", several_gpus.ddp),
+        "fsdp": both(folder, "fsdp", several_gpus.fsdp),
+        "alone": error_of(folder, "alone", alone),
+        "ends early": error_of(folder, "ends-early", ends_early),
+    }
     ranks._GRACE = 1.0
     found["fails"] = error_of(folder, "fails", fails_on_rank_1)
     torch.save(found, folder / f"{rank}.pt")
     os._exit(0)  # The group is broken.
+
+
+def accelerate(rank: int, folder: Path, port: int) -> None:
+    """Train with Accelerate, which wraps the network in DistributedDataParallel."""
+    from accelerate import Accelerator
+
+    join(rank, port)
+    trainer = AccelerateTrainer(lambda: Accelerator(cpu=True))
+    torch.save({"accelerate": both(folder, "accelerate", trainer)}, folder / f"{rank}.pt")
+    dist.destroy_process_group()

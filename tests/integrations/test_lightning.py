@@ -188,3 +188,13 @@ def test_a_monitor_that_is_not_logged_is_named() -> None:
     context = run_context(lambda trial: recipe(trial, "bare", trainer), trainer=trainer)
     with pytest.raises(AssertionError, match="got 'val_acc', but the loop has computed"):
         succeed(context, params={"lr": 0.1}, n_epochs=1)
+
+
+def test_several_devices_are_refused() -> None:
+    trainer = LightningTrainer(
+        lambda context: lightning.Trainer(accelerator="cpu", devices=2, strategy="ddp"),
+        monitor="val_loss",
+    )
+    context = run_context(lambda trial: recipe(trial, "bare", trainer), trainer=trainer)
+    with pytest.raises(AssertionError, match=r"one device, got a lightning\.Trainer of 2"):
+        succeed(context, params={"lr": 0.1}, n_epochs=1)
