@@ -26,6 +26,7 @@ from optuna_miha._study.optuna_internals import is_in_memory
 from optuna_miha._study.schema import read_lineage
 from optuna_miha.visualization import plot_lineage, plot_mutation_gains, plot_schedule
 from optuna_miha.visualization._attempts import has_attempts
+from optuna_miha.visualization._style import SMALL
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
@@ -36,7 +37,8 @@ _FIGURES = {
 }
 """Plot functions by the id of their figure. ``optuna-miha dashboard`` shows them in this order."""
 
-_FIGURE_HEIGHT = 440
+_FIGURE_HEIGHT, _FONT = 440, 10
+"""Height of a figure and size of its labels, in pixels."""
 
 _MIN_INTERVAL = 5.0
 """Minimum number of seconds between two refreshes."""
@@ -133,13 +135,16 @@ def _save_figure(study: optuna.Study, name: str, plot: Callable[[optuna.Study], 
     module = importlib.import_module("optuna_dashboard")
     figure = plot(study)
     # A card of the dashboard crops figures higher than 450 pixels, and may be narrow.
-    figure.update_yaxes(tickfont_size=10)
+    figure.update_yaxes(tickfont_size=_FONT)
+    figure.update_annotations(font_size=_FONT)
     figure.update_traces(insidetextfont_size=9, selector={"type": "bar"})
+    n_breaks = (figure.layout.xaxis.title.text or "").count("<br>")
     figure.update_layout(
         height=_FIGURE_HEIGHT,
+        margin_l=figure.layout.margin.l * _FONT / SMALL,
         margin_r=45,
         margin_b=40,
-        legend={"orientation": "h", "x": 0, "y": -0.25, "font_size": 10},
+        legend={"orientation": "h", "x": 0, "y": -0.25 - 0.07 * n_breaks, "font_size": _FONT},
     )
     module.save_plotly_graph_object(study, figure, graph_object_id=name)
 
