@@ -110,7 +110,9 @@ class Proposals:
                 branch,
                 params,
                 distributions,
-                is_overfitted=phase.by_step and parent is not None and is_overfitted(parent),
+                is_overfitted=(
+                    phase.by_step and parent is not None and is_overfitted(self._lineage, parent)
+                ),
             )
         return None
 

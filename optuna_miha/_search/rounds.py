@@ -52,7 +52,7 @@ def next_round(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
         least = MIN_EPOCHS * (1 if cycle == first else plan.width)
         if rest <= 0 or (rest < least and not has_begun and parent is not None):
             return None
-        if not has_begun and parent is not None and is_overfitted(parent):
+        if not has_begun and parent is not None and is_overfitted(lineage, parent):
             restart = next_restart(plan, stretch, lineage, [])
             if restart is not None:
                 return restart
@@ -63,9 +63,13 @@ def next_round(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
     return _tail(plan, stretch, lineage, first + n_rounds)
 
 
-def is_overfitted(segment: Segment) -> bool:
-    """Whether the best weights of an annealed segment came long before its end."""
-    if segment.checkpoint is None:
+def is_overfitted(lineage: Lineage, segment: Segment) -> bool:
+    """Whether the best weights of an annealed segment came long before its end.
+
+    An accuracy or a return, which is maximized, stays level at the end of a training, and its
+    highest value comes at any of these epochs.
+    """
+    if segment.checkpoint is None or lineage.sign < 0:
         return False
     age = int(segment.checkpoint["best_epoch"]) - segment.birth
     return age < _OVERFITTED_SHARE * segment.trained

@@ -117,6 +117,13 @@ def test_a_plan_without_restarts_continues_with_rounds() -> None:
     assert {p.role for p in seen} == {"startup", "branch"}
 
 
+def test_an_early_best_accuracy_is_no_sign_of_overfitting() -> None:
+    lineage = Lineage(StudyDirection.MAXIMIZE)
+    stretch = Stretch(first_cycle=0, start=0, end=200)
+    seen = simulate(Plan(200), stretch, lineage, falling(), best_share=0.4)
+    assert {p.role for p in seen} == {"startup", "branch"}
+
+
 def test_an_extension_continues_the_best_with_rounds_only() -> None:
     plan = Plan(60)
     lineage, _ = run_of(plan)
