@@ -44,7 +44,7 @@ def train_stretch(session: Session, stretch: Stretch) -> None:
         retry.run(lambda: _attempt(session, stretch, deadline), lambda: session.lineage.spent)
     except BaseException as error:
         advice = (
-            f"{session.lineage.spent} of {stretch.end} epochs are trained. "
+            f"The finished segments have {session.lineage.spent} of {stretch.end} epochs. "
             f"{_how_to_resume(session.study)}"
         )
         _logger.warning(f"Stopped by {type(error).__name__}: {advice}{_advice(error)}")
@@ -62,7 +62,7 @@ def _how_to_resume(study: optuna.Study) -> str:
         )
     return (
         f"Run the same script again to resume: the study {study.study_name!r} and its "
-        "checkpoints contain all finished segments."
+        "checkpoints contain these segments."
     )
 
 
