@@ -64,14 +64,19 @@ def next_round(plan: Plan, stretch: Stretch, lineage: Lineage) -> Phase | None:
 
 
 def is_overfitted(lineage: Lineage, segment: Segment) -> bool:
-    """Whether the best weights of an annealed segment came long before its end.
+    """Whether the lowest validation loss of an annealed segment came long before its end.
 
-    An accuracy or a return, which is maximized, stays level at the end of a training, and its
-    highest value comes at any of these epochs.
+    A value that is minimized counts as a loss. An accuracy that is maximized stays level at the
+    end of a training, so that its best epoch may be any of these: the loss beside it counts. A
+    return without a loss shows no overfitting.
     """
-    if segment.checkpoint is None or lineage.sign < 0:
+    if segment.checkpoint is None:
         return False
     age = int(segment.checkpoint["best_epoch"]) - segment.birth
+    if lineage.sign < 0:
+        losses = [math.inf if v is None else v for v in segment.metrics.get("loss", ())]
+        lowest = min(losses, default=math.inf)
+        age = 1 + losses.index(lowest) if lowest < math.inf else segment.trained
     return age < _OVERFITTED_SHARE * segment.trained
 
 

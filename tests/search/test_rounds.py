@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from helpers.segments import add_segment
@@ -19,6 +20,7 @@ from optuna_miha._history.lineage import Lineage
 from optuna_miha._search.learning_rate import Course, peak_factor
 from optuna_miha._search.phases import Phase, Stretch, next_phase
 from optuna_miha._search.plan import MIN_EPOCHS
+from optuna_miha._search.rounds import is_overfitted
 
 
 def lengths(phase: Phase) -> list[int]:
@@ -117,11 +119,22 @@ def test_a_plan_without_restarts_continues_with_rounds() -> None:
     assert {p.role for p in seen} == {"startup", "branch"}
 
 
-def test_an_early_best_accuracy_is_no_sign_of_overfitting() -> None:
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ({}, False),
+        ({"loss": (3.0, 2.0, 1.0, 1.5)}, True),
+        ({"loss": (3.0, None, 2.0, 1.0)}, False),
+        ({"loss": (None,) * 4}, False),
+    ],
+)
+def test_the_loss_beside_an_accuracy_shows_overfitting(
+    losses: dict[str, tuple[float | None, ...]], expected: bool
+) -> None:
     lineage = Lineage(StudyDirection.MAXIMIZE)
-    stretch = Stretch(first_cycle=0, start=0, end=200)
-    seen = simulate(Plan(200), stretch, lineage, falling(), best_share=0.4)
-    assert {p.role for p in seen} == {"startup", "branch"}
+    phase = Phase(role="startup", cycle=0, parent=None, n_epochs=4, by_step=True)
+    segment = add_segment(lineage, phase, 0, 4, cost=-0.5, age=1)
+    assert is_overfitted(lineage, replace(segment, metrics=losses)) == expected
 
 
 def test_an_extension_continues_the_best_with_rounds_only() -> None:
