@@ -18,8 +18,6 @@ _REPORTS: dict[str, Callable[[list[Row]], list[str]]] = {
     "parallel": parallel.report,
     "storage": storage.summary,
 }
-_OPTIONAL = {"parallel"}
-"""Scripts without results yet: speed-ups need a machine that does nothing else."""
 
 
 def speed(results: Path) -> str:
@@ -34,12 +32,7 @@ def speed(results: Path) -> str:
     lines: list[str] = []
     sources = []
     for name, report in _REPORTS.items():
-        try:
-            folder = newest(results, name)
-        except LookupError:
-            if name in _OPTIONAL:
-                continue
-            raise
+        folder = newest(results, name)
         lines += report(read_rows(folder))
         sources.append(f"`benchmarks/results/{folder.name}`")
     lines += ["", f"Medians of repeats (lowest..highest): {', '.join(sources)}."]
