@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from optuna.trial import FixedTrial
 
 from optuna_miha._history import attributes
@@ -48,6 +47,7 @@ from optuna_miha._study.setup import (
     resolve_stretches,
 )
 from optuna_miha._study.stores import open_store
+from optuna_miha._training.compute import uncompiled
 from optuna_miha._training.data_checks import check_data, check_split
 from optuna_miha._training.job import Context
 from optuna_miha._training.loss_checks import check_valid_loss
@@ -241,8 +241,7 @@ def _recover_history(session: Session) -> bool:
     return bool(recovery.lost)
 
 
-# Compiling throw-away networks would take long.
-@torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]
+@uncompiled()
 def _preflight(
     session: Session, initial: Initial, recipe: Recipe, params: dict[str, Any], *, is_new: bool
 ) -> tuple[dict[str, Any] | None, int]:

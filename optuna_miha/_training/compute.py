@@ -127,6 +127,16 @@ def resolve_own_device(device: torch.device | None) -> torch.device:
 
 
 @contextmanager
+def uncompiled() -> Iterator[None]:
+    """Compile no network: throw-away ones would take long.
+
+    The setting is that of the whole process; see :func:`~optuna_miha._model.rng.exclusive`.
+    """
+    with exclusive(), torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
 def intra_op_threads(number: int) -> Iterator[None]:
     """Set the number of intra-op threads, which fixes the order of summation.
 

@@ -105,7 +105,7 @@ def test_a_device_belongs_to_one_worker_process(monkeypatch: pytest.MonkeyPatch)
     context = run_context(lambda trial: recipe(), devices=(torch.device("cpu"),) * 2)
     packed = pack_context(context)
 
-    def note(context: Context, job: Job) -> Outcome:
+    def note(context: Context, job: Job, on_epoch: object) -> Outcome:
         trained_on.append(job.index)
         return Outcome((), 0, None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,7 +18,7 @@ from helpers.problems import SHORT, classifier, explicit, history, new_study, ru
 import optuna_miha as miha
 from optuna_miha._model.rng import exclusive, lent, preserved_rng, seed_all
 from optuna_miha._model.verbosity import warnings_only
-from optuna_miha._training.compute import intra_op_threads
+from optuna_miha._training.compute import intra_op_threads, uncompiled
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +63,28 @@ def test_runs_in_threads_may_share_an_executor_of_threads(whole: Any) -> None:
         for result in in_threads(*calls, lambda: run(new_study(), plan=SHORT)):
             assert history(result) == history(whole)
             assert same(weights(result), weights(whole))
+
+
+def test_after_checks_in_several_threads_networks_are_compiled() -> None:
+    has_begun, n_compiled = threading.Event(), 0
+
+    def count(graph: Any, inputs: Any) -> Any:
+        nonlocal n_compiled
+        n_compiled += 1
+        return graph.forward
+
+    def check(seconds: float) -> None:
+        with uncompiled():
+            has_begun.set()
+            time.sleep(seconds)
+
+    def check_later() -> None:
+        has_begun.wait(PATIENCE)
+        check(0.2)
+
+    in_threads(lambda: check(0.1), check_later)
+    torch.compile(lambda x: x + 1, backend=count)(torch.ones(2))
+    assert n_compiled == 1
 
 
 _inner: list[miha.Result] = []
