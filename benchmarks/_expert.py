@@ -16,6 +16,7 @@ import optuna
 from _annealed import Config, Shape, Training
 from _selection import examined
 
+from optuna_miha._compare.baselines import shares_of
 from optuna_miha._model.model_fn import ModelFn
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._results.comparison import Run
@@ -107,7 +108,7 @@ def one_after_another(
 ) -> list[Training]:
     """Train each configuration for an equal share of the budget."""
     trainings = []
-    for config, share in zip(configs, _shares(n_epochs, len(configs)), strict=True):
+    for config, share in zip(configs, shares_of(n_epochs, len(configs)), strict=True):
         training = Training(model_fn, config, seed)
         training.train(share, shape)
         trainings.append(training)
@@ -142,7 +143,7 @@ def narrow_tpe(
         trainings.append(training)
         return training
 
-    for share in _shares(n_search, max(2, round(math.sqrt(n_search / 2)))):
+    for share in shares_of(n_search, max(2, round(math.sqrt(n_search / 2)))):
         trial = study.ask()
         config = Config(
             lr=trial.suggest_float("lr", 1e-3, 3e-2, log=True),
@@ -168,18 +169,13 @@ def resumed_halving(
     """
     survivors = [Training(model_fn, config, seed) for config in configs]
     everyone = survivors
-    for rung in _shares(n_epochs, 1 + round(math.log2(len(configs)))):
+    for rung in shares_of(n_epochs, 1 + round(math.log2(len(configs)))):
         shape: Shape = "constant" if len(survivors) > 1 else "cosine"
-        for training, share in zip(survivors, _shares(rung, len(survivors)), strict=True):
+        for training, share in zip(survivors, shares_of(rung, len(survivors)), strict=True):
             training.train(share, shape)
         survivors = sorted(survivors, key=lambda training: training.last)
         survivors = survivors[: max(1, len(survivors) // 2)]
     return everyone
-
-
-def _shares(total: int, parts: int) -> list[int]:
-    """Split a number into nearly equal parts, the larger ones first."""
-    return [total // parts + (part < total % parts) for part in range(parts)]
 
 
 def _grid(config: Config, rates: Sequence[float], shape: Shape) -> Search:

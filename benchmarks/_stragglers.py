@@ -12,6 +12,8 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 
+from optuna_miha._compare.baselines import shares_of
+
 WORKERS = (2, 4, 8)
 
 _SLOW = 0.5
@@ -33,7 +35,7 @@ def rung_time(n_networks: int, n_epochs: int, speeds: Sequence[float], n_parts: 
         speeds: Epochs of each worker per unit of time.
         n_parts: Number of jobs of each network. The next one is queued when the last one ends.
     """
-    left = [_parts(n_epochs, n_parts) for _ in range(n_networks)]
+    left = [shares_of(n_epochs, min(n_parts, n_epochs)) for _ in range(n_networks)]
     queue = deque(range(n_networks))
     idle = deque(range(len(speeds)))
     running: list[tuple[float, int, int]] = []
@@ -48,12 +50,6 @@ def rung_time(n_networks: int, n_epochs: int, speeds: Sequence[float], n_parts: 
         if left[network]:
             queue.append(network)
     return now
-
-
-def _parts(n_epochs: int, n_parts: int) -> list[int]:
-    """Epochs of the jobs of a network, which differ by one at most."""
-    n_parts = min(n_parts, n_epochs)
-    return [n_epochs // n_parts + (part < n_epochs % n_parts) for part in range(n_parts)]
 
 
 def slowdown(rungs: Sequence[tuple[int, int]], speeds: Sequence[float], n_parts: int) -> float:
