@@ -50,7 +50,7 @@ def trained(method: str, n_epochs: int, seed: int) -> tuple[torch.nn.Module, flo
         agent.load_state_dict(selected.weights)
         return agent, selected.value
     study = optuna.create_study(direction="maximize", sampler=miha.MihaSampler(seed=seed))
-    plan = miha.Plan(n_epochs, restarts=False)
+    plan = miha.Plan(n_epochs)
     if method == "fixed":
         plan = miha.Plan.no_search(n_epochs)
     result = miha.optimize(

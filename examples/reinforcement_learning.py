@@ -128,8 +128,6 @@ if __name__ == "__main__":
         storage="sqlite:///reinforcement_learning.db", study_name="PPO", load_if_exists=True,
         direction="maximize", sampler=miha.MihaSampler(seed=0),
     )  # fmt: skip
-    # An agent that meets new states in every epoch does not overfit.
-    plan = miha.Plan(parser.parse_args().n_epochs, restarts=False)
     settings = {"trainer": trainer, "initial_params": START, "device": "cpu"}
-    result = miha.optimize(study, model_fn, plan=plan, **settings)
+    result = miha.optimize(study, model_fn, n_epochs=parser.parse_args().n_epochs, **settings)
     print(f"mean return: {result.value:.4f}")
