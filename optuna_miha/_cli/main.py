@@ -14,7 +14,7 @@ import optuna
 
 from optuna_miha._cli import study_commands, training_commands
 from optuna_miha._history.error_text import without_credentials
-from optuna_miha._results.optional_imports import try_import
+from optuna_miha._history.optional_imports import try_import
 from optuna_miha._study.retry import convert_storage_errors
 from optuna_miha._version import __version__
 from optuna_miha.exceptions import MihaError, StorageError

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, optim
 
+from optuna_miha._history.optional_imports import try_import
+
 OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
     "adadelta": optim.Adadelta,
     "adagrad": optim.Adagrad,
@@ -47,13 +49,12 @@ def optimizer_class(name: str) -> type[optim.Optimizer]:
     """
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
-    try:
+    with try_import(
+        "pytorch-optimizer",
+        needed_by="The optimizer 'soap'",
+        alternative=", or leave 'soap' out of `choices`",
+    ):
         from pytorch_optimizer import SOAP
-    except ImportError as error:
-        raise ImportError(
-            "The optimizer 'soap' needs the package pytorch-optimizer: install it with "
-            "`pip install pytorch-optimizer`, or leave 'soap' out of `choices`."
-        ) from error
     cls: type[optim.Optimizer] = SOAP
     return cls
 

@@ -12,8 +12,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from optuna.storages import BaseStorage
 
+from optuna_miha._history.optional_imports import try_import
 from optuna_miha._report.run_artifacts import RunArtifacts
-from optuna_miha._results.optional_imports import try_import
 
 _STUDY_PATH = re.compile(r"/api/studies/\d+")
 

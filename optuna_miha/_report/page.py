@@ -15,10 +15,10 @@ import optuna
 
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
+from optuna_miha._history.optional_imports import try_import
 from optuna_miha._report.page_style import PAGE
 from optuna_miha._report.picture import svg_of
 from optuna_miha._results.comparison import Comparison
-from optuna_miha._results.optional_imports import try_import
 from optuna_miha._results.summary import Cycle, cycles_of, sentences
 from optuna_miha.visualization import (
     plot_comparison,

@@ -14,13 +14,13 @@ from optuna.trial import FixedTrial, FrozenTrial
 
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
+from optuna_miha._history.optional_imports import try_import
 from optuna_miha._history.schedule import ANNEAL_TO, BY_STEP, RUN_SEED, Schedule
 from optuna_miha._history.segment import Segment
 from optuna_miha._model.model_fn import ModelFn, build_recipe
 from optuna_miha._model.recipe import device_of
 from optuna_miha._results.combination import Combine
 from optuna_miha._results.ensemble import Ensemble, Library
-from optuna_miha._results.optional_imports import try_import
 from optuna_miha._results.overview import overview, result_html
 from optuna_miha._results.pytorch_code import code_of
 from optuna_miha._results.summary import describe_run

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from optuna_miha._history.optional_imports import try_import
 from optuna_miha._history.schedule import Schedule
 from optuna_miha._model.tensors import map_tensors
-from optuna_miha._results.optional_imports import try_import
 
 
 @dataclass(frozen=True, kw_only=True)

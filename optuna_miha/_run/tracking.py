@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from optuna_miha._results.optional_imports import try_import
+from optuna_miha._history.optional_imports import try_import
 from optuna_miha._run.epoch_report import EpochReport
 
 _Tracker = TypeVar("_Tracker", bound="_TrackingCallback")

@@ -9,9 +9,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from optuna_miha._history.curve import EpochResult
+from optuna_miha._history.optional_imports import try_import
 from optuna_miha._model.optimizers import set_optimizer_mode
 from optuna_miha._model.recipe import Recipe, device_of
-from optuna_miha._results.optional_imports import try_import
 from optuna_miha._training.batch_length import batch_length
 from optuna_miha._training.modes import frozen_modules, set_training
 from optuna_miha._training.trainer import batch_loss, check_loss, evaluate

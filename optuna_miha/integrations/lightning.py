@@ -10,9 +10,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from optuna_miha._history.curve import EpochResult
+from optuna_miha._history.optional_imports import try_import
 from optuna_miha._model.recipe import Recipe, device_of, takes_batch_size
 from optuna_miha._model.recipe_checks import NO_DATA
-from optuna_miha._results.optional_imports import try_import
 from optuna_miha._training.data import with_batch_size
 from optuna_miha._training.trainer import move
 from optuna_miha._training.trainer_context import TrainerContext

@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 
-from optuna_miha._results.optional_imports import try_import
+from optuna_miha._history.optional_imports import try_import
 
 _logger = optuna.logging.get_logger("optuna.miha")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from optuna_miha._results.optional_imports import try_import
+from optuna_miha._history.optional_imports import try_import
 
 
 class RayExecutor(Executor):

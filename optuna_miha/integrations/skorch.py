@@ -8,8 +8,8 @@ from typing import Any
 from torch.optim import Optimizer
 
 from optuna_miha._history.curve import EpochResult
+from optuna_miha._history.optional_imports import try_import
 from optuna_miha._model.recipe import Recipe
-from optuna_miha._results.optional_imports import try_import
 from optuna_miha._training.trainer_context import TrainerContext
 from optuna_miha.integrations.session import Session, result_of, session_of
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from optuna_miha._history.curve import EpochResult
+from optuna_miha._history.optional_imports import try_import
 from optuna_miha._model.recipe import Recipe, device_of
-from optuna_miha._results.optional_imports import try_import
 from optuna_miha._training.trainer_context import TrainerContext
 from optuna_miha.integrations.handover import Report, epochs_of
 from optuna_miha.integrations.session import Session, result_of, session_of

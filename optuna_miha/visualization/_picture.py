@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from optuna_miha._results.optional_imports import try_import
+from optuna_miha._history.optional_imports import try_import
 from optuna_miha.visualization._canvas import Canvas
 from optuna_miha.visualization._style import DPI, FONT, INK, LINE, POINT
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from optuna_miha._results.optional_imports import try_import
+from optuna_miha._history.optional_imports import try_import
 
 # The palette of Okabe and Ito, which is distinguishable with any colour vision.
 BLACK, GREY = "#000000", "#999999"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from optuna_miha._results.optional_imports import try_import
+from optuna_miha._history.optional_imports import try_import
 
 
 def test_an_installed_package_is_imported() -> None:
