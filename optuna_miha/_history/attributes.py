@@ -1,9 +1,9 @@
-"""Names of the user attributes in which a run is stored."""
+"""Names of the attributes in which a run is stored."""
 
 PREFIX = "miha:"
 
-# Attributes of a trial. Those that describe its start are set when it starts, the others before
-# it finishes, because a finished trial cannot be changed.
+# User attributes of a trial. Those that describe its start are set when it starts, the others
+# before it finishes, because a finished trial cannot be changed.
 ROLE = "miha:role"
 CYCLE = "miha:cycle"
 BRANCH = "miha:branch"
@@ -14,9 +14,7 @@ SEED = "miha:seed"
 MUTATION = "miha:mutation"
 TRAINED = "miha:trained"
 FITNESS = "miha:fitness"
-TRAIN_LOSS = "miha:train_loss"
 METRICS = "miha:metrics"  # Of the last epoch.
-METRIC_CURVES = "miha:metric_curves"  # Of every epoch, with six significant digits.
 CHECKPOINT = "miha:checkpoint"
 MEMBER = "miha:member"
 ERROR = "miha:error"
@@ -26,8 +24,13 @@ AVERAGED = "miha:averaged"  # The sibling whose weights were averaged in, and th
 
 CLAIM = "miha:claim"  # The claim of the coordinator that started it.
 
-# Attributes of the study. Stretches, lost trials and `keep` are in the claims instead, unless an
-# early version wrote the study.
+# System attributes of a trial, with a number for every epoch: optuna-dashboard shows each user
+# attribute in one line. Early versions stored them as user attributes.
+TRAIN_LOSS = "miha:train_loss"
+METRIC_CURVES = "miha:metric_curves"  # With six significant digits.
+
+# User attributes of the study. Stretches, lost trials and `keep` are in the claims instead, unless
+# an early version wrote the study.
 CLAIM_PREFIX = "miha:claim:"  # Followed by number and nonce: one for each coordinator.
 FINISHED = "miha:finished"  # Epochs trained when the run ended and was tidied up.
 PLAN = "miha:plan"

@@ -175,7 +175,7 @@ def segment_of(trial: FrozenTrial) -> Segment | None:
         return None
     if trial.state == TrialState.FAIL and attributes.ERROR not in attrs:
         return None
-    read = AttributeReader(f"trial {trial.number}", attrs)
+    read = AttributeReader(f"trial {trial.number}", attrs | trial.system_attrs)
     role = attrs[attributes.ROLE]
     if role not in ROLES:
         raise read.error(attributes.ROLE, f"one of {', '.join(ROLES)}", role)

@@ -18,6 +18,7 @@ from optuna_miha._study.optuna_internals import (
     after_trial,
     constraints_of,
     finish_trial,
+    set_system_attr,
     start_trial,
 )
 
@@ -63,6 +64,7 @@ class BufferedTrial:
             "params": params or {},
             "distributions": distributions or {},
             "user_attrs": user_attrs or {},
+            "system_attrs": {},
             "constraints": constraints or {},
             "intermediate_values": intermediate_values or {},
         }
@@ -113,6 +115,13 @@ class BufferedTrial:
             self._content["user_attrs"][key] = value
         else:
             self._trial.set_user_attr(key, value)
+
+    def set_curve(self, key: str, values: Any) -> None:
+        """Set an attribute with numbers of every epoch, as a system attribute."""
+        if self._trial is None:
+            self._content["system_attrs"][key] = values
+        else:
+            set_system_attr(self._study, self._trial, key, values)
 
     def violation(self, attrs: Mapping[str, Any]) -> float:
         """The sum of the violated constraints, as :meth:`close` would return it now.

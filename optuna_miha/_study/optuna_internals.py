@@ -198,6 +198,11 @@ def _add_trial(study: Study, start: datetime.datetime, **content: Any) -> int:
     return study._storage.create_new_trial(study._study_id, template_trial=template)
 
 
+def set_system_attr(study: Study, trial: Trial, key: str, value: Any) -> None:
+    """Set an attribute of a running trial that is not the user's."""
+    study._storage.set_trial_system_attr(trial._trial_id, key, value)
+
+
 @contextmanager
 def heartbeats(study: Study) -> Iterator[dict[int, Trial]]:
     """Record heartbeats of running trials if the storage has a ``heartbeat_interval``.

@@ -26,7 +26,7 @@ from optuna_miha._study.optuna_internals import unreadable_trial
 from optuna_miha._study.retention import Keep
 from optuna_miha.exceptions import FormatError, RecordError
 
-FORMAT = 2
+FORMAT = 3
 """Version of the format in which a run is stored. It is incremented when older versions of the
 package would misread new studies. A study without a version has format 1."""
 

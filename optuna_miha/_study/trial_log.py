@@ -158,6 +158,8 @@ class TrialLog:
         self._lease.verify()
         for key, value in _outcome_attrs(sibling, unfinished).items():
             trial.set_user_attr(key, value)
+        for key, curve in _curves(sibling).items():
+            trial.set_curve(key, curve)
         value = None
         if state == TrialState.COMPLETE:
             assert sibling.state is not None
@@ -260,15 +262,18 @@ class TrialLog:
 
 def _outcome_attrs(sibling: Sibling, unfinished: int) -> dict[str, Any]:
     """What training gave, as user attributes of the trial."""
-    losses = [loss if math.isfinite(loss) else None for loss in sibling.train_losses]
-    attrs: dict[str, Any] = {
-        attributes.TRAIN_LOSS: losses,
-        attributes.TRAINED: len(sibling.scores) + unfinished,
-    }
+    attrs: dict[str, Any] = {attributes.TRAINED: len(sibling.scores) + unfinished}
     if sibling.metrics:
         attrs[attributes.METRICS] = sibling.metrics
-    if sibling.metric_curves:
-        attrs[attributes.METRIC_CURVES] = sibling.metric_curves
     if not math.isnan(sibling.fitness):
         attrs[attributes.FITNESS] = sibling.fitness
     return attrs
+
+
+def _curves(sibling: Sibling) -> dict[str, Any]:
+    """The training losses and the other metrics of every epoch, by attribute."""
+    losses = [loss if math.isfinite(loss) else None for loss in sibling.train_losses]
+    curves: dict[str, Any] = {attributes.TRAIN_LOSS: losses}
+    if sibling.metric_curves:
+        curves[attributes.METRIC_CURVES] = sibling.metric_curves
+    return curves

@@ -97,7 +97,6 @@ class Simulation:
             attributes.END: birth + n_epochs,
             attributes.MUTATION: describe(parent_params, params),
             attributes.TRAINED: n_epochs,
-            attributes.TRAIN_LOSS: [float(loss) * 0.8 for loss in losses],
         }
         complete = state == TrialState.COMPLETE
         if complete:
@@ -112,6 +111,7 @@ class Simulation:
                 distributions={name: FULL_SPACE[name] for name in params},
                 intermediate_values=reports,
                 user_attrs=attrs,
+                system_attrs={attributes.TRAIN_LOSS: [float(loss) * 0.8 for loss in losses]},
             )
         )
         return {

@@ -155,7 +155,6 @@ def run_trial(value: float | None, *, number: int = 0, **attrs: Any) -> FrozenTr
         attributes.BIRTH: 0,
         attributes.TRAINED: 2,
         attributes.MUTATION: "lr 0.1 -> 0.2",
-        attributes.TRAIN_LOSS: [1.5, None],
     }
     return create_trial(
         state=TrialState.PRUNED if value is None else TrialState.COMPLETE,
@@ -164,6 +163,7 @@ def run_trial(value: float | None, *, number: int = 0, **attrs: Any) -> FrozenTr
         distributions={"lr": FloatDistribution(0, 1)},
         intermediate_values={0: 3.0, 2: 1.0, 1: 2.0},
         user_attrs=run_attrs | attrs,
+        system_attrs={attributes.TRAIN_LOSS: [1.5, None]},
     )
 
 

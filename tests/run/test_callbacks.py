@@ -27,7 +27,7 @@ def test_epoch_callbacks_get_every_epoch_of_every_trial(n_jobs: int) -> None:
         attrs, birth = trial.user_attrs, trial.user_attrs["miha:epoch"]
         values = {step: v for step, v in trial.intermediate_values.items() if step > birth}
         assert {r.epoch: r.value for r in own} == values
-        assert [r.train_loss for r in own] == attrs["miha:train_loss"]
+        assert [r.train_loss for r in own] == trial.system_attrs["miha:train_loss"]
         for report in own:
             assert report.params == trial.params
             assert report.role == attrs["miha:role"]

@@ -34,6 +34,7 @@ def test_a_stored_study_is_loaded(storage: str) -> None:
     assert result.n_epochs_trained == 15
     assert result.value == study.best_value
     assert len(result.schedule) == 2
+    assert all(len(s.train_losses) == s.trained for s in result.segments)
 
 
 @pytest.mark.slow

@@ -326,6 +326,7 @@ def test_a_buffered_trial_finishes_like_a_running_one(state: str, tmp_path: Path
     final = optuna.trial.TrialState[state]
     for trial in (running, buffered):
         trial.report(0.4, 5)
+        trial.set_curve("losses", [0.5, None])
         assert trial.close(final, value) == 2.0
     finished = [trial.finish(final, value) for trial in (running, buffered)]
     expected = {"COMPLETE": [0.3], "PRUNED": [0.4], "FAIL": None}
@@ -333,6 +334,9 @@ def test_a_buffered_trial_finishes_like_a_running_one(state: str, tmp_path: Path
     assert [trial.number for trial in finished] == [0, 1]
     for name in ("state", "values", "params", "distributions", "user_attrs", "constraints"):
         assert getattr(finished[0], name) == getattr(finished[1], name)
+    for trial in study.get_trials():
+        assert trial.system_attrs["losses"] == [0.5, None]
+        assert "losses" not in trial.user_attrs
     assert finished[0].intermediate_values == finished[1].intermediate_values
     for trial in finished:
         assert trial.datetime_start is not None

@@ -283,7 +283,7 @@ def test_metrics_that_no_run_has_written_are_named(curves: Any) -> None:
     run(study, lambda trial: recipe(metrics={"f1": accuracy}), plan=miha.Plan.no_search(1))
     trial = study.trials[0]
     assert segment_of(trial).metrics.keys() == {"f1"}  # type: ignore[union-attr]
-    trial.user_attrs["miha:metric_curves"] = curves
+    trial.system_attrs["miha:metric_curves"] = curves
     with pytest.raises(RecordError, match="'miha:metric_curves'"):
         segment_of(trial)
 

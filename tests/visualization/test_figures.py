@@ -281,7 +281,7 @@ def test_training_history_shows_every_epoch_of_the_trunk(
 def test_training_history_without_training_losses_has_one_panel() -> None:
     study = optuna.create_study()
     for trial in simulated(2).trials:
-        trial.user_attrs.pop(attributes.TRAIN_LOSS)
+        trial.system_attrs.pop(attributes.TRAIN_LOSS)
         study.add_trial(trial)
     figure = plot_training_history(study)
     assert {t.name.split(" (")[0].split(":")[0] for t in figure.data} <= {
