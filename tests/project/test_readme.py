@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +76,30 @@ def test_page_of_the_package_index_has_no_relative_links_and_the_same_quickstart
     assert re.findall(r"```python\n(.*?)```", page, re.DOTALL) == blocks("python")
     project = (README.parent / "pyproject.toml").read_text(encoding="utf-8")
     assert 'readme = "docs/pypi.md"' in project
+
+
+def test_a_release_names_its_repository(tmp_path: Path) -> None:
+    root, address = README.parent, "https://example.org/owner/name"
+    for name in ("README.md", "pyproject.toml", "CITATION.cff"):
+        shutil.copy(root / name, tmp_path)
+    for folder in ("docs", "examples", "benchmarks"):
+        (tmp_path / folder).symlink_to(root / folder)
+    script = [sys.executable, str(root / ".ci" / "addresses")]
+    subprocess.run([*script, address, "v1"], cwd=tmp_path, check=True)
+
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)]*)\)|(?:src|href)=[\"']([^\"']*)", page)
+    assert all((a or b).startswith("https://") for a, b in targets)
+    own = set(re.findall(rf"{address}/(\w+)/v1/([^)\"]+)", page))
+    assert {"raw", "blob", "tree"} == {kind for kind, _ in own}
+    for kind, path in own:
+        assert (root / path).is_dir() == (kind == "tree")
+        assert (root / path).exists()
+    assert f"git clone {address}\ncd name\n.ci/demo\n" in page
+    project = (tmp_path / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'[project.urls]\nRepository = "{address}"\n' in project
+    assert 'readme = "README.md"' in project
+    assert f"repository-code: {address}\n" in (tmp_path / "CITATION.cff").read_text("utf-8")
+
+    with pytest.raises(subprocess.CalledProcessError):
+        subprocess.run([*script, "owner/name", "v1"], cwd=tmp_path, check=True)
