@@ -77,7 +77,7 @@ def _compare(setting: Setting, *, method: str) -> Run:
     return comparison.runs[0]
 
 
-def _smoothed(model_fn: ModelFn) -> ModelFn:
+def smoothed(model_fn: ModelFn) -> ModelFn:
     """Validate a classifier with one additional sample of unknown class.
 
     Of two networks that classify all of a few samples correctly, the more confident one has the
@@ -235,12 +235,11 @@ def _part(
     name: str,
     description: str,
     plan: Mapping[str, Any] | None = None,
-    *,
-    combined: Callable[[miha.Result], tuple[nn.Module, float]] | None = None,
+    **change: Any,
 ) -> Method:
     """Define the default plan with one change, ``rounds-...``; see :func:`_variant`."""
     changed = {"anneal": "rounds", **(plan or {})}
-    run = partial(_optimize, method=name, plan=changed, options={}, combined=combined)
+    run = partial(_optimize, method=name, plan=changed, options={}, **change)
     return Method(name=name, role="part", description=description, run=run)
 
 
@@ -286,7 +285,7 @@ _METHODS = [
         {"population_size": 5},
         crossover=miha.AverageWeights(),
     ),
-    _variant("miha-smoothed", "validation by a smoothed cross-entropy", task=_smoothed),
+    _variant("miha-smoothed", "validation by a smoothed cross-entropy", task=smoothed),
     _variant("miha-slope-fitness", "fitness is the slope of a branch", fitness=miha.fitness.slope),
     _variant("miha-losses", "the training loss mutates as well", task=_with_losses),
     _variant("miha-neurons", "four groups of neurons per activation", task=_per_neuron),
@@ -300,6 +299,7 @@ _METHODS = [
     _part("rounds-no-ema", "no averaging of weights", {"ema_decay": 0.0}),
     _part("rounds-population-3", "3 heirs instead of 2", {"population_size": 3}),
     _part("rounds-ensemble", "ensemble of the run's networks", combined=_ensemble),
+    _part("rounds-smoothed", "validation by a smoothed cross-entropy", task=smoothed),
     _part("rounds-soup", "greedy soup of the run's networks", combined=soup_of),
 ]
 

@@ -24,12 +24,13 @@ import torch
 from _harness import environment, results_folder, temporary_files, write_json
 from _rows import Row, append_row, read_rows
 from _selection import examined
+from methods import smoothed
 from tasks import TASKS
 
 import optuna_miha as miha
 
 
-def measure(task: str, seed: int, n_workers: int, path: int) -> Row:
+def measure(task: str, seed: int, n_workers: int, path: int, *, method: str | None = None) -> Row:
     """Do one run.
 
     Args:
@@ -37,24 +38,27 @@ def measure(task: str, seed: int, n_workers: int, path: int) -> Row:
         seed: Seed of data, initial weights and proposals.
         n_workers: Workers of the plan.
         path: Epochs of each worker.
+        method: ``"smoothed"``, validation by a smoothed cross-entropy; :obj:`None`, by the loss.
 
     Returns:
         Validation value, test loss, epochs of all networks, and CPU seconds.
     """
     model_fn, before = TASKS[task].make(seed), time.process_time()
+    told = model_fn if method is None else smoothed(model_fn)
     study = optuna.create_study(
         study_name=f"{task}-{path}-{n_workers}-{seed}", sampler=miha.MihaSampler(seed=seed)
     )
     with temporary_files():
         result = miha.optimize(
             study,
-            model_fn,
+            told,
             plan=miha.Plan(n_workers * path, n_workers=n_workers),
             keep="final",
             device="cpu",
             show_progress_bar=False,
         )
-    return {
+    row: Row = {} if method is None else {"method": method}
+    return row | {
         "task": task,
         "seed": seed,
         "n_workers": n_workers,
@@ -111,6 +115,7 @@ def measure_other(method: str, task: str, seed: int, n_workers: int, path: int) 
 
 METHODS: dict[str, Callable[[str, int, int, int], Row]] = {
     "miha": measure,
+    "smoothed": partial(measure, method="smoothed"),
     **{name: partial(measure_other, name) for name in ("pbt", "hyperband", "tpe-median")},
 }
 
@@ -127,13 +132,15 @@ def table(rows: Sequence[Row]) -> list[str]:
     lines = [f"| path | workers | relative to | {' | '.join(tasks)} | mean | runs |"]
     lines.append("|---" * (len(tasks) + 5) + "|")
     for method, n_workers, path in sorted({key[:3] for key in loss}):
-        if method == "miha" and n_workers == 1:
+        is_own = method in ("miha", "smoothed")
+        if is_own and n_workers == 1:
             continue
-        other = (method, 1 if method == "miha" else n_workers, path)
+        plan = (method if is_own else "miha", n_workers, path)
+        other = (method, 1 if is_own else n_workers, path)
         logs: dict[str, list[float]] = {task: [] for task in tasks}
         for (*own, task, seed), value in loss.items():
             theirs = loss.get((*other, task, seed))
-            if own == ["miha", n_workers, path] and theirs is not None:
+            if tuple(own) == plan and theirs is not None:
                 logs[task].append(math.log(value / theirs))
         means = [statistics.mean(values) for values in logs.values() if values]
         if not means:
@@ -142,7 +149,7 @@ def table(rows: Sequence[Row]) -> list[str]:
         cells = [f"{math.exp(statistics.mean(own)):.2f}" if own else "" for own in logs.values()]
         cells.append(f"{math.exp(statistics.mean(means)):.3f} ± {100 * error:.0f} %")
         cells.append(str(sum(map(len, logs.values()))))
-        name = "one worker" if method == "miha" else method
+        name = {"miha": "one worker", "smoothed": "one worker, both smoothed"}.get(method, method)
         lines.append(f"| {path} | {n_workers} | {name} | {' | '.join(cells)} |")
     return lines
 
