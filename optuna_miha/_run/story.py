@@ -81,11 +81,25 @@ def _lines(phase: Phase, lineage: Lineage) -> Iterator[str]:
             yield line
 
 
-def log_result(lineage: Lineage) -> None:
-    """Log which segment is the result of a finished run, and why."""
+def log_result(lineage: Lineage, credible_loss: float | None) -> None:
+    """Log which segment is the result of a finished run, and why.
+
+    Args:
+        lineage: The history.
+        credible_loss: The lowest loss that the validation data can confirm, if known.
+    """
     best = lineage.best()
-    if best is not None:
-        _logger.info(f"Result: the {best_line(lineage, best)}.")
+    if best is None:
+        return
+    _logger.info(f"Result: the {best_line(lineage, best)}.")
+    assert best.value is not None
+    if credible_loss is not None and best.value < credible_loss:
+        n = round(1 / credible_loss) - 1
+        _logger.warning(
+            f"The validation loss is {best.value:.4g}. Below 1 / {n + 1}, {n} validation samples "
+            "no longer tell a better network from a more confident one: validate on more samples, "
+            f"or with `valid_loss_fn=nn.CrossEntropyLoss(label_smoothing=1 / {n + 1})`."
+        )
 
 
 def log_stop(lineage: Lineage, stretch: Stretch) -> None:

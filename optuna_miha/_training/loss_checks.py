@@ -14,7 +14,7 @@ from optuna_miha._model.data_state import DataState
 from optuna_miha._model.recipe import LossFn, Recipe, device_of
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.step_output import loss_of
-from optuna_miha._training.data import evaluation_batches
+from optuna_miha._training.data import evaluation_batches, tensors_of
 from optuna_miha._training.job import Context
 from optuna_miha._training.trainer import outputs_of
 
@@ -71,6 +71,28 @@ def check_valid_loss(first: Recipe, second: Recipe, context: Context) -> None:
             "`train_step=lambda model, batch, loss_fn: ...`, or pass a `valid_loss_fn` without "
             "them."
         ) from error
+
+
+def credible_loss(recipe: Recipe, context: Context) -> float | None:
+    """The lowest cross-entropy that the validation samples can confirm.
+
+    Even if all of ``n`` samples are classified correctly, the rule of succession expects one error
+    among the next ``n + 1``. A lower loss than ``1 / (n + 1)`` shows confidence only.
+
+    Args:
+        recipe: The recipe of the initial configuration.
+        context: The context of the run.
+
+    Returns:
+        The loss; :obj:`None` if another value is monitored, or data do not consist of tensors.
+    """
+    if context.trainer is not None or recipe.train_step is not None or recipe.monitor != "loss":
+        return None
+    loss_fn, tensors = context.valid_loss_fn, tensors_of(recipe.valid_data)
+    is_plain = type(loss_fn) is nn.CrossEntropyLoss and loss_fn.label_smoothing == 0
+    if not is_plain or tensors is None:
+        return None
+    return 1 / (1 + (len(tensors[1]) if tensors[1].is_floating_point() else tensors[1].numel()))
 
 
 def _values(
