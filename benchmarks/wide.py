@@ -25,6 +25,7 @@ from _harness import environment, results_folder, temporary_files, write_json
 from _rows import Row, append_row, read_rows
 from _selection import examined
 from methods import smoothed
+from real_tasks import REAL_TASKS
 from tasks import TASKS
 
 import optuna_miha as miha
@@ -43,7 +44,7 @@ def measure(task: str, seed: int, n_workers: int, path: int, *, method: str | No
     Returns:
         Validation value, test loss, epochs of all networks, and CPU seconds.
     """
-    model_fn, before = TASKS[task].make(seed), time.process_time()
+    model_fn, before = _ALL_TASKS[task].make(seed), time.process_time()
     told = model_fn if method is None else smoothed(model_fn)
     study = optuna.create_study(
         study_name=f"{task}-{path}-{n_workers}-{seed}", sampler=miha.MihaSampler(seed=seed)
@@ -83,7 +84,7 @@ def measure_other(method: str, task: str, seed: int, n_workers: int, path: int) 
     """
     from _pbt import run_pbt
 
-    model_fn, before = TASKS[task].make(seed), time.process_time()
+    model_fn, before = _ALL_TASKS[task].make(seed), time.process_time()
     n_epochs = n_workers * path
     if method == "pbt":
         run = run_pbt(model_fn, n_epochs=n_epochs, seed=seed, population=n_workers)
@@ -113,6 +114,8 @@ def measure_other(method: str, task: str, seed: int, n_workers: int, path: int) 
     }
 
 
+_ALL_TASKS = TASKS | REAL_TASKS
+
 METHODS: dict[str, Callable[[str, int, int, int], Row]] = {
     "miha": measure,
     "smoothed": partial(measure, method="smoothed"),
@@ -127,7 +130,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     number of workers. The last columns are the geometric mean over tasks with its
     standard error over tasks, and the number of runs.
     """
-    tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
+    tasks = [task for task in _ALL_TASKS if any(row["task"] == task for row in rows)]
     loss = {(_method(r), r["n_workers"], r["path"], r["task"], r["seed"]): r["test"] for r in rows}
     lines = [f"| path | workers | relative to | {' | '.join(tasks)} | mean | runs |"]
     lines.append("|---" * (len(tasks) + 5) + "|")
@@ -166,7 +169,7 @@ def main() -> None:
     parser.add_argument("--path", type=int, default=50, help="epochs of each worker; default 50")
     parser.add_argument("--method", choices=list(METHODS), default="miha")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(_ALL_TASKS))
     parser.add_argument("--first-seed", type=int, default=5, help="default %(default)s")
     parser.add_argument("--seeds", type=int, default=5, help="default %(default)s")
     args = parser.parse_args()
