@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before torch is imported.
 
@@ -31,6 +32,15 @@ from tasks import TASKS
 import optuna_miha as miha
 
 
+PARTS: dict[str, dict[str, Any]] = {
+    "no-mutation": {"mutations": ()},
+    "no-control": {"control": False},
+    "no-restarts": {"restarts": False},
+    "one-round": {"n_cycles": 1},
+}
+"""What is changed in the plan to measure its parts."""
+
+
 def measure(task: str, seed: int, n_workers: int, path: int, *, method: str | None = None) -> Row:
     """Do one run.
 
@@ -39,13 +49,15 @@ def measure(task: str, seed: int, n_workers: int, path: int, *, method: str | No
         seed: Seed of data, initial weights and proposals.
         n_workers: Workers of the plan.
         path: Epochs of each worker.
-        method: ``"smoothed"``, validation by a smoothed cross-entropy; :obj:`None`, by the loss.
+        method: :obj:`None`, the default plan; ``"smoothed"``, the same with a smoothed validation
+            loss; or one of :data:`PARTS`.
 
     Returns:
         Validation value, test loss, epochs of all networks, and CPU seconds.
     """
     model_fn, before = _ALL_TASKS[task].make(seed), time.process_time()
-    told = model_fn if method is None else smoothed(model_fn)
+    told = smoothed(model_fn) if method == "smoothed" else model_fn
+    changed = PARTS.get(method or "", {})
     study = optuna.create_study(
         study_name=f"{task}-{path}-{n_workers}-{seed}", sampler=miha.MihaSampler(seed=seed)
     )
@@ -53,7 +65,7 @@ def measure(task: str, seed: int, n_workers: int, path: int, *, method: str | No
         result = miha.optimize(
             study,
             told,
-            plan=miha.Plan(n_workers * path, n_workers=n_workers),
+            plan=miha.Plan(n_workers * path, n_workers=n_workers, **changed),
             keep="final",
             device="cpu",
             show_progress_bar=False,
@@ -118,7 +130,7 @@ _ALL_TASKS = TASKS | REAL_TASKS
 
 METHODS: dict[str, Callable[[str, int, int, int], Row]] = {
     "miha": measure,
-    "smoothed": partial(measure, method="smoothed"),
+    **{name: partial(measure, method=name) for name in ("smoothed", *PARTS)},
     **{name: partial(measure_other, name) for name in ("pbt", "hyperband", "tpe-median")},
 }
 
