@@ -31,7 +31,6 @@ from tasks import TASKS
 
 import optuna_miha as miha
 
-
 PARTS: dict[str, dict[str, Any]] = {
     "no-mutation": {"mutations": ()},
     "no-control": {"control": False},
