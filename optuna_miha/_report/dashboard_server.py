@@ -36,7 +36,7 @@ class _QuietHandler(WSGIRequestHandler):
 def readable(app: Any) -> Any:
     """Wrap the application of optuna-dashboard, which is not prepared for long runs.
 
-    Long attributes would make the page of a trial thousands of pixels wide, and figures would
+    Long attributes would make the page of a trial wider than the screen, and figures would
     change their places with every start of the server.
 
     Args:
