@@ -32,7 +32,7 @@ from tasks import TASKS
 import optuna_miha as miha
 
 PARTS: dict[str, dict[str, Any]] = {
-    "no-mutation": {"mutations": ()},
+    "no-changes": {"mutations": ()},  # Neither in the race nor in the rounds.
     "no-control": {"control": False},
     "no-restarts": {"restarts": False},
     "one-round": {"n_cycles": 1},
