@@ -189,7 +189,8 @@ def draw(mnist: Sequence[Row], gaps: Sequence[Row], path: Path) -> None:
 
 
 def _run(row: Row) -> Run:
-    return Run.from_dict({name: row[name] for name in _RUN})
+    # The first rows were written before there were simulated workers.
+    return Run.from_dict({name: row[name] for name in _RUN if name in row})
 
 
 def _present(rows: Iterable[Row]) -> list[str]:
