@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -239,8 +239,7 @@ def _part(
 ) -> Method:
     """Define the default plan with one change, ``rounds-...``; see :func:`_variant`."""
     changed = {"anneal": "rounds", **(plan or {})}
-    run = partial(_optimize, method=name, plan=changed, options={}, **change)
-    return Method(name=name, role="part", description=description, run=run)
+    return replace(_variant(name, description, changed, **change), role="part")
 
 
 _METHODS = [

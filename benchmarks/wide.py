@@ -40,23 +40,23 @@ PARTS: dict[str, dict[str, Any]] = {
 """What is changed in the plan to measure its parts."""
 
 
-def measure(task: str, seed: int, n_workers: int, path: int, *, method: str | None = None) -> Row:
+def measure(method: str, task: str, seed: int, n_workers: int, path: int) -> Row:
     """Do one run.
 
     Args:
+        method: ``"miha"``, the default plan; ``"smoothed"``, the same with a smoothed validation
+            loss; or one of :data:`PARTS`.
         task: Name of the task.
         seed: Seed of data, initial weights and proposals.
         n_workers: Workers of the plan.
         path: Epochs of each worker.
-        method: :obj:`None`, the default plan; ``"smoothed"``, the same with a smoothed validation
-            loss; or one of :data:`PARTS`.
 
     Returns:
         Validation value, test loss, epochs of all networks, and CPU seconds.
     """
     model_fn, before = _ALL_TASKS[task].make(seed), time.process_time()
     told = smoothed(model_fn) if method == "smoothed" else model_fn
-    changed = PARTS.get(method or "", {})
+    changed = PARTS.get(method, {})
     study = optuna.create_study(
         study_name=f"{task}-{path}-{n_workers}-{seed}", sampler=miha.MihaSampler(seed=seed)
     )
@@ -69,8 +69,8 @@ def measure(task: str, seed: int, n_workers: int, path: int, *, method: str | No
             device="cpu",
             show_progress_bar=False,
         )
-    row: Row = {} if method is None else {"method": method}
-    return row | {
+    return {
+        "method": method,
         "task": task,
         "seed": seed,
         "n_workers": n_workers,
@@ -128,8 +128,7 @@ def measure_other(method: str, task: str, seed: int, n_workers: int, path: int) 
 _ALL_TASKS = TASKS | REAL_TASKS
 
 METHODS: dict[str, Callable[[str, int, int, int], Row]] = {
-    "miha": measure,
-    **{name: partial(measure, method=name) for name in ("smoothed", *PARTS)},
+    **{name: partial(measure, name) for name in ("miha", "smoothed", *PARTS)},
     **{name: partial(measure_other, name) for name in ("pbt", "hyperband", "tpe-median")},
 }
 

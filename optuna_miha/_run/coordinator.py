@@ -75,7 +75,7 @@ class Coordinator:
                     self._session.dashboard.refresh()
             else:
                 self._selection.clean_up()
-                log_result(self._lineage, self._session.credible_loss)
+                log_result(self._lineage, self._session.n_classified)
                 self._warn_of_unspent_epochs(stretch)
         finally:
             with suppress(Exception):  # Otherwise they are failed when the run is resumed.

@@ -50,7 +50,7 @@ from optuna_miha._study.stores import open_store
 from optuna_miha._training.compute import uncompiled
 from optuna_miha._training.data_checks import check_data, check_split
 from optuna_miha._training.job import Context
-from optuna_miha._training.loss_checks import check_valid_loss, credible_loss
+from optuna_miha._training.loss_checks import check_valid_loss, n_classified
 from optuna_miha._training.pools import make_workers
 from optuna_miha._training.preflight import (
     check_accumulate,
@@ -91,7 +91,7 @@ class Session:
         open_workers: Closes the workers.
         running: The running trials by number, for Optuna's heartbeats.
         dashboard: The page of the study in optuna-dashboard.
-        credible_loss: The lowest loss that the validation data can confirm, if known.
+        n_classified: The validation samples whose cross-entropy is monitored, if known.
     """
 
     arguments: Arguments
@@ -108,7 +108,7 @@ class Session:
     open_workers: ExitStack = field(init=False, default_factory=ExitStack)
     running: dict[int, optuna.Trial] = field(init=False)
     dashboard: Dashboard = field(init=False)
-    credible_loss: float | None = None
+    n_classified: int | None = None
 
     @property
     def stretch(self) -> Stretch | None:
@@ -263,7 +263,7 @@ def _preflight(
     check_fresh(initial.recipe, recipe)
     check_copyable(recipe, session.context)
     check_data(recipe, session.context)
-    session.credible_loss = credible_loss(recipe, session.context)
+    session.n_classified = n_classified(recipe, session.context)
     if is_new:  # In a resumed run, the two recipes may have different initial values.
         check_split(initial.recipe, recipe)
         check_valid_loss(initial.recipe, recipe, session.context)

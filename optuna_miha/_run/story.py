@@ -81,20 +81,23 @@ def _lines(phase: Phase, lineage: Lineage) -> Iterator[str]:
             yield line
 
 
-def log_result(lineage: Lineage, credible_loss: float | None) -> None:
+def log_result(lineage: Lineage, n_classified: int | None) -> None:
     """Log which segment is the result of a finished run, and why.
+
+    Even if all of ``n`` samples are classified correctly, the rule of succession expects one error
+    among the next ``n + 1``. A cross-entropy below ``1 / (n + 1)`` shows confidence only.
 
     Args:
         lineage: The history.
-        credible_loss: The lowest loss that the validation data can confirm, if known.
+        n_classified: The validation samples whose cross-entropy is monitored, if known.
     """
     best = lineage.best()
     if best is None:
         return
     _logger.info(f"Result: the {best_line(lineage, best)}.")
     assert best.value is not None
-    if credible_loss is not None and best.value < credible_loss:
-        n = round(1 / credible_loss) - 1
+    if n_classified is not None and best.value < 1 / (n_classified + 1):
+        n = n_classified
         _logger.warning(
             f"The validation loss is {best.value:.4g}. Below 1 / {n + 1}, {n} validation samples "
             "no longer tell a better network from a more confident one: validate on more samples, "

@@ -73,18 +73,15 @@ def check_valid_loss(first: Recipe, second: Recipe, context: Context) -> None:
         ) from error
 
 
-def credible_loss(recipe: Recipe, context: Context) -> float | None:
-    """The lowest cross-entropy that the validation samples can confirm.
-
-    Even if all of ``n`` samples are classified correctly, the rule of succession expects one error
-    among the next ``n + 1``. A lower loss than ``1 / (n + 1)`` shows confidence only.
+def n_classified(recipe: Recipe, context: Context) -> int | None:
+    """The number of samples whose cross-entropy is monitored.
 
     Args:
         recipe: The recipe of the initial configuration.
         context: The context of the run.
 
     Returns:
-        The loss; :obj:`None` if another value is monitored, or data do not consist of tensors.
+        The number; :obj:`None` if another value is monitored, or data do not consist of tensors.
     """
     if context.trainer is not None or recipe.train_step is not None or recipe.monitor != "loss":
         return None
@@ -92,7 +89,8 @@ def credible_loss(recipe: Recipe, context: Context) -> float | None:
     is_plain = type(loss_fn) is nn.CrossEntropyLoss and loss_fn.label_smoothing == 0
     if not is_plain or tensors is None:
         return None
-    return 1 / (1 + (len(tensors[1]) if tensors[1].is_floating_point() else tensors[1].numel()))
+    targets = tensors[-1]
+    return len(targets) if targets.is_floating_point() else targets.numel()
 
 
 def _values(
