@@ -151,7 +151,8 @@ def race_line(lineage: Lineage) -> str | None:
     line += f", trial {winner.number}"
     best = min(candidates.values(), key=lambda s: (s.violation, lineage.cost(s)))
     if lineage.cost(best) < lineage.cost(winner):
-        line += f"; extrapolated, better than trial {best.number} with {best.value:.4g}"
+        how = "at its end" if winner.by_step else "extrapolated"
+        line += f"; {how} better than trial {best.number}, whose best epoch has {best.value:.4g}"
     return f"{line})"
 
 

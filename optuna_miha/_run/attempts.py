@@ -15,11 +15,11 @@ from optuna_miha._run.population import Population
 from optuna_miha._run.progress import Progress
 from optuna_miha._run.selection import Selection
 from optuna_miha._run.session import Session
+from optuna_miha._search.context import read_search_context
 from optuna_miha._search.crossover import AverageWeights, CrossedProposals
 from optuna_miha._search.phases import Stretch
 from optuna_miha._search.plan import MIN_EPOCHS_PER_WORKER, Plan
 from optuna_miha._search.proposals import Proposals, Proposer
-from optuna_miha._search.sampler import read_search_context
 from optuna_miha._study.optuna_internals import is_in_memory
 from optuna_miha._study.retention import Retention
 from optuna_miha._study.retry import Retry

@@ -169,8 +169,11 @@ class Selection:
 
     def _rank(self, phase: Phase, alive: list[Sibling]) -> list[Sibling]:
         """Compute fitness and violation, and sort the siblings; see :func:`ranking`."""
-        by_role = {"startup": power_law, "branch": self._fitness}
-        fitness = by_role.get(phase.role, last_value)  # A single sibling wins with any fitness.
+        fitness = last_value  # Of an annealed training. A single sibling wins with any fitness.
+        if phase.role == "branch":
+            fitness = self._fitness
+        elif phase.role == "startup" and not phase.by_step:
+            fitness = power_law
         for sibling in alive:
             if sibling.segment is not None:
                 sibling.fitness = sibling.segment.fitness

@@ -23,11 +23,11 @@ from optuna_miha._report.picture import lineage_picture
 from optuna_miha._results.result import Result, make_result
 from optuna_miha._run.arguments import Arguments
 from optuna_miha._run.sigterm import exit_on_sigterm
+from optuna_miha._search.context import read_search_context
 from optuna_miha._search.crossover import check_crossover
 from optuna_miha._search.mutation import describe_rules
 from optuna_miha._search.phases import Stretch
 from optuna_miha._search.plan import Plan
-from optuna_miha._search.sampler import read_search_context
 from optuna_miha._study.checkpoint_store import CheckpointStore
 from optuna_miha._study.lease import Lease, hold_lease
 from optuna_miha._study.monitor import check_monitor, describe_monitor

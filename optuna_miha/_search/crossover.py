@@ -12,13 +12,13 @@ import numpy as np
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Segment
+from optuna_miha._search.context import SearchContext
 from optuna_miha._search.learning_rate import rescaled_lr
 from optuna_miha._search.mutation import has_effect
 from optuna_miha._search.mutation_rules import Distributions, Params
 from optuna_miha._search.phases import Phase
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.proposals import Proposal, Proposer
-from optuna_miha._search.sampler import SearchContext
 from optuna_miha._search.space import DEFAULT_LR, contains, lr_distribution
 
 _CROSSOVER_STREAM = 3

@@ -10,10 +10,12 @@ import numpy as np
 
 from optuna_miha._search.learning_rate import rescaled_lr
 from optuna_miha._search.mutation_rules import (
+    REGULARIZERS,
     RULE_TEXTS,
     RULES,
     Distributions,
     Params,
+    Strength,
     ValueMutation,
     any_value,
     is_numeric,
@@ -45,6 +47,7 @@ def mutate(
     rng: np.random.Generator,
     *,
     upward_lr: bool = True,
+    regularize: Strength | None = None,
     value_mutation: ValueMutation | None = None,
 ) -> Params:
     """Mutate the parameters of one kind.
@@ -59,17 +62,21 @@ def mutate(
         upward_lr:
             Whether the learning rate is only raised. Selection over a few epochs always prefers
             the smaller rate, and the final phase of a run lowers it.
+        regularize:
+            The direction of a mutation of dropout, label smoothing or weight decay. :obj:`None`:
+            either.
         value_mutation: Replaces the built-in mutation of a single value.
 
     Returns:
         A new dictionary. It equals ``params`` only if no mutation of the kind has an effect, for
-        example at the upper bound of the learning rate, or if ``value_mutation`` keeps the value.
+        example at the upper bound of the learning rate or if there is no dropout to lower, or if
+        ``value_mutation`` keeps the value.
 
     Raises:
         ValueError: If ``value_mutation`` returns a value outside of its distribution.
     """
     for _ in range(_MAX_DRAWS):
-        mutated = _draw(params, distributions, kind, rng, upward_lr, value_mutation)
+        mutated = _draw(params, distributions, kind, rng, upward_lr, regularize, value_mutation)
         if value_mutation is not None or has_effect(params, mutated):
             return mutated
     return dict(params)
@@ -106,6 +113,7 @@ def _draw(
     kind: str,
     rng: np.random.Generator,
     upward_lr: bool,
+    regularize: Strength | None,
     value_mutation: ValueMutation | None,
 ) -> Params:
     """Draw a mutation, which may have no effect; see :func:`mutate`."""
@@ -136,6 +144,8 @@ def _draw(
     rule: ValueMutation = any_value
     if is_numeric(distribution):
         rule = raised_lr if kind == "lr" and upward_lr else RULES.get(kind, any_value)
+        if regularize is not None and kind in REGULARIZERS:
+            rule = REGULARIZERS[kind][regularize]
     mutated[name] = rule(params[name], distribution, rng)
     if name == "optimizer":
         mutated |= rescaled_lr(params, mutated[name], distributions)

@@ -7,8 +7,8 @@ documentation.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from optuna.distributions import (
@@ -23,6 +23,8 @@ from optuna_miha._search.space import fit, other_choices
 Params: TypeAlias = dict[str, Any]
 Distributions: TypeAlias = Mapping[str, BaseDistribution]
 ValueMutation: TypeAlias = Callable[[Any, BaseDistribution, np.random.Generator], Any]
+Strength: TypeAlias = Literal["less", "more"]
+"""Whether a mutation of a kind that regularizes does so less or more."""
 
 
 def is_numeric(distribution: BaseDistribution) -> bool:
@@ -77,6 +79,32 @@ def _label_smoothing(value: Any, distribution: BaseDistribution, rng: np.random.
     return _shifted_reflected(value, distribution, rng.choice([-0.05, 0.05, 0.1]))
 
 
+def _less_decay(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    return min(value, _scaled(value, distribution, 0.2))
+
+
+def _more_decay(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    if value > 0:
+        return max(value, _scaled(value, distribution, rng.choice([3.0, 5.0])))
+    return _numeric(value, distribution, rng.choice([1e-2, 1e-1]))
+
+
+def _less_dropout(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    return min(value, _numeric(value, distribution, value - rng.choice([0.1, 0.2, 0.3])))
+
+
+def _more_dropout(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    return max(value, _numeric(value, distribution, value + rng.choice([0.1, 0.2])))
+
+
+def _less_smoothing(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    return min(value, _numeric(value, distribution, value - rng.choice([0.05, 0.1])))
+
+
+def _more_smoothing(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    return max(value, _numeric(value, distribution, value + rng.choice([0.05, 0.1])))
+
+
 def any_value(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
     """Mutate a parameter whose kind has no rule of its own, by its distribution."""
     if isinstance(distribution, CategoricalDistribution):
@@ -105,17 +133,23 @@ def _scaled(value: Any, distribution: BaseDistribution, factor: float) -> Any:
     return _numeric(value, distribution, value * factor)
 
 
+def nearest(choices: Sequence[Any], value: float, distribution: CategoricalDistribution) -> Any:
+    """The number among some choices of ``distribution`` nearest to ``value``, by their ratio.
+
+    Zero counts as a tenth of the smallest positive choice of the distribution.
+    """
+    numbers: list[Any] = list(distribution.choices)
+    floor = min((c for c in numbers if c > 0), default=1.0) / 10
+    return min(sorted(choices), key=lambda c: abs(math.log(max(c, floor) / max(value, floor))))
+
+
 def _numeric(value: Any, distribution: BaseDistribution, new: float) -> Any:
     """The valid value nearest to ``new``, with four significant digits where possible.
 
     Values on a grid change by at least one step, unless they are at a bound.
     """
     if isinstance(distribution, CategoricalDistribution):
-        numbers = sorted(other_choices(distribution, value))
-        choices: list[Any] = list(distribution.choices)
-        # Distances are logarithmic. Zero counts as a tenth of the smallest positive choice.
-        floor = min((c for c in choices if c > 0), default=1.0) / 10
-        return min(numbers, key=lambda c: abs(math.log(max(c, floor) / max(new, floor))))
+        return nearest(other_choices(distribution, value), new, distribution)
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     if distribution.step is None:
         rounded = fit(distribution, float(f"{new:.4g}"))
@@ -144,3 +178,10 @@ RULES: dict[str, ValueMutation] = {
     "momentum": _momentum,
     "weight_decay": _weight_decay,
 }
+
+REGULARIZERS: dict[str, dict[Strength, ValueMutation]] = {
+    "dropout": {"less": _less_dropout, "more": _more_dropout},
+    "label_smoothing": {"less": _less_smoothing, "more": _more_smoothing},
+    "weight_decay": {"less": _less_decay, "more": _more_decay},
+}
+"""The kinds that regularize, with the rules that change how much they do."""

@@ -80,8 +80,8 @@ class Plan:
             Only in cycles, early stopping: when the trunk trains alone, it stops after this many
             epochs without improvement. :obj:`None`: it does not stop early.
         prune:
-            Whether branches are cut: in a round after a third, in an annealed race half-way, in a
-            cycle half-way through its branches.
+            Whether branches are cut: in a round after a seventh, in an annealed race half-way, in
+            a cycle half-way through its branches.
         runup_epochs:
             Only in cycles: epochs of the trunk before the first cycle; :obj:`None`:
             ``fixing_epochs``.

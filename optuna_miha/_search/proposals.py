@@ -10,6 +10,7 @@ import optuna
 
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Segment
+from optuna_miha._search.context import SearchContext
 from optuna_miha._search.learning_rate import (
     INITIAL_PEAK,
     divergence_factor,
@@ -21,7 +22,7 @@ from optuna_miha._search.mutation_rules import Params
 from optuna_miha._search.phases import Phase
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.rounds import is_overfitted
-from optuna_miha._search.sampler import MihaSampler, SearchContext
+from optuna_miha._search.sampler import MihaSampler
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
@@ -103,18 +104,19 @@ class Proposals:
             return lowered
         if phase.role != "branch" or (self._plan.control and branch == 0):
             return params
-        if isinstance(sampler, MihaSampler):
+        if not isinstance(sampler, MihaSampler):
+            return None
+        if not phase.by_step:
             return sampler.propose_branch(
-                self._context,
-                phase.cycle,
-                branch,
-                params,
-                distributions,
-                is_overfitted=(
-                    phase.by_step and parent is not None and is_overfitted(self._lineage, parent)
-                ),
+                self._context, phase.cycle, branch, params, distributions
             )
-        return None
+        return sampler.propose_heir(
+            self._context,
+            self._context.visit(phase.cycle, branch),
+            params,
+            distributions,
+            is_overfitted=parent is not None and is_overfitted(self._lineage, parent),
+        )
 
     def reference_params(self, phase: Phase) -> Params:
         """See :class:`Proposer`."""
@@ -135,13 +137,8 @@ class Proposals:
         if number == 0:
             return params
         if isinstance(sampler, MihaSampler) and phase.by_step:
-            return sampler.propose_branch(
-                self._context,
-                earlier[0].cycle if earlier else phase.cycle,
-                number - 1,
-                params,
-                best.distributions,
-                is_overfitted=True,
+            return sampler.propose_heir(
+                self._context, number - 1, params, best.distributions, is_overfitted=True
             )
         if isinstance(sampler, MihaSampler):
             return sampler.propose_restart(self._context, phase.cycle, params, best.distributions)

@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import operator
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from optuna import Study
-from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_miha._history import attributes
+from optuna_miha._search.context import SearchContext, read_search_context
 from optuna_miha._search.mutation import has_effect, mutate
-from optuna_miha._search.mutation_rules import Distributions, Params, ValueMutation
-from optuna_miha._search.plan import Plan
-from optuna_miha._search.portfolio import (
-    ANNEALED_PORTFOLIO,
-    PORTFOLIO,
-    startup_candidates,
-)
+from optuna_miha._search.mutation_rules import Distributions, Params, Strength, ValueMutation
+from optuna_miha._search.portfolio import startup_candidates
 from optuna_miha._search.space import kind_of, kinds, value_or_initial
-from optuna_miha._search.visits import order_of_kinds
+from optuna_miha._search.visits import order_in_rounds, order_of_kinds
 
 _STARTUP_STREAM, _BRANCH_STREAM, _TRIAL_STREAM = range(3)
 
 _N_RESTART_MUTATIONS = 2
-
-_REGULARIZERS = ("dropout", "weight_decay", "label_smoothing")
-"""The kinds that mutate first where a network overfits."""
 
 
 class MihaSampler(BaseSampler):
@@ -139,9 +131,10 @@ class MihaSampler(BaseSampler):
             params, distributions = trunk.params, trunk.distributions
         if attributes.ENQUEUED in trial.user_attrs:
             return params  # The enqueued parameters are its mutation.
-        return self.propose_branch(
-            context, trial.user_attrs[attributes.CYCLE], branch, params, distributions
-        )
+        cycle = trial.user_attrs[attributes.CYCLE]
+        if context.is_annealed:
+            return self.propose_heir(context, context.visit(cycle, branch), params, distributions)
+        return self.propose_branch(context, cycle, branch, params, distributions)
 
     def propose_startup(self, context: SearchContext, branch: int) -> Params:
         """The configuration of one candidate of the start-up race.
@@ -156,8 +149,8 @@ class MihaSampler(BaseSampler):
             {k: v for k, v in context.distributions.items() if kind_of(k) in allowed},
             size=branch + 1,
             rng=np.random.default_rng([context.seed, _STARTUP_STREAM]),
-            portfolio=ANNEALED_PORTFOLIO if context.is_annealed else PORTFOLIO,
             epoch_steps=context.epoch_steps,
+            is_annealed=context.is_annealed,
         )
         return candidates[-1]
 
@@ -168,10 +161,8 @@ class MihaSampler(BaseSampler):
         branch: int,
         params: Params,
         distributions: Distributions,
-        *,
-        is_overfitted: bool = False,
     ) -> Params:
-        """The parent's parameters with one mutation.
+        """The parent's parameters with one mutation, for a branch of a cycle.
 
         If no mutation of its kind has an effect, the next kind mutates.
 
@@ -181,7 +172,6 @@ class MihaSampler(BaseSampler):
             branch: The branch index.
             params: The parent's parameters.
             distributions: Their distributions.
-            is_overfitted: Whether the parent overfits: kinds that regularize then mutate first.
         """
         allowed = context.allowed_kinds(distributions)
         if not allowed:
@@ -189,25 +179,67 @@ class MihaSampler(BaseSampler):
         seed = [context.seed, _BRANCH_STREAM, cycle]
         # The kinds are shuffled in the same way for all siblings, which take one each in turn.
         visit = context.visit(cycle, branch)
-        rng = np.random.default_rng(seed)
-        if is_overfitted:
-            order = order_of_kinds(allowed, visit, 0, rng)
-            order.sort(key=lambda kind: kind not in _REGULARIZERS)
-            order = [order[(branch + turn) % len(order)] for turn in range(len(order))]
-        else:
-            order = order_of_kinds(allowed, visit, branch, rng)
+        order = order_of_kinds(allowed, visit, branch, np.random.default_rng(seed))
+        mutations = self._mutations(params, distributions, order, [*seed, branch], upward_lr=True)
+        return next(mutations, params)
+
+    def propose_heir(
+        self,
+        context: SearchContext,
+        turn: int,
+        params: Params,
+        distributions: Distributions,
+        *,
+        is_overfitted: bool = False,
+    ) -> Params:
+        """The parent's parameters with one mutation, for an heir of a round or a restart.
+
+        Each kind has its turn. At first, kinds that regularize do so less, or more where the
+        parent overfits; after a turn of all kinds, in either direction.
+
+        Args:
+            context: The data that proposals depend on.
+            turn: Number of earlier mutations of the run's rounds, or of its restarts.
+            params: The parent's parameters.
+            distributions: Their distributions.
+            is_overfitted: Whether the parent overfits.
+        """
+        allowed = context.allowed_kinds(distributions)
+        seed = [context.seed, _BRANCH_STREAM]
+        order = order_in_rounds(allowed, np.random.default_rng(seed), is_overfitted=is_overfitted)
+        first: Strength = "more" if is_overfitted else "less"
+        strengths: tuple[Strength | None, ...] = (first, None)
+        for regularize in strengths:
+            mutations = list(
+                self._mutations(params, distributions, order, [*seed, turn], regularize=regularize)
+            )
+            if turn < len(mutations):
+                break
+        return mutations[turn % len(mutations)] if mutations else params
+
+    def _mutations(
+        self,
+        params: Params,
+        distributions: Distributions,
+        order: Sequence[str],
+        seed: list[int],
+        *,
+        upward_lr: bool = False,
+        regularize: Strength | None = None,
+    ) -> Iterator[Params]:
+        """Yield one mutation of each kind, unless none of the kind has an effect."""
         for kind in order:
             mutated = mutate(
                 params,
                 distributions,
                 kind,
-                np.random.default_rng([*seed, branch]),
-                upward_lr=not context.is_annealed,
+                np.random.default_rng(seed),
+                upward_lr=upward_lr,
+                regularize=regularize,
                 value_mutation=self._mutation,
             )
             if has_effect(params, mutated):
-                return mutated
-        return params
+                yield mutated
 
     def propose_restart(
         self, context: SearchContext, cycle: int, params: Params, distributions: Distributions
@@ -260,54 +292,3 @@ def _check_single_objective(study: Study) -> None:
             f"MihaSampler needs a single objective, got {len(study.directions)} directions: "
             "create the study with `direction` instead of `directions`."
         )
-
-
-@dataclass(frozen=True)
-class SearchContext:
-    """The data that the proposals of a run depend on, apart from the parent.
-
-    Args:
-        seed: The run's seed.
-        initial_params: The initial configuration.
-        distributions: Its distributions, by name.
-        mutations: Kinds that may mutate; :obj:`None`: all.
-        first_branch: The index of the first branch of a population that mutates.
-        n_mutated: Branches of a population that mutate.
-        is_annealed: Whether every training of the run is annealed.
-        epoch_steps: Steps of an epoch with the initial batch size, if known.
-    """
-
-    seed: int
-    initial_params: Params
-    distributions: Distributions
-    mutations: Sequence[str] | None
-    first_branch: int = 0
-    n_mutated: int = 1
-    is_annealed: bool = False
-    epoch_steps: int | None = None
-
-    def visit(self, cycle: int, branch: int) -> int:
-        """The number of mutations in the run before that of a branch, as planned."""
-        return (cycle - 1) * self.n_mutated + branch - self.first_branch
-
-    def allowed_kinds(self, distributions: Distributions) -> list[str]:
-        """The kinds in ``distributions`` that may mutate."""
-        possible = kinds(distributions)
-        return [kind for kind in possible if self.mutations is None or kind in self.mutations]
-
-
-def read_search_context(study: Study) -> SearchContext:
-    """Read the context of the run that a study contains."""
-    attrs = study.user_attrs
-    plan = Plan(**attrs[attributes.PLAN])
-    first_branch = int(plan.control)
-    return SearchContext(
-        seed=int(attrs[attributes.RUN_SEED]),
-        initial_params=attrs[attributes.INITIAL],
-        distributions={k: json_to_distribution(v) for k, v in attrs[attributes.SPACE].items()},
-        mutations=plan.mutations,
-        first_branch=first_branch,
-        n_mutated=max(1, plan.n_heirs - first_branch),
-        is_annealed=plan.is_annealed,
-        epoch_steps=attrs.get(attributes.EPOCH_STEPS),
-    )

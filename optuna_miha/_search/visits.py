@@ -21,6 +21,11 @@ _USUAL = frozenset(
 )
 """The kinds that most runs search. Whoever suggests others wants to know their effect."""
 
+_REGULARIZERS = ("dropout", "weight_decay")
+_LATE = ("activation", "loss")
+_LAST = ("label_smoothing", "optimizer")
+"""Kinds that seldom help a network that has inherited its weights."""
+
 
 def order_of_kinds(
     allowed: Sequence[str], visit: int, turn: int, rng: np.random.Generator
@@ -42,3 +47,28 @@ def order_of_kinds(
     if not 0 <= visit < len(unusual):
         return shuffled
     return [unusual[visit], *(kind for kind in shuffled if kind != unusual[visit])]
+
+
+def order_in_rounds(
+    allowed: Sequence[str], rng: np.random.Generator, *, is_overfitted: bool
+) -> list[str]:
+    """Return the kinds in the order in which the heirs of rounds, and restarts, try them.
+
+    Kinds beyond the usual come first, then those that regularize, then numbers such as the
+    learning rate, then activations, and last the optimizer.
+
+    Args:
+        allowed: The kinds that may mutate, sorted.
+        rng: The random generator, the same for all heirs of a run.
+        is_overfitted: Whether the parent overfits: label smoothing then is one of the kinds that
+            regularize.
+    """
+
+    def rank(kind: str) -> int:
+        if kind not in _USUAL:
+            return 0
+        if kind in _REGULARIZERS or (is_overfitted and kind == "label_smoothing"):
+            return 1
+        return 4 if kind in _LAST else 3 if kind in _LATE else 2
+
+    return sorted((str(kind) for kind in rng.permutation(allowed)), key=rank)

@@ -28,9 +28,9 @@ from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Segment
 from optuna_miha._model.model_fn import build_recipe
 from optuna_miha._run.averaging import average_fittest
+from optuna_miha._search.context import SearchContext
 from optuna_miha._search.crossover import Child, check_crossover, cross_fittest
 from optuna_miha._search.mutation import mutate
-from optuna_miha._search.sampler import SearchContext
 from optuna_miha._search.space import kinds
 from optuna_miha._study.buffered_trial import BufferedTrial
 from optuna_miha._study.checkpoint_store import CheckpointStore

@@ -428,3 +428,33 @@ def test_parameters_do_not_change_if_no_mutation_has_an_effect() -> None:
     space = {"optimizer": CategoricalDistribution(["adam", "adamw"])}
     space["weight_decay"] = CategoricalDistribution([0.0, 0.1])
     assert all(m == start for m in mutants("optimizer", start, space, n=5))
+
+
+@pytest.mark.parametrize(("regularize", "sign"), [("less", -1), ("more", 1)])
+@pytest.mark.parametrize(
+    ("name", "value", "distribution"),
+    [
+        ("dropout", 0.25, FloatDistribution(0.0, 0.5)),
+        ("dropout", 0.0, FloatDistribution(0.0, 0.5, step=0.1)),
+        ("dropout", 0.5, FloatDistribution(0.0, 0.5, step=0.1)),
+        ("label_smoothing", 0.05, FloatDistribution(0.0, 0.2)),
+        ("weight_decay", 1e-2, FloatDistribution(1e-5, 1.0, log=True)),
+        ("weight_decay", 0.3, CategoricalDistribution((0.0, 1e-3, 0.1, 0.3, 0.5))),
+        ("weight_decay", 0.0, CategoricalDistribution((0.0, 1e-3, 0.1, 0.3, 0.5))),
+        ("weight_decay", 0.1, CategoricalDistribution((0.3, 0.1))),
+        ("weight_decay", 0.3, CategoricalDistribution((0.3, 0.1))),
+    ],
+)
+def test_a_directed_mutation_of_a_regularizer_has_its_direction(
+    name: str, value: float, distribution: Any, regularize: Any, sign: int
+) -> None:
+    values = mutated_values(name, value, distribution, regularize=regularize)
+    low, high = (
+        (min(distribution.choices), max(distribution.choices))
+        if isinstance(distribution, CategoricalDistribution)
+        else (distribution.low, distribution.high)
+    )
+    at_a_bound = value == (low if sign < 0 else high)
+    assert all(sign * (new - value) > 0 or at_a_bound for new in values)
+    assert not at_a_bound or values == {value}
+    assert all(is_valid(distribution, new) for new in values)

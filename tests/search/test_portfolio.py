@@ -26,10 +26,9 @@ def candidates(
     space: dict[str, BaseDistribution],
     size: int,
     seed: int = 0,
-    epoch_steps: int | None = None,
+    **settings: Any,
 ) -> list[dict[str, Any]]:
-    rng = np.random.default_rng(seed)
-    return startup_candidates(initial, space, size, rng, epoch_steps=epoch_steps)
+    return startup_candidates(initial, space, size, np.random.default_rng(seed), **settings)
 
 
 def count_distinct(points: list[dict[str, Any]]) -> int:
@@ -129,6 +128,45 @@ def test_a_large_batch_size_is_kept_if_an_epoch_has_enough_steps(
     space = FULL_SPACE | {"batch_size": IntDistribution(1, 512, log=True)}
     race = candidates(START | {"batch_size": initial}, space, 4, epoch_steps=steps)
     assert [c["batch_size"] for c in race[1:]] == [raced] * 3
+
+
+ANNEALED_SPACE = FULL_SPACE | {
+    "weight_decay": CategoricalDistribution((0.0, 1e-3, 1e-2, 0.1, 0.3)),
+    "batch_size": IntDistribution(1, 512, log=True),
+}
+
+
+@pytest.mark.parametrize(
+    ("epoch_steps", "rates", "decays"),
+    [
+        (32, [1e-2, 3e-2], [1e-2, 0.3]),
+        (None, [1e-2, 3e-2], [1e-2, 0.3]),
+        (128, [5e-3, 1.5e-2], [1e-2, 0.1]),
+        (3200, [1e-3, 3e-3], [1e-3, 1e-2]),
+    ],
+)
+def test_rate_and_decay_of_an_annealed_race_fall_with_the_steps_of_an_epoch(
+    epoch_steps: int | None, rates: list[float], decays: list[float]
+) -> None:
+    race = candidates(START, ANNEALED_SPACE, 3, epoch_steps=epoch_steps, is_annealed=True)
+    assert race[0] == START
+    assert [c["lr"] for c in race[1:]] == pytest.approx(rates)
+    assert [c["weight_decay"] for c in race[1:]] == decays
+
+
+def test_the_steps_of_a_candidate_are_those_of_its_own_batch_size() -> None:
+    # With 256 samples per batch, an epoch has 16 steps; with 32, it has 128.
+    start = START | {"batch_size": 256}
+    race = candidates(start, ANNEALED_SPACE, 3, epoch_steps=16, is_annealed=True)
+    assert [c["batch_size"] for c in race[1:]] == [32, 32]
+    assert [c["lr"] for c in race[1:]] == [5e-3, 1.5e-2]
+
+
+def test_the_rates_of_sgd_and_of_a_race_before_cycles_do_not_fall() -> None:
+    wide = candidates(START, ANNEALED_SPACE, 6, epoch_steps=1000, is_annealed=True)
+    assert [c["lr"] for c in wide if c["optimizer"] == "sgd"] == [0.1]
+    constant = candidates(START, ANNEALED_SPACE, 8, epoch_steps=1000)
+    assert constant == candidates(START, ANNEALED_SPACE, 8)
 
 
 def test_duplicates_are_replaced_by_mutations() -> None:

@@ -80,6 +80,12 @@ def test_a_race_is_followed_by_rounds_whose_siblings_share_the_budget() -> None:
     assert seen[2].parent is lineage.group("branch", 1)[0]
 
 
+def test_the_heirs_of_a_round_are_compared_after_a_seventh_of_it() -> None:
+    _, seen = run_of(Plan(160, n_cycles=1))
+    first, rest = seen[-1].rungs
+    assert first / (first + rest) == pytest.approx(1 / 7, abs=0.01)
+
+
 @given(n_epochs=st.integers(1, 300), size=st.integers(1, 5), startup=st.integers(1, 6))
 def test_every_epoch_of_the_budget_is_trained(n_epochs: int, size: int, startup: int) -> None:
     lineage, _ = run_of(Plan(n_epochs, population_size=size, startup=startup))

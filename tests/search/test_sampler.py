@@ -16,7 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 import optuna_miha as miha
 from optuna_miha import MihaSampler
 from optuna_miha._history import attributes
-from optuna_miha._search.space import declare_initial, kind_of
+from optuna_miha._search.context import SearchContext
+from optuna_miha._search.space import declare_initial, kind_of, kinds
 
 
 def quadratic(trial: optuna.Trial) -> float:
@@ -390,6 +391,52 @@ def test_a_race_starts_with_the_initial_configuration_and_has_no_duplicates() ->
     assert all(one not in race[:n] for n, one in enumerate(race))
     backward = [proposed(study, "startup", branch) for branch in reversed(range(8))]
     assert backward[::-1] == race
+
+
+PARENT = START | {"dropout.2": 0.4, "label_smoothing": 0.0, "weight_decay": 1e-2}
+
+
+def heirs(params: dict[str, Any], n: int, seed: int = 0, **settings: Any) -> list[dict[str, Any]]:
+    context = SearchContext(
+        seed=seed, initial_params=START, distributions=FULL_SPACE, mutations=None
+    )
+    propose = MihaSampler(seed=0).propose_heir
+    return [propose(context, turn, params, FULL_SPACE, **settings) for turn in range(n)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("is_overfitted", "sign"), [(False, -1), (True, 1)])
+def test_heirs_regularize_less_at_first_and_more_where_the_parent_overfits(
+    seed: int, is_overfitted: bool, sign: int
+) -> None:
+    proposals = heirs(PARENT, 4, seed, is_overfitted=is_overfitted)
+    # The kind `width` is none of the usual, and therefore the first one.
+    assert kinds_changed(PARENT, proposals[0]) == {"width"}
+    regularizers = {"dropout", "weight_decay"} | ({"label_smoothing"} if is_overfitted else set())
+    for new in proposals[1 : 1 + len(regularizers)]:
+        [kind] = kinds_changed(PARENT, new)
+        regularizers.remove(kind)
+        [name] = (name for name in PARENT if new[name] != PARENT[name])
+        assert sign * (new[name] - PARENT[name]) > 0
+    assert not regularizers
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_heirs_try_every_kind_before_one_mutates_again(seed: int) -> None:
+    n_kinds = len(kinds(FULL_SPACE))
+    order = [frozenset(kinds_changed(PARENT, new) - {"lr"}) for new in heirs(PARENT, 30, seed)]
+    # Label smoothing is zero, and cannot be lowered.
+    assert len(set(order[: n_kinds - 1])) == n_kinds - 1
+    assert frozenset({"label_smoothing"}) in order
+
+
+def test_heirs_without_anything_that_may_mutate_keep_their_parameters() -> None:
+    assert (
+        MihaSampler(seed=0).propose_heir(
+            SearchContext(seed=0, initial_params={}, distributions={}, mutations=None), 3, {}, {}
+        )
+        == {}
+    )
 
 
 def test_a_parameter_with_a_single_value_does_not_mutate() -> None:
