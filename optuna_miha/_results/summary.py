@@ -14,6 +14,7 @@ from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Segment, place_of
 from optuna_miha._search.control import control_of, is_initial, is_without_effect
 from optuna_miha._search.mutation import NO_CHANGE, describe
+from optuna_miha._search.startup_race import is_extrapolated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +152,8 @@ def race_line(lineage: Lineage) -> str | None:
     line += f", trial {winner.number}"
     best = min(candidates.values(), key=lambda s: (s.violation, lineage.cost(s)))
     if lineage.cost(best) < lineage.cost(winner):
-        how = "at its end" if winner.by_step else "extrapolated"
+        is_guess = is_extrapolated(lineage, by_step=winner.by_step)
+        how = "extrapolated" if is_guess else "at its end"
         line += f"; {how} better than trial {best.number}, whose best epoch has {best.value:.4g}"
     return f"{line})"
 

@@ -15,7 +15,7 @@ from optuna_miha._run.pruner_view import PrunerView, is_stateless
 from optuna_miha._run.session import Session
 from optuna_miha._search.phases import Phase
 from optuna_miha._search.pruner import SlopePruner
-from optuna_miha._search.startup_race import race_rungs
+from optuna_miha._search.startup_race import is_extrapolated, race_rungs
 from optuna_miha._study.retention import Retention
 from optuna_miha._study.sibling import Sibling
 from optuna_miha._study.trial_log import TrialLog
@@ -169,10 +169,10 @@ class Selection:
 
     def _rank(self, phase: Phase, alive: list[Sibling]) -> list[Sibling]:
         """Compute fitness and violation, and sort the siblings; see :func:`ranking`."""
-        fitness = last_value  # Of an annealed training. A single sibling wins with any fitness.
+        fitness = last_value  # A single sibling wins with any fitness.
         if phase.role == "branch":
             fitness = self._fitness
-        elif phase.role == "startup" and not phase.by_step:
+        elif phase.role == "startup" and is_extrapolated(self._lineage, by_step=phase.by_step):
             fitness = power_law
         for sibling in alive:
             if sibling.segment is not None:

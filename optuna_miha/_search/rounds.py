@@ -97,8 +97,8 @@ def _tail(plan: Plan, stretch: Stretch, lineage: Lineage, cycle: int) -> Phase |
 def _parent(lineage: Lineage, cycle: int) -> Segment | None:
     """The segment whose best weights the heirs of ``cycle`` continue.
 
-    After the race it is the one that is best at the end of its annealing. A network that was
-    better before overfits, and is not the one to train further.
+    After the race it is its winner, even if another network was better before its end: that one
+    overfits, and is not the one to train further.
     """
     winner = lineage.winner("startup", 0) if cycle == 1 else None
     return winner or lineage.best_before(cycle)

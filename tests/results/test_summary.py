@@ -44,20 +44,28 @@ def test_the_start_of_a_final_phase_is_named_if_it_is_not_the_end_of_the_trunk()
 
 
 @pytest.mark.parametrize(
-    ("value", "by_step", "end"),
+    ("value", "direction", "end"),
     [
-        (0.6, True, "trial 0)"),
-        (0.4, True, "; at its end better than trial 1, whose best epoch has 0.4)"),
-        (0.4, False, "; extrapolated better than trial 1, whose best epoch has 0.4)"),
+        (0.6, StudyDirection.MINIMIZE, "trial 0)"),
+        (
+            0.4,
+            StudyDirection.MINIMIZE,
+            "; extrapolated better than trial 1, whose best epoch has 0.4)",
+        ),
+        (
+            0.6,
+            StudyDirection.MAXIMIZE,
+            "; at its end better than trial 1, whose best epoch has 0.6)",
+        ),
     ],
 )
-def test_the_line_of_the_race_says_why_a_candidate_with_a_lower_loss_lost(
-    value: float, by_step: bool, end: str
+def test_the_line_of_the_race_says_why_a_candidate_with_a_better_value_lost(
+    value: float, direction: StudyDirection, end: str
 ) -> None:
-    place: dict[str, Any] = {"role": "startup", "by_step": by_step}
+    place: dict[str, Any] = {"role": "startup", "by_step": True}
     first = segment(0, **place, fitness=-0.2, mutation="no change")
     second = segment(1, **place, branch=1, fitness=-0.3, value=value, mutation="lr")
-    line = race_line(Lineage(StudyDirection.MINIMIZE, [first, second]))
+    line = race_line(Lineage(direction, [first, second]))
     assert str(line).startswith("start-up race of 2: the initial configuration (0.5, trial 0")
     assert str(line).endswith(end)
 

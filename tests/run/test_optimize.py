@@ -298,13 +298,13 @@ def test_enqueued_trials_beyond_the_budget_wait_for_a_larger_one() -> None:
         assert [t.user_attrs["index"] for t in found] == list(range(12)), "Each exists once."
         return [t.state for t in found]
 
-    run(study, plan=None, n_epochs=40)
+    run(study, plan=miha.Plan(40, restarts=False))
     n_waiting = enqueued_states().count(TrialState.WAITING)
     assert 0 < n_waiting < 12
     expected = [TrialState.WAITING] * n_waiting
     assert enqueued_states()[-n_waiting:] == expected, "The first ones are trained first."
     assert TrialState.FAIL not in enqueued_states()
-    run(study, plan=None, n_epochs=120)
+    run(study, plan=miha.Plan(120, restarts=False))
     assert enqueued_states().count(TrialState.WAITING) < n_waiting
 
 
