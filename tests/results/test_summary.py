@@ -46,17 +46,13 @@ def test_the_start_of_a_final_phase_is_named_if_it_is_not_the_end_of_the_trunk()
 @pytest.mark.parametrize(
     ("value", "direction", "end"),
     [
-        (0.6, StudyDirection.MINIMIZE, "trial 0)"),
+        (0.6, StudyDirection.MINIMIZE, "trial 0"),
         (
             0.4,
             StudyDirection.MINIMIZE,
-            "; extrapolated better than trial 1, whose best epoch has 0.4)",
+            "extrapolated better than trial 1, whose best epoch has 0.4",
         ),
-        (
-            0.6,
-            StudyDirection.MAXIMIZE,
-            "; at its end better than trial 1, whose best epoch has 0.6)",
-        ),
+        (0.6, StudyDirection.MAXIMIZE, "at its end better than trial 1, whose best epoch has 0.6"),
     ],
 )
 def test_the_line_of_the_race_says_why_a_candidate_with_a_better_value_lost(
@@ -67,7 +63,7 @@ def test_the_line_of_the_race_says_why_a_candidate_with_a_better_value_lost(
     second = segment(1, **place, branch=1, fitness=-0.3, value=value, mutation="lr")
     line = race_line(Lineage(direction, [first, second]))
     assert str(line).startswith("start-up race of 2: the initial configuration (0.5, trial 0")
-    assert str(line).endswith(end)
+    assert str(line).endswith(f"{end})")
 
 
 def overfitting(trial: Any) -> miha.Recipe:
