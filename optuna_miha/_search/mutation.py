@@ -203,20 +203,24 @@ def describe(old: Params, new: Params) -> str:
     return ", ".join(parts) or NO_CHANGE
 
 
-def describe_rules(distributions: Distributions, allowed: Iterable[str]) -> str:
+def describe_rules(
+    distributions: Distributions, allowed: Iterable[str], *, upward_lr: bool = True
+) -> str:
     """List all parameters with the rule that mutates them.
 
     Args:
         distributions: Their distributions, by name.
         allowed: The kinds that may mutate.
+        upward_lr: Whether the learning rate is only raised, as in cycles.
     """
     parts = []
     mutable = {k: names for k, names in kinds(distributions).items() if k in set(allowed)}
     for kind, names in mutable.items():
         numeric = [name for name in names if is_numeric(distributions[name])]
-        rule = RULE_TEXTS.get(kind, "scaled or shifted")
+        rule, together = RULE_TEXTS.get(kind, "scaled or shifted"), ""
+        if kind == "lr" and upward_lr:
+            rule, together = "raised", " together" if len(names) > 1 else ""
         if numeric:
-            together = " together" if kind == "lr" and len(names) > 1 else ""
             parts.append(_join(numeric, f"({rule}{together})"))
         if len(numeric) < len(names):
             others = [name for name in names if name not in numeric]

@@ -164,7 +164,7 @@ RULE_TEXTS = {
     "batch_size": "times 0.5 to 2",
     "dropout": "minus 0.1 to plus 0.2",
     "label_smoothing": "minus 0.05 to plus 0.1",
-    "lr": "raised",
+    "lr": "raised or lowered",
     "momentum": "1 - momentum times 0.5 or 2",
     "weight_decay": "times 0.2, 3 or 5",
 }

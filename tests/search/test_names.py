@@ -78,6 +78,8 @@ def test_rules_of_all_parameters_are_listed() -> None:
         "beta (scaled or shifted), lr.a and lr.b (raised together), mode (another choice), "
         "batch_size and width (fixed)"
     )
+    rules = describe_rules(space, ["lr"], upward_lr=False)
+    assert rules.startswith("lr.a and lr.b (raised or lowered), ")
 
 
 def test_unusual_kinds_come_first_and_once() -> None:
