@@ -32,9 +32,9 @@ class MihaSampler(BaseSampler):
     In a run of :func:`~optuna_miha.optimize`, a branch gets the parameters of its parent with one
     mutation. Siblings get different kinds: in cycles these are drawn uniformly, in rounds those
     that regularize come first. A candidate of the start-up race gets a configuration of the
-    portfolio. In an ordinary ``study.optimize``, the best trial so far takes the role of the trunk.
-    The first trial gets the initial values that the ``suggest_*`` functions of this package
-    declare, or the middle of the search space.
+    portfolio. In an ordinary ``study.optimize``, the best trial so far takes the role of the
+    trunk. The first trial gets the initial values that the ``suggest_*`` functions of this
+    package declare, or the middle of the search space.
 
     A proposal depends only on the seed, the trial's position in the run and the finished trials.
     No random state is passed from trial to trial, so that a resumed study gets the same proposals
