@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
+import optuna
 import pytest
 import torch
 from helpers.problems import (
@@ -94,3 +96,34 @@ def test_a_budget_that_is_too_small_for_heirs_is_one_training_and_says_so(
         result = run(new_study(), explicit, plan=miha.Plan(3))
     assert [(s.role, s.trained) for s in result.segments] == [("startup", 3)]
     assert "too small for heirs" in caplog.text
+
+
+@pytest.mark.parametrize(("direction", "winner"), [("minimize", "steep"), ("maximize", "level")])
+def test_losses_of_a_race_are_extrapolated_and_values_to_maximize_are_not(
+    direction: str, winner: str
+) -> None:
+    sign = 1 if direction == "minimize" else -1
+
+    def model_fn(trial: optuna.Trial) -> miha.Recipe:
+        recipe = explicit(trial)
+        curve = trial.suggest_categorical("curve", ["level", "steep"])
+        recipe.model.register_buffer("is_steep", torch.tensor(curve == "steep"))
+        return recipe
+
+    def trainer(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
+        for epoch in range(n_epochs):
+            recipe.optimizer.step()
+            # At the end of its training, the steep one is still a little worse.
+            value = 0.11 + 0.9 * 0.7**epoch if recipe.model.is_steep else 0.1
+            yield miha.EpochResult(value=value if sign > 0 else 1 - value)
+
+    study = optuna.create_study(direction=direction, sampler=miha.MihaSampler(seed=0))
+    plan = miha.Plan(
+        40, startup=2, prune=False, population_size=1, restarts=False, mutations=("curve",)
+    )
+    result = run(study, model_fn, plan=plan, trainer=trainer)
+    race = {s.params["curve"]: s for s in result.segments if s.role == "startup"}
+    assert race.keys() == {"level", "steep"}
+    assert sign * race["level"].scores[-1] < sign * race["steep"].scores[-1]
+    [heir] = (s for s in result.segments if s.role == "branch")
+    assert heir.parent == race[winner].number
