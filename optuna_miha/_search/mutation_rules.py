@@ -80,29 +80,34 @@ def _label_smoothing(value: Any, distribution: BaseDistribution, rng: np.random.
 
 
 def _less_decay(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    return min(value, _scaled(value, distribution, 0.2))
+    return _scaled(value, distribution, 0.2)
 
 
 def _more_decay(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
     if value > 0:
-        return max(value, _scaled(value, distribution, rng.choice([3.0, 5.0])))
+        return _scaled(value, distribution, rng.choice([3.0, 5.0]))
     return _numeric(value, distribution, rng.choice([1e-2, 1e-1]))
 
 
-def _less_dropout(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    return min(value, _numeric(value, distribution, value - rng.choice([0.1, 0.2, 0.3])))
+def _shift(*deltas: float) -> ValueMutation:
+    """Make a rule that adds one of ``deltas``."""
+
+    def shifted(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+        return _numeric(value, distribution, value + rng.choice(deltas))
+
+    return shifted
 
 
-def _more_dropout(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    return max(value, _numeric(value, distribution, value + rng.choice([0.1, 0.2])))
+def _directed(less: ValueMutation, more: ValueMutation) -> dict[Strength, ValueMutation]:
+    """Two rules that keep the value if no other one lies in their direction."""
 
+    def lower(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+        return min(value, less(value, distribution, rng))
 
-def _less_smoothing(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    return min(value, _numeric(value, distribution, value - rng.choice([0.05, 0.1])))
+    def higher(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+        return max(value, more(value, distribution, rng))
 
-
-def _more_smoothing(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    return max(value, _numeric(value, distribution, value + rng.choice([0.05, 0.1])))
+    return {"less": lower, "more": higher}
 
 
 def any_value(value: Any, distribution: BaseDistribution, rng: np.random.Generator) -> Any:
@@ -180,8 +185,8 @@ RULES: dict[str, ValueMutation] = {
 }
 
 REGULARIZERS: dict[str, dict[Strength, ValueMutation]] = {
-    "dropout": {"less": _less_dropout, "more": _more_dropout},
-    "label_smoothing": {"less": _less_smoothing, "more": _more_smoothing},
-    "weight_decay": {"less": _less_decay, "more": _more_decay},
+    "dropout": _directed(_shift(-0.1, -0.2, -0.3), _shift(0.1, 0.2)),
+    "label_smoothing": _directed(_shift(-0.05, -0.1), _shift(0.05, 0.1)),
+    "weight_decay": _directed(_less_decay, _more_decay),
 }
 """The kinds that regularize, with the rules that change how much they do."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 import secrets
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -208,15 +210,13 @@ class MihaSampler(BaseSampler):
         allowed = context.allowed_kinds(distributions)
         seed = [context.seed, _BRANCH_STREAM]
         order = order_in_rounds(allowed, np.random.default_rng(seed), is_overfitted=is_overfitted)
-        first: Strength = "more" if is_overfitted else "less"
-        strengths: tuple[Strength | None, ...] = (first, None)
-        for regularize in strengths:
-            mutations = list(
-                self._mutations(params, distributions, order, [*seed, turn], regularize=regularize)
-            )
-            if turn < len(mutations):
-                break
-        return mutations[turn % len(mutations)] if mutations else params
+        mutations = partial(self._mutations, params, distributions, order, [*seed, turn])
+        directed = mutations(regularize="more" if is_overfitted else "less")
+        mutated = next(islice(directed, turn, None), None)
+        if mutated is not None:
+            return mutated
+        others = list(mutations())
+        return others[turn % len(others)] if others else params
 
     def _mutations(
         self,

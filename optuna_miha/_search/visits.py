@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from optuna_miha._search.mutation_rules import REGULARIZERS
+
 _USUAL = frozenset(
     {
         "activation",
@@ -21,10 +23,8 @@ _USUAL = frozenset(
 )
 """The kinds that most runs search. Whoever suggests others wants to know their effect."""
 
-_REGULARIZERS = ("dropout", "weight_decay")
-_LATE = ("activation", "loss")
-_LAST = ("label_smoothing", "optimizer")
-"""Kinds that seldom help a network that has inherited its weights."""
+_LATE = {"activation": 3, "loss": 3, "label_smoothing": 4, "optimizer": 4}
+"""Ranks of the kinds that seldom help a network that has inherited its weights."""
 
 
 def order_of_kinds(
@@ -67,8 +67,8 @@ def order_in_rounds(
     def rank(kind: str) -> int:
         if kind not in _USUAL:
             return 0
-        if kind in _REGULARIZERS or (is_overfitted and kind == "label_smoothing"):
+        if kind in REGULARIZERS and (is_overfitted or kind not in _LATE):
             return 1
-        return 4 if kind in _LAST else 3 if kind in _LATE else 2
+        return _LATE.get(kind, 2)
 
     return sorted((str(kind) for kind in rng.permutation(allowed)), key=rank)
