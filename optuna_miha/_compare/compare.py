@@ -135,6 +135,9 @@ def compare(
     chosen, numbers = _checked_methods(methods), _checked_seeds(seeds)
     plans = {m: _plan_of(m, n_epochs, n_workers) for m in chosen if m not in BASELINES}
     initial = build_initial(model_fn, numbers[0])
+    direction = resolve_direction(initial.recipe, direction)
+    resolved_device = resolve_device(device)
+    # Opening a file creates it: what can be refused without it is refused before.
     runner = Runner(
         model_fn=model_fn,
         n_epochs=n_epochs,
@@ -142,8 +145,8 @@ def compare(
         plans=plans,
         storage=get_storage(storage),
         name=name,
-        direction=resolve_direction(initial.recipe, direction),
-        device=resolve_device(device),
+        direction=direction,
+        device=resolved_device,
         monitor=initial.recipe.monitor,
         has_test_data=initial.recipe.test_data is not None,
     )

@@ -472,13 +472,15 @@ def test_methods_of_several_workers_are_compared_in_one_table() -> None:
         ({"storage": Path("x.db")}, TypeError, "`storage` must be a URL .*sqlite:///"),
     ],
 )
-def test_invalid_arguments_are_rejected_before_training(
-    settings: dict[str, Any], error: type[Exception], message: str
+def test_invalid_arguments_are_rejected_before_training_and_leave_no_file(
+    settings: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     net = Net()
+    defaults = {"show_progress_bar": False, "storage": f"sqlite:///{tmp_path}/compare.db"}
     with pytest.raises(error, match=message):
-        compare(net, **({"show_progress_bar": False} | settings))
+        compare(net, **(defaults | settings))
     assert net.n_steps == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_storage_with_incompatible_runs_is_rejected() -> None:
