@@ -44,15 +44,20 @@ def losses(results: Results) -> str:
         }
         lost = {m: r for m, r in ratios.items() if r.log > (r.se or 0.0)}
         if FIXED in lost:
-            to_fixed.append(f"`{task}` ({lost[FIXED].value:.2f} times its test loss)")
+            to_fixed.append(f"`{task}` (by {_percent(lost[FIXED].value)})")
         if lost:
             best = max(lost, key=lambda method: lost[method].log)
-            to_any.append(f"`{task}` ({lost[best].value:.2f} times the test loss of `{best}`)")
-    others = ", ".join(to_any) or "no task"
+            to_any.append(f"`{task}` (by {_percent(lost[best].value)}, `{best}`)")
     return (
-        "By more than one standard error over seeds, it loses to training without a search on "
-        f"{', '.join(to_fixed) or 'no task'}, and to another method on {others}."
+        "By more than one standard error over seeds, its test loss is higher than that of training "
+        f"without a search on {', '.join(to_fixed) or 'no task'}, and higher than that of another "
+        f"method on {', '.join(to_any) or 'no task'}."
     )
+
+
+def _percent(ratio: float) -> str:
+    above = 100 * (ratio - 1)
+    return f"{above:.0f} %" if above >= 1 else f"{above:.1g} %"
 
 
 def bars_digest(results: Results) -> str:

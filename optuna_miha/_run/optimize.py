@@ -54,10 +54,11 @@ def optimize(
 ) -> Result:
     """Train one network while tuning its hyperparameters.
 
-    A start-up race selects one of a few initial configurations. Then, in each cycle, copies of
-    the network with one mutated hyperparameter each train for a few epochs, and training
-    continues with the fittest. The last part of the budget anneals the learning rate. Every
-    segment of training is a trial of ``study``.
+    A start-up race selects one of a few initial configurations. Then, in each round, copies of
+    the network train from the best weights so far, one of them unchanged and each of the others
+    with one mutated hyperparameter, and the fittest is continued. In each of these segments, the
+    learning rate rises and then falls to zero. Every segment is a trial of ``study``.
+    :class:`Plan` describes the phases, and other plans.
 
     A second call with the same study resumes an interrupted run, continues a finished run with a
     larger ``n_epochs``, or returns the result of a finished run. For a given plan, seed, device

@@ -36,8 +36,8 @@ class Plan:
             falls to zero. The average of the weights is updated at each step and alone validated.
             ``"cosine"``: cycles of a trunk and branches at a constant learning rate. The final
             phase continues the best segment so far: over its first tenth the learning rate rises
-            to three times its value, if it is a float parameter named ``lr``, then it falls to
-            zero along half a cosine.
+            to three times its value, if it is a float parameter of the kind ``lr``, then it
+            falls to zero along half a cosine.
             :obj:`None`: cycles; the final phase continues the present trunk at a constant rate.
         n_workers:
             Only in rounds: number of workers that the plan keeps busy. The race and each round

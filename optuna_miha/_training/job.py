@@ -152,7 +152,7 @@ class Job:
         state: The state to continue from. :obj:`None`: the initial weights.
         n_epochs: Epochs to train. 0: only validate the state.
         anneal: Whether to anneal the learning rate over these epochs: by :func:`warmup_cosine` if
-            it is a float parameter named ``lr``, otherwise without the initial rise.
+            it is a float parameter of the kind ``lr``, otherwise without the initial rise.
         course: Annealing by the step. The average of the weights is then updated after every
             step, and it alone is validated.
         patience: Stop after this many epochs without improvement. :obj:`None`: never.

@@ -62,9 +62,10 @@ class TrainerContext:
     def annealing(self, epoch: float) -> float:
         """Return the factor of the learning rate at any time of this call.
 
-        :func:`optimize` itself multiplies the rates of ``recipe.optimizer`` during its steps, in
-        each epoch by the factor of the epoch's beginning. Use this method for whatever else shall
-        follow the annealing, such as a second optimizer.
+        :func:`optimize` itself multiplies the rates of ``recipe.optimizer`` during its steps: in
+        rounds by the factor of the step, from the second epoch of a call on, otherwise by that of
+        the epoch's beginning. Use this method for whatever else shall follow the annealing, such
+        as a second optimizer.
 
         Args:
             epoch: Epochs since the beginning of this call; ``2.5`` is the middle of the third.
