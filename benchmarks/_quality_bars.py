@@ -49,9 +49,9 @@ def losses(results: Results) -> str:
             best = max(lost, key=lambda method: lost[method].log)
             to_any.append(f"`{task}` (by {_percent(lost[best].value)}, `{best}`)")
     return (
-        "By more than one standard error over seeds, its test loss is higher than that of training "
-        f"without a search on {', '.join(to_fixed) or 'no task'}, and higher than that of another "
-        f"method on {', '.join(to_any) or 'no task'}."
+        "By more than one standard error over seeds, its test loss is higher than that of training"
+        f" without a search on {', '.join(to_fixed) or 'no task'}, and higher than that of another"
+        f" method on {', '.join(to_any) or 'no task'}."
     )
 
 
