@@ -18,7 +18,7 @@ from optuna_miha._run.session import Session
 from optuna_miha._run.story import log_end_of, log_result, log_start_of, log_stop, phase_label
 from optuna_miha._search.phases import Phase, Stretch, next_phase
 from optuna_miha._search.plan import Plan
-from optuna_miha._search.startup_race import race_cost, race_rungs
+from optuna_miha._search.startup_race import race_rungs
 from optuna_miha._study.optuna_internals import is_stopped
 from optuna_miha._study.setup import record_progress
 
@@ -86,13 +86,12 @@ class Coordinator:
         """Train the siblings of a phase rung by rung, and prune some after each rung."""
         siblings = self._population.create_siblings(phase, stretch)
         rungs = rungs_of(phase, self._session.plan)
-        alive, age = siblings, 0
+        alive, age, spent = siblings, 0, self._spent_before(phase)
         for rung, n_epochs in enumerate(rungs, start=1):
-            share = [
-                self._share(phase, stretch, epoch / sum(rungs)) for epoch in (age, age + n_epochs)
-            ]
+            begin, spent = spent, spent + n_epochs * (1 if _is_alone(phase) else len(alive))
+            share = (min(1.0, begin / stretch.end), min(1.0, spent / stretch.end))
             self._progress.show_phase(phase_label(phase, self._lineage, len(alive)))
-            self._population.train(phase, alive, n_epochs, (share[0], share[1]))
+            self._population.train(phase, alive, n_epochs, share)
             age += n_epochs
             alive = [s for s in alive if s.survives(age)]
             if rung < len(rungs):
@@ -100,22 +99,10 @@ class Coordinator:
                 alive = [s for s in alive if s.survives(age + 1)]
         self._selection.select(phase, alive)
 
-    def _share(self, phase: Phase, stretch: Stretch, progress: float) -> float:
-        """The fraction of the budget that is spent at a point of a phase.
-
-        It depends on earlier phases only, so that it is the same for siblings and when the run is
-        resumed within the phase.
-
-        Args:
-            phase: The phase.
-            stretch: The stretch.
-            progress: The part of the phase before this point.
-        """
-        here = position_of(phase.role, phase.cycle, 0)
-        before = sum(s.trained for s in self._lineage if s.position < here)
-        is_race = phase.role == "startup"
-        cost = race_cost(phase.size) if is_race else phase.size * phase.n_epochs
-        return min(1.0, (before + progress * cost) / stretch.end)
+    def _spent_before(self, phase: Phase) -> int:
+        """The epochs of the run before a phase, the same when the run is resumed within it."""
+        here = position_of(phase.role, phase.cycle, phase.size - 1 if _is_alone(phase) else 0)
+        return sum(s.trained for s in self._lineage if s.position < here)
 
     def _warn_of_unspent_epochs(self, stretch: Stretch) -> None:
         """Warn if the final phase failed and left a part of the budget unspent."""
@@ -132,6 +119,11 @@ class Coordinator:
             f"and {unspent} of {stretch.end} epochs are unspent: a larger `n_epochs` continues "
             "the best network."
         )
+
+
+def _is_alone(phase: Phase) -> bool:
+    """Whether the siblings of a phase are attempts at one training, after each other."""
+    return phase.role in ("trunk", "final")
 
 
 def rungs_of(phase: Phase, plan: Plan) -> tuple[int, ...]:

@@ -258,9 +258,10 @@ def _train(
     # `warmup_cosine` starts at a third of the rate. This suits only a rate that was raised before.
     rate_factor = warmup_cosine if lr_distributions(trial.distributions) else half_cosine
     average = Average(recipe, ema, context.engine)
+    epoch_steps = None
     if job.course is not None:
-        length = None if context.trainer else steps_of_epoch(recipe, batches_of(recipe))
-        average.follow(job.course, steps, EpochSteps(length), context.ema_decay)
+        epoch_steps = _epoch_steps(context, recipe, job, job.course)
+        average.follow(job.course, steps, epoch_steps, context.ema_decay)
     described = describe_job(job, device_of(recipe.model), extra, rate_factor)
     epochs = _started(context, recipe, job, average, extra, described)
     least_cost, n_without_improvement = job.birth_cost, 0
@@ -291,7 +292,17 @@ def _train(
             f"The trainer must yield a result after each of {job.n_epochs} epochs, got none."
         )
     state = capture(recipe, ema, epoch, settings) | _kept(data, extra)
+    if epoch_steps is not None:
+        state["epoch_steps"] = epoch_steps.length
     return with_best(state, best, best_source(best, log.results[-1], epoch, ema, context.sign))
+
+
+def _epoch_steps(context: Context, recipe: Recipe, job: Job, course: Course) -> EpochSteps:
+    """Count the steps of the epochs; a job within a segment knows those of the last epoch."""
+    if course.begin and job.state is not None:
+        return EpochSteps(job.state["epoch_steps"])
+    is_custom = context.trainer is not None
+    return EpochSteps(None if is_custom else steps_of_epoch(recipe, batches_of(recipe)))
 
 
 def _watched_steps(context: Context, recipe: Recipe, job: Job) -> OptimizerSteps:

@@ -19,7 +19,8 @@ _logger = optuna.logging.get_logger("optuna.miha")
 
 State: TypeAlias = dict[str, Any]
 """``model``, ``ema`` (or None), ``optimizer``, ``rng`` and ``epoch`` of a network in training,
-and ``best``, the weights with the best validation value in the segment. A state consists of
+and ``best``, the weights with the best validation value in the segment. That of a segment which is
+annealed by the step has ``epoch_steps``, the number of steps of its last epoch. A state consists of
 tensors, numbers and strings, so that it loads with ``weights_only=True``. Its tensors are on the
 CPU, whatever device the network trains on. If the best weights are the present ones or their
 average, they are the same tensors, in memory and in a checkpoint. Instead of a large state, a

@@ -12,10 +12,12 @@ import pytest
 import torch
 from helpers.equality import same
 from helpers.problems import blobs, classifier, explicit, new_study, run, weights
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import optuna_miha as miha
 from optuna_miha.exceptions import MihaError
+
+ROUNDS = miha.Plan(40, restarts=False)
 
 
 def with_loader(trial: Any) -> miha.Recipe:
@@ -33,14 +35,15 @@ def with_loader(trial: Any) -> miha.Recipe:
 
 
 def custom_trainer(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
-    """Trains with full batches."""
+    """Trains with batches of 20."""
     assert recipe.optimizer is not None and recipe.valid_loss_fn is not None
     (x, y), (valid_x, valid_y) = blobs(60), blobs(30, seed=1)
     for _ in range(n_epochs):
         recipe.model.train()
-        recipe.optimizer.zero_grad()
-        recipe.loss_fn(recipe.model(x), y).backward()
-        recipe.optimizer.step()
+        for rows in torch.randperm(60).split(20):
+            recipe.optimizer.zero_grad()
+            recipe.loss_fn(recipe.model(x[rows]), y[rows]).backward()
+            recipe.optimizer.step()
         recipe.model.eval()
         with torch.no_grad():
             yield miha.EpochResult(
@@ -59,22 +62,48 @@ def test_with_the_seed_of_the_run_the_model_is_bit_identical(seed: int) -> None:
     assert replayed.best_epoch == result.schedule[-1]["to_epoch"]
 
 
+def with_stream(trial: Any) -> miha.Recipe:
+    """A stream that does not know its length."""
+    recipe = explicit(trial)
+    recipe.train_data = DataLoader(Stream(), batch_size=16)
+    return recipe
+
+
+class Stream(IterableDataset[Any]):
+    """The training samples, one by one."""
+
+    def __iter__(self) -> Iterator[Any]:
+        x, y = blobs(60)
+        return iter([(x[i], y[i]) for i in torch.randperm(60)])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_fn", "direction", "settings"),
     [
         (with_loader, "maximize", {}),
+        (with_stream, "minimize", {"plan": ROUNDS}),
+        (with_loader, "maximize", {"plan": ROUNDS}),
+        (explicit, "minimize", {"trainer": custom_trainer, "plan": ROUNDS}),
         (explicit, "minimize", {"trainer": custom_trainer}),
         (explicit, "minimize", {"precision": "bf16"}),
     ],
-    ids=["loader", "trainer", "bf16"],
+    ids=[
+        "loader",
+        "stream in rounds",
+        "loader in rounds",
+        "trainer in rounds",
+        "trainer",
+        "bf16",
+    ],
 )
 def test_loaders_trainers_and_precision_are_reproduced(
     model_fn: Any, direction: str, settings: dict[str, Any]
 ) -> None:
     study = new_study(direction=direction)
     result = run(study, model_fn, device="cpu", **settings)
-    replayed = miha.replay(result.schedule, model_fn, device="cpu", **settings)
+    options = {name: value for name, value in settings.items() if name != "plan"}
+    replayed = miha.replay(result.schedule, model_fn, device="cpu", **options)
     assert same(weights(result), dict(replayed.model.state_dict()))
     assert replayed.value == result.value
 

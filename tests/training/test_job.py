@@ -26,10 +26,11 @@ from helpers.networks import CPU, network, recipe, run_context, samples, succeed
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from optuna_miha import EpochResult, Recipe
 from optuna_miha._model.model_fn import build_recipe
+from optuna_miha._search.learning_rate import Course
 from optuna_miha._training.compute import Engine, intra_op_threads
 from optuna_miha._training.job import Context, Job, run_job
 from optuna_miha._training.trainer import train
@@ -61,6 +62,29 @@ def test_two_successive_jobs_equal_one_long_job_bit_for_bit(optimizer: str, load
     assert same(second.state, whole.state)
     assert whole.state["epoch"] == 5
     assert not same(first.state["model"], whole.state["model"])
+
+
+@pytest.mark.parametrize("trains", ["tensors", "a trainer", "a stream"])
+def test_parts_of_an_annealed_segment_equal_the_whole_bit_for_bit(trains: str) -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return zip(*samples(24), strict=True)
+
+    def trainer(built: Recipe, n_epochs: int) -> Iterator[EpochResult]:
+        return train(built, n_epochs, engine=Engine())
+
+    is_stream = trains == "a stream"
+    changes = {"train_data": DataLoader(Stream(), batch_size=7)} if is_stream else {}
+    context = run_context(
+        fixed_model_fn(**changes), trainer=trainer if trains == "a trainer" else None
+    )
+    job = {"params": UNUSED_PARAM, "course": Course(n_epochs=5)}
+    whole = succeed(context, n_epochs=5, **job)
+    first = succeed(context, n_epochs=2, **job)
+    rest = job | {"course": Course(n_epochs=5, begin=2)}
+    second = succeed(context, n_epochs=3, state=first.state, **rest)
+    assert values_of(first, second) == values_of(whole)
+    assert same(second.state, whole.state)
 
 
 def test_shuffled_validation_does_not_affect_training() -> None:

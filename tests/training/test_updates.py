@@ -194,6 +194,34 @@ def test_schedule_covers_the_run_and_is_the_same_for_siblings() -> None:
     assert Counter(calls)[before / 40] == SHORT.population_size == roles.count("branch")
 
 
+def test_schedule_follows_the_spent_epochs_of_race_and_rounds() -> None:
+    calls: list[float] = []
+    seen: dict[tuple[str, int], list[float]] = {}
+
+    def schedule(fraction: float) -> float:
+        calls.append(fraction)
+        return 1.0
+
+    def model_fn(trial: Any) -> Recipe:
+        made = explicit(trial)
+        made.lr_schedule = schedule
+        return made
+
+    def note(report: miha.EpochReport) -> None:
+        seen.setdefault((report.role, report.cycle), []).append(calls[-1])
+
+    study = optuna.create_study(sampler=miha.MihaSampler(seed=0))
+    plan = miha.Plan(120, restarts=False)
+    run(study, model_fn, plan=plan, epoch_callbacks=[note])
+    spent = 0
+    for fractions in seen.values():  # In the order of the phases; an epoch of three is 3 of 120.
+        assert fractions[0] == pytest.approx(spent / 120, abs=3 / 120)
+        spent += len(fractions)
+        assert max(fractions) == fractions[-1] == pytest.approx(spent / 120, abs=3 / 120)
+    assert spent == 120
+    assert [role for role, _ in seen] == ["startup", "branch", "branch"]
+
+
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
