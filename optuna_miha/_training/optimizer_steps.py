@@ -61,6 +61,8 @@ class OptimizerSteps:
                 # Before the user's hooks, which may step a scheduler. Private API of torch.
                 hooks = cast("OrderedDict[int, Any]", part._optimizer_step_post_hooks)
                 hooks.move_to_end(handle.id, last=False)
+                # After the user's hooks, which may change the weights.
+                part.register_step_post_hook(_weakly(self._after_hooks))
 
     def follow(
         self, factor_of: Callable[[int], float], after_step: Callable[[], object] | None
@@ -69,7 +71,7 @@ class OptimizerSteps:
 
         Args:
             factor_of: The factor as a function of the number of earlier steps.
-            after_step: Called after every step.
+            after_step: Called after every step and the user's hooks.
         """
         self._factor_of, self._after = factor_of, after_step
 
@@ -121,8 +123,10 @@ class OptimizerSteps:
         self._depth -= 1
         if self._depth == 0:
             self._restore()
-            if self._after is not None:
-                self._after()
+
+    def _after_hooks(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._depth == 0 and self._after is not None:
+            self._after()
 
     def _restore(self) -> None:
         for group, own, scaled in self._own_rates:

@@ -187,3 +187,20 @@ def test_other_changes_are_accepted(kind: str) -> None:
     if kind != "unchanged":
         parameter.data += 1
     steps.check()
+
+
+@pytest.mark.parametrize("wrapper", [lambda o: o, Lookahead])
+def test_what_follows_a_step_sees_the_weights_after_the_hooks_of_the_user(wrapper: Any) -> None:
+    parameter = weight()
+    optimizer = wrapper(SGD([parameter], lr=1.0))
+
+    def project(*_: Any) -> None:
+        with torch.no_grad():
+            parameter.clamp_(min=-0.5)
+
+    optimizer.register_step_post_hook(project)
+    steps, seen = OptimizerSteps(optimizer), list[float]()
+    steps.follow(lambda count: 1.0, lambda: seen.append(parameter.item()))
+    optimizer.step()
+    optimizer.step()
+    assert seen == [-0.5, -0.5]
