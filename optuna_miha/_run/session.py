@@ -318,7 +318,7 @@ def _record(
     if session.stretches is not None and session.plan.n_cycles != 0:
         context = read_search_context(study)
         allowed = context.allowed_kinds(context.distributions)
-        upward_lr = not context.is_annealed
+        upward_lr = not context.plan.is_annealed
         rules = describe_rules(context.distributions, allowed, upward_lr=upward_lr)
         _logger.info(f"Mutations: {rules or 'none'}.")
     record_late(study, lease)

@@ -153,6 +153,23 @@ def peak_factor(
     return 1.0 if any(s.is_diverged for s in earlier) else _PEAK_FACTORS[role]
 
 
+def inherited_params(
+    plan: Plan, lineage: Lineage, segment: Segment, role: Role, *, cycle: int
+) -> dict[str, Any]:
+    """The parameters of a segment, with its learning rate scaled for another role.
+
+    Args:
+        plan: The run's plan.
+        lineage: The history.
+        segment: The segment.
+        role: The role of the training that takes the parameters.
+        cycle: Its cycle.
+    """
+    new = peak_factor(plan, lineage, role, cycle=cycle)
+    old = peak_factor(plan, lineage, segment.role, cycle=segment.cycle, before=segment.number)
+    return scale_lr(segment.params, segment.distributions, new / old)
+
+
 def scale_lr(
     params: dict[str, Any], distributions: Mapping[str, BaseDistribution], factor: float
 ) -> dict[str, Any]:

@@ -94,8 +94,8 @@ def startup_candidates(
     the initial configuration after one to three random mutations.
 
     Args:
-        initial: The initial configuration.
-        distributions: The distributions of its parameters, by name.
+        initial: The initial configuration. If the race is annealed, its learning rate is the peak.
+        distributions: The distributions of its parameters that may change, by name.
         size: Number of configurations to return.
         rng: The random generator to draw from.
         epoch_steps: Steps of an epoch with the initial batch size; :obj:`None` if unknown.
@@ -106,13 +106,14 @@ def startup_candidates(
     """
     candidates = [dict(initial)]
     batch_size = _batch_size(initial.get("batch_size"), epoch_steps)
+    values: dict[str, Any] = {"batch_size": batch_size}
     steps = float(epoch_steps or 0)
-    if batch_size is not None:
-        steps *= initial["batch_size"] / batch_size
+    if "batch_size" in distributions:
+        taken = _value_of(values, "batch_size", distributions["batch_size"], 1.0)
+        steps *= 1.0 if taken is None else initial["batch_size"] / taken
     for entry in ANNEALED_PORTFOLIO if is_annealed else PORTFOLIO:
-        values = entry | {"batch_size": batch_size}
         factor = _factor(entry, steps) if is_annealed else 1.0
-        candidate = _with_entry(initial, distributions, values, factor)
+        candidate = _with_entry(initial, distributions, entry | values, factor)
         if candidate not in candidates:
             candidates.append(candidate)
 

@@ -11,18 +11,14 @@ import optuna
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._history.segment import Segment
 from optuna_miha._search.context import SearchContext
-from optuna_miha._search.learning_rate import (
-    INITIAL_PEAK,
-    divergence_factor,
-    peak_factor,
-    scale_lr,
-)
+from optuna_miha._search.learning_rate import divergence_factor, inherited_params, scale_lr
 from optuna_miha._search.mutation import describe
 from optuna_miha._search.mutation_rules import Params
 from optuna_miha._search.phases import Phase
 from optuna_miha._search.plan import Plan
 from optuna_miha._search.rounds import is_overfitted
 from optuna_miha._search.sampler import MihaSampler
+from optuna_miha._search.turns import heir_turn, restart_turn
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
@@ -80,11 +76,8 @@ class Proposals:
     def _params(self, phase: Phase, branch: int) -> Params | None:
         parent, sampler = phase.parent, self._study.sampler
         if phase.role == "startup":
-            if branch == 0 and phase.by_step:
-                initial, distributions = self._context.initial_params, self._context.distributions
-                return scale_lr(initial, distributions, INITIAL_PEAK)
             if branch == 0:
-                return self._context.initial_params
+                return self._context.race_params
             if isinstance(sampler, MihaSampler):
                 return sampler.propose_startup(self._context, branch)
             return None
@@ -112,7 +105,7 @@ class Proposals:
             )
         return sampler.propose_heir(
             self._context,
-            self._context.visit(phase.cycle, branch),
+            heir_turn(self._lineage, self._context, phase.cycle, branch),
             params,
             distributions,
             is_overfitted=parent is not None and is_overfitted(self._lineage, parent),
@@ -132,13 +125,12 @@ class Proposals:
         best, sampler = self._lineage.best_before(phase.cycle), self._study.sampler
         assert best is not None
         params = self._params_for(phase, best)
-        earlier = [s for s in self._lineage if s.role == "restart" and s.cycle < phase.cycle]
-        number = len(earlier) + branch
-        if number == 0:
+        turn = restart_turn(self._lineage, phase.cycle, branch)
+        if turn is None:
             return params
         if isinstance(sampler, MihaSampler) and phase.by_step:
             return sampler.propose_heir(
-                self._context, number - 1, params, best.distributions, is_overfitted=True
+                self._context, turn, params, best.distributions, is_overfitted=True
             )
         if isinstance(sampler, MihaSampler):
             return sampler.propose_restart(self._context, phase.cycle, params, best.distributions)
@@ -146,8 +138,4 @@ class Proposals:
 
     def _params_for(self, phase: Phase, segment: Segment) -> Params:
         """The parameters of ``segment``, with the learning rate scaled for the role of a phase."""
-        new = peak_factor(self._plan, self._lineage, phase.role, cycle=phase.cycle)
-        old = peak_factor(
-            self._plan, self._lineage, segment.role, cycle=segment.cycle, before=segment.number
-        )
-        return scale_lr(segment.params, segment.distributions, new / old)
+        return inherited_params(self._plan, self._lineage, segment, phase.role, cycle=phase.cycle)

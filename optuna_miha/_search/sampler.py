@@ -16,11 +16,15 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_miha._history import attributes
+from optuna_miha._history.lineage import Lineage
 from optuna_miha._search.context import SearchContext, read_search_context
+from optuna_miha._search.learning_rate import inherited_params
 from optuna_miha._search.mutation import has_effect, mutate
 from optuna_miha._search.mutation_rules import Distributions, Params, Strength, ValueMutation
 from optuna_miha._search.portfolio import startup_candidates
+from optuna_miha._search.rounds import is_overfitted
 from optuna_miha._search.space import kind_of, kinds, value_or_initial
+from optuna_miha._search.turns import Turn, heir_turn
 from optuna_miha._search.visits import order_in_rounds, order_of_kinds
 
 _STARTUP_STREAM, _BRANCH_STREAM, _TRIAL_STREAM = range(3)
@@ -127,6 +131,8 @@ class MihaSampler(BaseSampler):
         branch = trial.user_attrs[attributes.BRANCH]
         if role == "startup":
             return self.propose_startup(context, branch)
+        if context.plan.is_annealed:
+            return self._propose_in_round(study, trial, context)
         parent = trial.user_attrs[attributes.PARENT]
         params, distributions = context.initial_params, context.distributions
         if parent is not None:
@@ -135,9 +141,29 @@ class MihaSampler(BaseSampler):
         if attributes.ENQUEUED in trial.user_attrs:
             return params  # The enqueued parameters are its mutation.
         cycle = trial.user_attrs[attributes.CYCLE]
-        if context.is_annealed:
-            return self.propose_heir(context, context.visit(cycle, branch), params, distributions)
         return self.propose_branch(context, cycle, branch, params, distributions)
+
+    def _propose_in_round(
+        self, study: Study, trial: FrozenTrial, context: SearchContext
+    ) -> Params:
+        """The parameters of an heir; those of the control, if the trial was enqueued."""
+        attrs = trial.user_attrs
+        cycle, number = attrs[attributes.CYCLE], attrs[attributes.PARENT]
+        lineage = Lineage.from_trials(study.direction, study.get_trials(deepcopy=False))
+        parent = None if number is None else lineage[number]
+        params, distributions = context.initial_params, context.distributions
+        if parent is not None:
+            params = inherited_params(context.plan, lineage, parent, "branch", cycle=cycle)
+            distributions = parent.distributions
+        if attributes.ENQUEUED in attrs:
+            return params  # The enqueued parameters are its mutation.
+        return self.propose_heir(
+            context,
+            heir_turn(lineage, context, cycle, attrs[attributes.BRANCH]),
+            params,
+            distributions,
+            is_overfitted=parent is not None and is_overfitted(lineage, parent),
+        )
 
     def propose_startup(self, context: SearchContext, branch: int) -> Params:
         """The configuration of one candidate of the start-up race.
@@ -148,12 +174,12 @@ class MihaSampler(BaseSampler):
         """
         allowed = context.allowed_kinds(context.distributions)
         candidates = startup_candidates(
-            context.initial_params,
+            context.race_params,
             {k: v for k, v in context.distributions.items() if kind_of(k) in allowed},
             size=branch + 1,
             rng=np.random.default_rng([context.seed, _STARTUP_STREAM]),
             epoch_steps=context.epoch_steps,
-            is_annealed=context.is_annealed,
+            is_annealed=context.plan.is_annealed,
         )
         return candidates[-1]
 
@@ -183,13 +209,15 @@ class MihaSampler(BaseSampler):
         # The kinds are shuffled in the same way for all siblings, which take one each in turn.
         visit = context.visit(cycle, branch)
         order = order_of_kinds(allowed, visit, branch, np.random.default_rng(seed))
-        mutations = self._mutations(params, distributions, order, [*seed, branch], upward_lr=True)
-        return next(mutations, params)
+        mutations = self._mutations(
+            params, distributions, order, seed=[*seed, branch], upward_lr=True
+        )
+        return next((mutated for _, mutated in mutations), params)
 
     def propose_heir(
         self,
         context: SearchContext,
-        turn: int,
+        turn: Turn,
         params: Params,
         distributions: Distributions,
         *,
@@ -197,12 +225,13 @@ class MihaSampler(BaseSampler):
     ) -> Params:
         """The parent's parameters with one mutation, for an heir of a round or a restart.
 
-        Each kind has its turn. At first, kinds that regularize do so less, or more where the
-        parent overfits; after a turn of all kinds, in either direction.
+        Each kind has its turn, those first that were changed least often. At its first turn, a
+        kind that regularizes does so less, or more where the parent overfits; later, in either
+        direction.
 
         Args:
             context: The data that proposals depend on.
-            turn: Number of earlier mutations of the run's rounds, or of its restarts.
+            turn: Which mutation it gets.
             params: The parent's parameters.
             distributions: Their distributions.
             is_overfitted: Whether the parent overfits.
@@ -210,25 +239,28 @@ class MihaSampler(BaseSampler):
         allowed = context.allowed_kinds(distributions)
         seed = [context.seed, _BRANCH_STREAM]
         order = order_in_rounds(allowed, np.random.default_rng(seed), is_overfitted=is_overfitted)
-        mutations = partial(self._mutations, params, distributions, order, [*seed, turn])
-        directed = mutations(regularize="more" if is_overfitted else "less")
-        mutated = next(islice(directed, turn, None), None)
-        if mutated is not None:
-            return mutated
-        others = list(mutations())
-        return others[turn % len(others)] if others else params
+        mutations = partial(self._mutations, params, distributions, seed=[*seed, turn.number])
+        first = [kind for kind in order if not turn.tried.get(kind)]
+        strength: Strength = "more" if is_overfitted else "less"
+        directed = dict(islice(mutations(first, regularize=strength), turn.index + 1))
+        if len(directed) > turn.index:
+            return list(directed.values())[turn.index]
+        # A kind whose first mutation a sibling has comes after the others.
+        order.sort(key=lambda kind: turn.tried.get(kind, 0) + (kind in directed))
+        others = [mutated for _, mutated in mutations(order)]
+        return others[(turn.index - len(directed)) % len(others)] if others else params
 
     def _mutations(
         self,
         params: Params,
         distributions: Distributions,
         order: Sequence[str],
-        seed: list[int],
         *,
+        seed: list[int],
         upward_lr: bool = False,
         regularize: Strength | None = None,
-    ) -> Iterator[Params]:
-        """Yield one mutation of each kind, unless none of the kind has an effect."""
+    ) -> Iterator[tuple[str, Params]]:
+        """Yield each kind with one mutation, unless none of the kind has an effect."""
         for kind in order:
             mutated = mutate(
                 params,
@@ -240,7 +272,7 @@ class MihaSampler(BaseSampler):
                 value_mutation=self._mutation,
             )
             if has_effect(params, mutated):
-                yield mutated
+                yield kind, mutated
 
     def propose_restart(
         self, context: SearchContext, cycle: int, params: Params, distributions: Distributions

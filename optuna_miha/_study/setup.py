@@ -18,6 +18,7 @@ from optuna.pruners import HyperbandPruner
 from optuna_miha._history import attributes
 from optuna_miha._history.lineage import Lineage
 from optuna_miha._model.model_fn import Initial
+from optuna_miha._model.recipe_checks import NO_DATA
 from optuna_miha._model.verbosity import ignored
 from optuna_miha._search.phases import Phase, Stretch, next_phase
 from optuna_miha._search.plan import MIN_EPOCHS_PER_WORKER, Plan
@@ -326,9 +327,9 @@ def stored_settings(study: optuna.Study) -> tuple[Keep, Engine]:
 
 
 def _steps_of(initial: Initial) -> int | None:
-    """Steps of an epoch with the initial batch size, if a batch size is suggested."""
+    """Steps of an epoch with the initial batch size, if known."""
     recipe = initial.recipe
-    if "batch_size" not in initial.params or recipe.train_data is None:
+    if recipe.train_data is NO_DATA:
         return None
     return steps_of_epoch(recipe, batches_of(recipe))
 

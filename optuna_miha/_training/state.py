@@ -19,12 +19,12 @@ _logger = optuna.logging.get_logger("optuna.miha")
 
 State: TypeAlias = dict[str, Any]
 """``model``, ``ema`` (or None), ``optimizer``, ``rng`` and ``epoch`` of a network in training,
-and ``best``, the weights with the best validation value in the segment. That of a segment which is
-annealed by the step has ``epoch_steps``, the number of steps of its last epoch. A state consists of
-tensors, numbers and strings, so that it loads with ``weights_only=True``. Its tensors are on the
-CPU, whatever device the network trains on. If the best weights are the present ones or their
-average, they are the same tensors, in memory and in a checkpoint. Instead of a large state, a
-reference is passed on; see :class:`~optuna_miha._training.spool.Spool`."""
+and ``best``, the weights with the best validation value in the segment. In an annealed segment,
+``epoch_steps`` is the number of steps of the last epoch. A state consists of tensors, numbers and
+strings, so that it loads with ``weights_only=True``. Its tensors are on the CPU, whatever device
+the network trains on. If the best weights are the present ones or their average, they are the same
+tensors, in memory and in a checkpoint. Instead of a large state, a reference is passed on; see
+:class:`~optuna_miha._training.spool.Spool`."""
 
 
 def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:

@@ -89,6 +89,68 @@ def test_an_enqueued_trial_takes_the_place_of_a_mutation() -> None:
     assert own.params["lr"] == 0.02
 
 
+def test_an_enqueued_trial_differs_from_the_control_by_its_own_values_only() -> None:
+    study = new_study()
+    study.enqueue_trial({"batch_size": 32})
+    result = run(study, explicit, plan=PLAN)
+    control, own = sorted((s for s in result.segments if s.cycle == 1), key=lambda s: s.branch)
+    assert own.params == control.params | {"batch_size": 32}
+    assert own.mutation == f"batch_size {control.params['batch_size']} -> 32"
+
+
+def test_a_sampler_that_wraps_the_own_one_gets_the_same_heirs() -> None:
+    def model_fn(trial: optuna.Trial) -> miha.Recipe:
+        trial.suggest_float("fixed", 0, 1)
+        return explicit(trial)
+
+    plan = miha.Plan(48, n_workers=3, restarts=False)
+    result = run(new_study(), model_fn, plan=plan)
+    study = new_study()
+    study.sampler = optuna.samplers.PartialFixedSampler({"fixed": 0.5}, study.sampler)
+    wrapped = run(study, model_fn, plan=plan)
+    own, others = (
+        {s.branch: s.params | {"fixed": 0.5} for s in r.segments if s.role == "branch"}
+        for r in (result, wrapped)
+    )
+    assert own == others
+    assert own.keys() == {0, 1, 2}
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_the_candidates_of_a_race_are_trainings_of_their_own(
+    optimizer: type[torch.optim.Optimizer],
+) -> None:
+    def model_fn(trial: optuna.Trial) -> miha.Recipe:
+        recipe = classifier(trial)
+        # Three times this rate, the peak, is that of another candidate.
+        lr = miha.suggest_float(trial, "lr", 1e-4, 1.0, initial=0.01, log=True)
+        recipe.optimizer = optimizer(recipe.model.parameters(), lr=lr)
+        return recipe
+
+    result = run(new_study(), model_fn, plan=PLAN)
+    race = [s.params["lr"] for s in result.segments if s.role == "startup"]
+    assert len(set(race)) == len(race) == 3
+
+
+def test_a_trainer_with_a_batch_size_needs_no_data() -> None:
+    def model_fn(trial: optuna.Trial) -> miha.Recipe:
+        model = torch.nn.Linear(4, 3)
+        optimizer = miha.suggest_optimizer(trial, model.parameters())
+        batch_size = miha.suggest_batch_size(trial)
+        return miha.Recipe(model=model, optimizer=optimizer, batch_size=batch_size)
+
+    def trainer(recipe: miha.Recipe, n_epochs: int) -> Iterator[miha.EpochResult]:
+        x, y = blobs(60)
+        for _ in range(n_epochs):
+            recipe.optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(recipe.model(x), y)
+            loss.backward()
+            recipe.optimizer.step()
+            yield miha.EpochResult(value=loss.item())
+
+    assert run(new_study(), model_fn, plan=PLAN, trainer=trainer).n_epochs_trained == 40
+
+
 def test_a_budget_that_is_too_small_for_heirs_is_one_training_and_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

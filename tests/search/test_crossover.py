@@ -31,6 +31,7 @@ from optuna_miha._run.averaging import average_fittest
 from optuna_miha._search.context import SearchContext
 from optuna_miha._search.crossover import Child, check_crossover, cross_fittest
 from optuna_miha._search.mutation import mutate
+from optuna_miha._search.plan import Plan
 from optuna_miha._search.space import kinds
 from optuna_miha._study.buffered_trial import BufferedTrial
 from optuna_miha._study.checkpoint_store import CheckpointStore
@@ -51,7 +52,12 @@ PLAN = miha.Plan(
 )
 """A plan with several populations without pruning."""
 
-CONTEXT = SearchContext(seed=0, initial_params=START, distributions=FULL_SPACE, mutations=None)
+CONTEXT = SearchContext(
+    seed=0,
+    initial_params=START,
+    distributions=FULL_SPACE,
+    plan=Plan(100, control=False, anneal="cosine"),
+)
 
 
 def crossed(

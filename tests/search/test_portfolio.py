@@ -162,6 +162,26 @@ def test_the_steps_of_a_candidate_are_those_of_its_own_batch_size() -> None:
     assert [c["lr"] for c in race[1:]] == [5e-3, 1.5e-2]
 
 
+@pytest.mark.parametrize(
+    ("initial", "distribution", "raced", "rate"),
+    [
+        (8, CategoricalDistribution((8, 128)), 8, 5e-3),  # There is no 32.
+        (256, IntDistribution(128, 512, log=True), 128, 7.2e-3),
+        (256, None, 256, 0.01),  # The batch size may not change.
+    ],
+)
+def test_the_steps_are_those_of_the_batch_size_that_the_space_allows(
+    initial: int, distribution: Any, raced: int, rate: float
+) -> None:
+    space = {k: v for k, v in ANNEALED_SPACE.items() if k != "batch_size"}
+    space |= {} if distribution is None else {"batch_size": distribution}
+    steps = 128 if initial == 8 else 31
+    start = START | {"batch_size": initial}
+    race = candidates(start, space, 3, epoch_steps=steps, is_annealed=True)
+    assert race[1]["batch_size"] == raced
+    assert race[1]["lr"] == pytest.approx(rate)
+
+
 def test_the_rates_of_sgd_and_of_a_race_before_cycles_do_not_fall() -> None:
     wide = candidates(START, ANNEALED_SPACE, 6, epoch_steps=1000, is_annealed=True)
     assert [c["lr"] for c in wide if c["optimizer"] == "sgd"] == [0.1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ import optuna_miha as miha
 from optuna_miha import MihaSampler
 from optuna_miha._history import attributes
 from optuna_miha._search.context import SearchContext
+from optuna_miha._search.plan import Plan
 from optuna_miha._search.space import declare_initial, kind_of, kinds
+from optuna_miha._search.turns import Turn
 
 
 def quadratic(trial: optuna.Trial) -> float:
@@ -396,12 +399,29 @@ def test_a_race_starts_with_the_initial_configuration_and_has_no_duplicates() ->
 PARENT = START | {"dropout.2": 0.4, "label_smoothing": 0.0, "weight_decay": 1e-2}
 
 
-def heirs(params: dict[str, Any], n: int, seed: int = 0, **settings: Any) -> list[dict[str, Any]]:
-    context = SearchContext(
-        seed=seed, initial_params=START, distributions=FULL_SPACE, mutations=None
+def context_of(distributions: Any, seed: int = 0) -> SearchContext:
+    params = START if distributions else {}
+    return SearchContext(
+        seed=seed, initial_params=params, distributions=distributions, plan=Plan(100)
     )
-    propose = MihaSampler(seed=0).propose_heir
-    return [propose(context, turn, params, FULL_SPACE, **settings) for turn in range(n)]
+
+
+def heirs(params: dict[str, Any], n: int, seed: int = 0, **settings: Any) -> list[dict[str, Any]]:
+    """The heirs of rounds with one mutation each, none of which is continued."""
+    proposals, tried = list[dict[str, Any]](), Counter[str]()
+    for number in range(n):
+        proposals.append(
+            MihaSampler(seed=0).propose_heir(
+                context_of(FULL_SPACE, seed),
+                Turn(number=number, tried=tried),
+                params,
+                FULL_SPACE,
+                **settings,
+            )
+        )
+        kinds_of_heir = kinds_changed(params, proposals[-1])
+        tried.update(kinds_of_heir - {"lr"} or {"lr"})
+    return proposals
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -425,18 +445,35 @@ def test_heirs_regularize_less_at_first_and_more_where_the_parent_overfits(
 def test_heirs_try_every_kind_before_one_mutates_again(seed: int) -> None:
     n_kinds = len(kinds(FULL_SPACE))
     order = [frozenset(kinds_changed(PARENT, new) - {"lr"}) for new in heirs(PARENT, 30, seed)]
-    # Label smoothing is zero, and cannot be lowered.
-    assert len(set(order[: n_kinds - 1])) == n_kinds - 1
-    assert frozenset({"label_smoothing"}) in order
+    assert len(set(order[:n_kinds])) == n_kinds == len(set(order[n_kinds : 2 * n_kinds]))
+    assert order[n_kinds - 1] == {"label_smoothing"}  # It is zero, and cannot be lowered.
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_heirs_of_one_round_mutate_different_kinds(seed: int) -> None:
+    n_kinds = len(kinds(FULL_SPACE))
+    proposals = [
+        MihaSampler(seed=0).propose_heir(
+            context_of(FULL_SPACE, seed), Turn(number=n, index=n), PARENT, FULL_SPACE
+        )
+        for n in range(n_kinds)
+    ]
+    changed = [frozenset(kinds_changed(PARENT, new) - {"lr"}) for new in proposals]
+    assert len(set(changed)) == n_kinds
+
+
+def test_a_kind_without_an_effect_takes_the_turn_of_no_other() -> None:
+    params = PARENT | {"dropout.2": 0.0, "width": START["width"]}
+    first = heirs(params, 3)
+    assert [kinds_changed(params, new) - {"lr"} for new in first[:2]] == [
+        {"width"},
+        {"weight_decay"},  # A dropout rate of zero cannot be lowered.
+    ]
+    assert not kinds_changed(params, first[2]) & {"width", "weight_decay"}
 
 
 def test_heirs_without_anything_that_may_mutate_keep_their_parameters() -> None:
-    assert (
-        MihaSampler(seed=0).propose_heir(
-            SearchContext(seed=0, initial_params={}, distributions={}, mutations=None), 3, {}, {}
-        )
-        == {}
-    )
+    assert MihaSampler(seed=0).propose_heir(context_of({}), Turn(number=3), {}, {}) == {}
 
 
 def test_a_parameter_with_a_single_value_does_not_mutate() -> None:
