@@ -105,8 +105,13 @@ class Coordinator:
         return sum(s.trained for s in self._lineage if s.position < here)
 
     def _warn_of_unspent_epochs(self, stretch: Stretch) -> None:
-        """Warn if the final phase failed and left a part of the budget unspent."""
+        """Say which part of the budget is unspent, and warn if the final phase failed."""
         unspent = stretch.end - self._lineage.spent
+        if unspent > 0 and self._session.plan.is_annealed:
+            _logger.info(
+                f"Unspent: {unspent} of {stretch.end} epochs, too few for another round. A larger "
+                "`n_epochs` continues the best network."
+            )
         segments = [s for s in self._lineage if s.cycle >= stretch.first_cycle]
         finals = [s for s in segments if s.role == "final"]
         if unspent <= 0 or not finals or finals[-1].state == TrialState.COMPLETE:

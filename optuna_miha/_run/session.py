@@ -23,9 +23,9 @@ from optuna_miha._report.picture import lineage_picture
 from optuna_miha._results.result import Result, make_result
 from optuna_miha._run.arguments import Arguments
 from optuna_miha._run.sigterm import exit_on_sigterm
+from optuna_miha._run.story import log_mutations
 from optuna_miha._search.context import read_search_context
 from optuna_miha._search.crossover import check_crossover
-from optuna_miha._search.mutation import describe_rules
 from optuna_miha._search.phases import Stretch
 from optuna_miha._search.plan import Plan
 from optuna_miha._study.checkpoint_store import CheckpointStore
@@ -316,11 +316,7 @@ def _record(
     session.store = _open_store(arguments, read_only=False)
     record_run(study, lease, session.plan, session.seed, initial, arguments.engine, monitor)
     if session.stretches is not None and session.plan.n_cycles != 0:
-        context = read_search_context(study)
-        allowed = context.allowed_kinds(context.distributions)
-        upward_lr = not context.plan.is_annealed
-        rules = describe_rules(context.distributions, allowed, upward_lr=upward_lr)
-        _logger.info(f"Mutations: {rules or 'none'}.")
+        log_mutations(read_search_context(study))
     record_late(study, lease)
     session.lineage = read_lineage(study)
     if session.stretches is not None:

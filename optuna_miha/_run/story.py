@@ -18,7 +18,11 @@ from optuna_miha._results.summary import (
     restart_line,
     start_of_final,
 )
+from optuna_miha._search.context import SearchContext
+from optuna_miha._search.mutation import describe_rules
 from optuna_miha._search.phases import Phase, Stretch
+from optuna_miha._search.space import kinds
+from optuna_miha._search.visits import USUAL
 
 _logger = optuna.logging.get_logger("optuna.miha")
 
@@ -57,6 +61,21 @@ def log_start_of(phase: Phase, lineage: Lineage, stretch: Stretch) -> None:
         reason = overfitting_line(lineage, phase.cycle)
         if all(s.cycle == phase.cycle for s in restarts) and reason is not None:
             _logger.info(as_sentence(reason))
+
+
+def log_mutations(context: SearchContext) -> None:
+    """Log each parameter with the rule that mutates it, and warn of kinds that do not exist."""
+    allowed = context.allowed_kinds(context.distributions)
+    upward_lr = not context.plan.is_annealed
+    rules = describe_rules(context.distributions, allowed, upward_lr=upward_lr)
+    _logger.info(f"Mutations: {rules or 'none'}.")
+    existing = kinds(context.distributions).keys()
+    unknown = set(context.plan.mutations or ()) - existing - USUAL
+    if unknown:
+        _logger.warning(
+            f"`mutations` names {', '.join(sorted(unknown))}, but the kinds of the initial "
+            f"configuration are {', '.join(existing) or 'none'}."
+        )
 
 
 def log_end_of(phase: Phase, lineage: Lineage) -> None:

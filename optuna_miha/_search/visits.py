@@ -8,7 +8,7 @@ import numpy as np
 
 from optuna_miha._search.mutation_rules import REGULARIZERS
 
-_USUAL = frozenset(
+USUAL = frozenset(
     {
         "activation",
         "batch_size",
@@ -43,7 +43,7 @@ def order_of_kinds(
     """
     order = [str(kind) for kind in rng.permutation(allowed)]
     shuffled = [order[(turn + step) % len(order)] for step in range(len(order))]
-    unusual = [kind for kind in allowed if kind not in _USUAL]
+    unusual = [kind for kind in allowed if kind not in USUAL]
     if not 0 <= visit < len(unusual):
         return shuffled
     return [unusual[visit], *(kind for kind in shuffled if kind != unusual[visit])]
@@ -65,7 +65,7 @@ def order_in_rounds(
     """
 
     def rank(kind: str) -> int:
-        if kind not in _USUAL:
+        if kind not in USUAL:
             return 0
         if kind in REGULARIZERS and (is_overfitted or kind not in _LATE):
             return 1

@@ -160,6 +160,17 @@ def test_a_budget_that_is_too_small_for_heirs_is_one_training_and_says_so(
     assert "too small for heirs" in caplog.text
 
 
+def test_an_extension_by_too_few_epochs_for_a_round_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    study = new_study()
+    run(study, explicit, plan=PLAN)
+    with caplog.at_level(logging.INFO, logger="optuna.miha"):
+        assert run(study, explicit, plan=miha.Plan(43)).n_epochs_trained == 40
+        assert "Unspent: 3 of 43 epochs" in caplog.text
+        assert run(study, explicit, plan=miha.Plan(44)).n_epochs_trained == 44
+
+
 @pytest.mark.parametrize(("direction", "winner"), [("minimize", "steep"), ("maximize", "level")])
 def test_losses_of_a_race_are_extrapolated_and_values_to_maximize_are_not(
     direction: str, winner: str

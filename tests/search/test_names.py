@@ -124,6 +124,14 @@ def many(trial: Any) -> miha.Recipe:
     return recipe
 
 
+def test_kinds_to_mutate_that_do_not_exist_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    study = optuna.create_study(sampler=miha.MihaSampler(seed=0))
+    optuna.logging.enable_propagation()
+    plan = miha.Plan(16, mutations=("lr", "learning_rat", "momentum"))  # Momentum may come later.
+    run(study, classifier, plan=plan)
+    assert "`mutations` names learning_rat, but the kinds of" in caplog.text
+
+
 def test_run_tries_what_was_asked_for_and_names_the_rest(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
