@@ -6,8 +6,9 @@ Every method selects by the validation value of single epochs, as optuna_miha do
 from __future__ import annotations
 
 import math
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
@@ -28,12 +29,30 @@ Search: TypeAlias = Callable[[ModelFn, int, int], Sequence[Training]]
 RATES = (1e-3, 3e-3, 1e-2)
 RECIPE = Config(lr=1e-2, weight_decay=0.3, activation="gelu", average=3.0)
 
+
+def _drawn(n_configs: int) -> Iterator[Config]:
+    """Draw configurations of annealed trainings, the same in every run."""
+    rng = random.Random(0)
+    for _ in range(n_configs):
+        optimizer = rng.choice(["adamw", "adamw", "adamw", "sgd"])
+        lowest, highest = (1e-2, 0.5) if optimizer == "sgd" else (1e-3, 0.1)
+        yield Config(
+            optimizer=optimizer,
+            lr=lowest * (highest / lowest) ** rng.random(),
+            weight_decay=1e-3 * 500 ** rng.random() / (100 if optimizer == "sgd" else 1),
+            activation=rng.choice(["relu", "gelu", "silu", "tanh"]),
+            dropout=rng.choice([0.0, 0.1, 0.2, 0.3, 0.4, 0.5]),
+            average=rng.choice([1.0, 3.0]),
+        )
+
+
 BOUND = (
     *(replace(RECIPE, lr=lr) for lr in (3e-3, 1e-2, 3e-2)),
     *(replace(RECIPE, lr=lr, weight_decay=0.01) for lr in (3e-3, 1e-2, 3e-2)),
     *(replace(RECIPE, dropout=dropout) for dropout in (0.0, 0.3)),
+    *_drawn(24),
 )
-"""Configurations around the recipe, for the bound of a search among them."""
+"""Configurations around the recipe, and random ones, for the bound of a search among them."""
 
 STARTUP = (
     Config(optimizer="adam", lr=1e-3, weight_decay=0.0),

@@ -261,7 +261,7 @@ _METHODS = [
     Method(
         name="bound",
         role="expert",
-        description="eight configurations around the recipe, the whole budget for each",
+        description="32 configurations, the whole budget for each",
         run=_bound,
     ),
     _variant("miha-no-cycles", "race, run-up and final phase only", {"n_cycles": 0}),
