@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +11,11 @@ from pathlib import Path
 import torch
 from _problems import BATCH_SIZE, Pair, Problem
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
 _EVALUATION_BATCH_SIZE = 512
-_EMA_DECAY = 0.6
-"""The defaults of optuna_miha."""
+_EMA_DECAY = 0.72
+"""Per epoch, the default of optuna_miha."""
 
 
 def epochs_by_dataloader(
@@ -55,11 +56,14 @@ def epochs_by_hand(
     n_checkpoints: int = 0,
     path: Path | None = None,
     seconds: list[float] | None = None,
+    *,
+    is_plain: bool = False,
 ) -> Iterator[None]:
     """A tuned loop for tensors in memory that does the same work as optuna_miha.
 
     It gathers once per epoch, uses fused Adam, does not synchronize on the loss at every step,
-    validates the weights and their moving average, and writes checkpoints at even intervals.
+    sets the learning rate and averages the weights at every step, validates the average, and
+    writes checkpoints at even intervals.
 
     Args:
         problem: The network.
@@ -69,12 +73,16 @@ def epochs_by_hand(
         n_checkpoints: Number of checkpoints to write.
         path: File of the checkpoints; each overwrites the one before.
         seconds: Filled with the seconds that each checkpoint took.
+        is_plain: Whether to keep the rate, and to validate the weights instead of an average.
 
     Yields:
         After each epoch.
     """
     model = problem.network()
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
+    ema = model if is_plain else copy.deepcopy(model)
+    weights, averages = ([p.detach() for p in net.parameters()] for net in (model, ema))
+    n_steps = math.ceil(len(train[0]) / BATCH_SIZE)
+    share, step = 1 - _EMA_DECAY ** (1 / n_steps), 0
     loss_fn = nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     valid_batches = _batches(valid, _EVALUATION_BATCH_SIZE)
@@ -85,14 +93,18 @@ def epochs_by_hand(
         order = torch.randperm(len(train[0]))
         x, y = (tensor.index_select(0, order) for tensor in train)
         for inputs, target in _batches((x, y), BATCH_SIZE):
+            if not is_plain:
+                phase = math.pi * step / (n_epochs * n_steps)
+                optimizer.param_groups[0]["lr"] = 0.5e-3 * (1 + math.cos(phase))
+                step += 1
             loss = loss_fn(model(inputs), target)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             total += loss.detach() * len(target)
-        ema.update_parameters(model)
-        for network in (model, ema.module):
-            _validation_loss(network, valid_batches, loss_fn)
+            if not is_plain:
+                torch._foreach_lerp_(averages, weights, share)
+        _validation_loss(ema, valid_batches, loss_fn)
         if path is not None and written < n_checkpoints * epoch // n_epochs:
             start = time.perf_counter()
             parts = {"model": model, "ema": ema, "optimizer": optimizer}

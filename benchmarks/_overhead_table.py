@@ -9,6 +9,7 @@ from _rows import Row, chosen, spread
 NETWORKS = {"fnn": "FNN 784-400-10", "digits": "digits 64-128-64-10"}
 TITLES = {
     "handwritten": "hand-written loop, tuned",
+    "plain": "the same at one rate, without an average",
     "dataloader": "`DataLoader` loop",
     "miha-memory": "optuna_miha, in memory",
     "miha-sqlite": "optuna_miha, `sqlite:///`",

@@ -30,7 +30,8 @@ from optuna.distributions import (
 from optuna_miha._model.model_fn import ModelFn, build_initial
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._results.comparison import Run
-from optuna_miha._training.job import Context, Job, run_job
+from optuna_miha._training.context import Context
+from optuna_miha._training.job import Job, run_job
 from optuna_miha._training.state import State
 
 POPULATION = 4

@@ -23,7 +23,7 @@ _QUICK_EPOCHS = 24
 _QUICK_SAMPLES = 100
 _STARTUP_EPOCHS = 30
 _MEMORY_EPOCHS = 40
-"""Enough for a race, a population and a final phase."""
+"""Enough for a race and a round."""
 
 
 # Imports are local to the functions, so that a variant imports only what it needs.
@@ -35,7 +35,7 @@ def measure_loop(
     """Measure a loop without optuna_miha, in alternation with the tuned loop.
 
     Args:
-        kind: ``dataloader`` or ``handwritten``.
+        kind: ``dataloader``, ``handwritten`` or ``plain``.
         problem: Name of the problem.
         n_samples: Total number of samples; :obj:`None` for all.
         n_epochs: Epochs to train.
@@ -57,7 +57,8 @@ def measure_loop(
                 epochs = epochs_by_dataloader(chosen_problem, *data, n_epochs)
             else:
                 options = (n_epochs, n_checkpoints, path, seconds)
-                epochs = epochs_by_hand(chosen_problem, *data, *options)
+                is_plain = kind == "plain"
+                epochs = epochs_by_hand(chosen_problem, *data, *options, is_plain=is_plain)
             for _ in epochs:
                 turns.take()
         extra: Row = {"n_epochs": n_epochs}
@@ -236,7 +237,7 @@ def cases_of(network: str, n_samples: int | None, n_epochs: int, profile: Row) -
         "n_checkpoints": profile["n_checkpoints"],
     }
     cases = []
-    for kind in ("dataloader", "handwritten"):
+    for kind in ("dataloader", "handwritten", "plain"):
         options = {"kind": kind, **size}
         labels = {"variant": kind, "network": network}
         cases.append(Case(function="loop", labels=labels, options=options))

@@ -17,7 +17,7 @@ from optuna_miha._model.rng import capture_rng, preserved_rng, restore_rng, seed
 from optuna_miha._model.tensors import copy_tensors
 from optuna_miha._search.learning_rate import half_cosine
 from optuna_miha._training.compute import intra_op_threads
-from optuna_miha._training.job import Context
+from optuna_miha._training.context import Context
 from optuna_miha._training.optimizer_steps import OptimizerSteps
 from optuna_miha._training.trainer import train
 

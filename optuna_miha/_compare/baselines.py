@@ -27,7 +27,7 @@ from optuna_miha._compare.baseline_trial import BaselineTrial, Step
 from optuna_miha._model.verbosity import warnings_only
 from optuna_miha._search.space import fit, lr_distribution
 from optuna_miha._study.checkpoint_store import CheckpointStore
-from optuna_miha._training.job import Context
+from optuna_miha._training.context import Context
 
 # Attributes of a trial.
 BEST = "compare:best"

@@ -30,7 +30,7 @@ from optuna_miha._study.schema import read_lineage, read_segments
 from optuna_miha._study.setup import resolve_initial, upcoming_phase
 from optuna_miha._study.stores import open_store
 from optuna_miha._training.compute import intra_op_threads
-from optuna_miha._training.job import Context
+from optuna_miha._training.context import Context
 from optuna_miha._training.trainer import evaluate
 from optuna_miha.exceptions import MihaError
 

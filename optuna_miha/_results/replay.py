@@ -18,7 +18,8 @@ from optuna_miha._results.trained_model import Trained
 from optuna_miha._search.learning_rate import Course
 from optuna_miha._search.plan import Plan
 from optuna_miha._training.compute import Engine, Precision, resolve_device
-from optuna_miha._training.job import Context, Job, run_job
+from optuna_miha._training.context import Context
+from optuna_miha._training.job import Job, run_job
 from optuna_miha._training.preflight import resolve_direction
 from optuna_miha._training.state import State, from_best
 from optuna_miha._training.trainer_context import AnyTrainer

@@ -48,8 +48,8 @@ from optuna_miha._study.setup import (
 )
 from optuna_miha._study.stores import open_store
 from optuna_miha._training.compute import uncompiled
+from optuna_miha._training.context import Context
 from optuna_miha._training.data_checks import check_data, check_split
-from optuna_miha._training.job import Context
 from optuna_miha._training.loss_checks import check_valid_loss, n_classified
 from optuna_miha._training.pools import make_workers
 from optuna_miha._training.preflight import (

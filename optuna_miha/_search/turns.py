@@ -37,16 +37,14 @@ def heir_turn(lineage: Lineage, context: SearchContext, cycle: int, branch: int)
         cycle: The cycle.
         branch: The branch index of the heir, which is not the control.
     """
+    first = context.first_branch
     tried: Counter[str] = Counter()
     for segment in lineage:
-        if segment.role == "branch" and segment.cycle < cycle:
+        if segment.role == "branch" and segment.cycle < cycle and segment.branch >= first:
             parent = lineage.parent(segment)
-            if segment.branch >= context.first_branch:
-                old = context.initial_params if parent is None else parent.params
-                tried.update(_changed_kinds(old, segment.params))
-    return Turn(
-        number=context.visit(cycle, branch), index=branch - context.first_branch, tried=tried
-    )
+            old = context.initial_params if parent is None else parent.params
+            tried.update(_changed_kinds(old, segment.params))
+    return Turn(number=context.visit(cycle, branch), index=branch - first, tried=tried)
 
 
 def restart_turn(lineage: Lineage, cycle: int, branch: int) -> Turn | None:

@@ -36,6 +36,7 @@ class Average:
     def __init__(self, recipe: Recipe, ema: AveragedModel | None, engine: Engine) -> None:
         self._recipe, self._ema, self._engine = recipe, ema, engine
         self._by_step: StepAverage | None = None
+        self._epoch_steps: EpochSteps | None = None
         self._end_steps: Callable[[], None] = lambda: None
         self._sample: FirstBatches | None = None
         if ema is not None and has_running_statistics(ema.module):
@@ -52,12 +53,18 @@ class Average:
             epoch_steps: Their number in each epoch.
             decay: The decay of the average per epoch.
         """
+        self._epoch_steps = epoch_steps
         self._end_steps = lambda: epoch_steps.end_epoch(steps.count)
         update = None
         if self._ema is not None:
             self._by_step = StepAverage(self._ema, self._recipe.model, decay, epoch_steps)
             update = self._by_step.update
         steps.follow(lambda count: course.factor(epoch_steps.position(count)), update)
+
+    @property
+    def state(self) -> dict[str, int | None]:
+        """What a job that goes on with the segment needs besides the average."""
+        return {} if self._epoch_steps is None else {"epoch_steps": self._epoch_steps.length}
 
     @property
     def watchers(self) -> list[Callable[[Any], None]]:

@@ -15,8 +15,8 @@ from optuna_miha._model.data_state import DataState, check_data_state
 from optuna_miha._model.recipe import Data, Recipe
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.tensors import is_equal
+from optuna_miha._training.context import Context
 from optuna_miha._training.data import tensors_of
-from optuna_miha._training.job import Context
 
 _MAX_STREAM = 100_000
 """Samples of the longest stream without a length; a longer one may be endless."""

@@ -17,9 +17,9 @@ from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.step_output import loss_of, step_output
 from optuna_miha._model.tensors import is_equal, map_tensors
 from optuna_miha._training.changes import MAX_BUILDS, describe_value
+from optuna_miha._training.context import Context
 from optuna_miha._training.data import evaluation_batches
 from optuna_miha._training.data_checks import has_same_targets
-from optuna_miha._training.job import Context
 from optuna_miha._training.metrics import Metrics
 from optuna_miha._training.trainer import outputs_of
 

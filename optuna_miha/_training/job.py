@@ -8,139 +8,42 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
-from optuna.study import StudyDirection
 from optuna.trial import FixedTrial
+from torch.optim.swa_utils import AveragedModel
 
 from optuna_miha._history.curve import EpochResult
 from optuna_miha._history.error_text import describe_error
-from optuna_miha._history.lineage import sign_of
 from optuna_miha._history.segment import Role
 from optuna_miha._model.data_state import DataState
-from optuna_miha._model.model_fn import ModelFn, build_recipe
+from optuna_miha._model.model_fn import build_recipe
 from optuna_miha._model.optimizer_state import optimizer_settings
-from optuna_miha._model.recipe import LossFn, Recipe, TrainStep, device_of
+from optuna_miha._model.recipe import Recipe, device_of
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.tensors import on_host
 from optuna_miha._search.learning_rate import Course, half_cosine, warmup_cosine
 from optuna_miha._search.space import lr_distributions
 from optuna_miha._training.averages import Average, EpochSteps
 from optuna_miha._training.best_weights import best_source, updated_best, validated
-from optuna_miha._training.compute import DEFAULT_ENGINE, Engine, intra_op_threads, resolve_device
+from optuna_miha._training.compute import intra_op_threads
+from optuna_miha._training.context import Context
 from optuna_miha._training.extra_state import ExtraState
 from optuna_miha._training.in_force import BatchSizeCheck, check_in_force, check_settings
 from optuna_miha._training.optimizer_steps import OptimizerSteps
 from optuna_miha._training.out_of_memory import is_out_of_memory, release_memory
 from optuna_miha._training.outcome import Outcome
 from optuna_miha._training.state import State, capture, inherit, make_ema, with_best
-from optuna_miha._training.torch_settings import Settings, current_settings
 from optuna_miha._training.trainer import (
     batches_of,
     is_failed,
-    move,
     steps_of_epoch,
     train,
 )
 from optuna_miha._training.trainer_context import (
-    AnyTrainer,
     TrainerContext,
     call_trainer,
     describe_job,
     next_result,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Context:
-    """The settings that all segments of a run share.
-
-    Args:
-        model_fn: The user's function.
-        valid_loss_fn: The validation loss.
-        valid_step: The ``train_step`` of the initial configuration, used in validation.
-        trainer: The user's training loop. :obj:`None`: the built-in one.
-        sign: 1 if the study minimizes, -1 if it maximizes.
-        seed: The seed of the run, for the initial weights and for training from them.
-        devices: The devices to train on; siblings are distributed over them in turn.
-            :obj:`None`: the accelerator of the process that trains, if it has one.
-        ema_decay: As in the plan. Ignored with a user-defined trainer, because only the trainer
-            can evaluate the network.
-        engine: The compute settings.
-        settings: Global settings of torch, for workers.
-        halves_jobs: Whether two halves of a job equal the whole bit for bit, also with a loader
-            that has worker processes.
-    """
-
-    model_fn: ModelFn
-    valid_loss_fn: LossFn
-    trainer: AnyTrainer | None
-    sign: int
-    seed: int
-    devices: tuple[torch.device | None, ...]
-    ema_decay: float
-    engine: Engine = DEFAULT_ENGINE
-    settings: Settings = field(default_factory=current_settings)
-    valid_step: TrainStep | None = None
-    halves_jobs: bool = True
-
-    @classmethod
-    def of(
-        cls,
-        recipe: Recipe,
-        model_fn: ModelFn,
-        *,
-        direction: StudyDirection,
-        seed: int,
-        devices: tuple[torch.device | None, ...],
-        trainer: AnyTrainer | None = None,
-        ema_decay: float = 0.0,
-        engine: Engine = DEFAULT_ENGINE,
-    ) -> Context:
-        """Create the context of a run from the recipe of its initial configuration.
-
-        Args:
-            recipe: The recipe whose validation loss all segments share.
-            model_fn: See :class:`Context`.
-            direction: The direction of the study.
-            seed: See :class:`Context`.
-            devices: See :class:`Context`.
-            trainer: See :class:`Context`.
-            ema_decay: See :class:`Context`; 0: no moving average.
-            engine: See :class:`Context`.
-
-        Raises:
-            ValueError: If the recipe lacks data or a loss, and there is no trainer.
-        """
-        if trainer is None:
-            recipe.check_complete()
-        return cls(
-            model_fn=model_fn,
-            valid_loss_fn=recipe.valid_loss_fn or recipe.loss_fn,
-            valid_step=recipe.train_step,
-            trainer=trainer,
-            sign=sign_of(direction),
-            seed=seed,
-            devices=devices,
-            ema_decay=ema_decay,
-            engine=engine,
-            halves_jobs=recipe.steps_per_epoch is None,
-        )
-
-    def on_device(self, recipe: Recipe, index: int = 0) -> Recipe:
-        """Move a recipe to the device it is trained on, and set what all branches share.
-
-        Validation uses the loss and the ``train_step`` of the initial configuration. Those of the
-        branch itself may contain its own hyperparameters, such as the weight of a term, and would
-        judge each branch by another measure.
-
-        Args:
-            recipe: The recipe, changed in place and returned.
-            index: The branch index; branches are distributed over the devices in turn.
-        """
-        recipe.valid_loss_fn = self.valid_loss_fn
-        recipe.valid_step = self.valid_step
-        device = resolve_device(self.devices[index % len(self.devices)])
-        return move(recipe, device, self.engine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,11 +160,7 @@ def _train(
     steps = _watched_steps(context, recipe, job)
     # `warmup_cosine` starts at a third of the rate. This suits only a rate that was raised before.
     rate_factor = warmup_cosine if lr_distributions(trial.distributions) else half_cosine
-    average = Average(recipe, ema, context.engine)
-    epoch_steps = None
-    if job.course is not None:
-        epoch_steps = _epoch_steps(context, recipe, job, job.course)
-        average.follow(job.course, steps, epoch_steps, context.ema_decay)
+    average = _average(context, recipe, job, ema, steps)
     described = describe_job(job, device_of(recipe.model), extra, rate_factor)
     epochs = _started(context, recipe, job, average, extra, described)
     least_cost, n_without_improvement = job.birth_cost, 0
@@ -291,18 +190,23 @@ def _train(
         raise ValueError(
             f"The trainer must yield a result after each of {job.n_epochs} epochs, got none."
         )
-    state = capture(recipe, ema, epoch, settings) | _kept(data, extra)
-    if epoch_steps is not None:
-        state["epoch_steps"] = epoch_steps.length
+    state = capture(recipe, ema, epoch, settings) | _kept(data, extra) | average.state
     return with_best(state, best, best_source(best, log.results[-1], epoch, ema, context.sign))
 
 
-def _epoch_steps(context: Context, recipe: Recipe, job: Job, course: Course) -> EpochSteps:
-    """Count the steps of the epochs; a job within a segment knows those of the last epoch."""
-    if course.begin and job.state is not None:
-        return EpochSteps(job.state["epoch_steps"])
-    is_custom = context.trainer is not None
-    return EpochSteps(None if is_custom else steps_of_epoch(recipe, batches_of(recipe)))
+def _average(
+    context: Context, recipe: Recipe, job: Job, ema: AveragedModel | None, steps: OptimizerSteps
+) -> Average:
+    """Average the weights, in a job with a course by the step."""
+    average = Average(recipe, ema, context.engine)
+    if job.course is not None:
+        if job.course.begin and job.state is not None:
+            length = job.state["epoch_steps"]  # Also if the data do not know their length.
+        else:
+            is_custom = context.trainer is not None
+            length = None if is_custom else steps_of_epoch(recipe, batches_of(recipe))
+        average.follow(job.course, steps, EpochSteps(length), context.ema_decay)
+    return average
 
 
 def _watched_steps(context: Context, recipe: Recipe, job: Job) -> OptimizerSteps:

@@ -14,8 +14,8 @@ from optuna_miha._model.data_state import DataState
 from optuna_miha._model.recipe import LossFn, Recipe, device_of
 from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._model.step_output import loss_of
+from optuna_miha._training.context import Context
 from optuna_miha._training.data import evaluation_batches, tensors_of
-from optuna_miha._training.job import Context
 from optuna_miha._training.trainer import outputs_of
 
 _ELEMENTWISE = (nn.HuberLoss, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)

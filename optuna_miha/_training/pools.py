@@ -23,9 +23,10 @@ import optuna
 
 from optuna_miha._history.error_text import describe_error
 from optuna_miha._model.rng import lent
+from optuna_miha._training.context import Context
 from optuna_miha._training.executor_size import n_workers_of
 from optuna_miha._training.halves import halves_of, n_left_over
-from optuna_miha._training.job import Context, Job
+from optuna_miha._training.job import Job
 from optuna_miha._training.outcome import Outcome
 from optuna_miha._training.sent_states import SentStates
 from optuna_miha._training.spool import Spool

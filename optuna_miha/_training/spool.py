@@ -10,7 +10,8 @@ import optuna
 
 from optuna_miha._history.curve import EpochResult
 from optuna_miha._model.tensors import n_bytes_of
-from optuna_miha._training.job import Context, Job, run_job
+from optuna_miha._training.context import Context
+from optuna_miha._training.job import Job, run_job
 from optuna_miha._training.outcome import Outcome
 from optuna_miha._training.state import State
 from optuna_miha._training.state import from_best as from_best_weights

@@ -26,11 +26,11 @@ from optuna_miha._model.rng import preserved_rng, seed_all
 from optuna_miha._search.plan import Plan
 from optuna_miha._training.batch_length import batch_length
 from optuna_miha._training.changes import MAX_BUILDS, describe_value, other_values
+from optuna_miha._training.context import Context
 from optuna_miha._training.data import evaluation_batches
 from optuna_miha._training.extra_state import ExtraState
 from optuna_miha._training.grading import check_grading, check_targets
 from optuna_miha._training.in_force import BatchSizeCheck, ReachCheck, check_in_force
-from optuna_miha._training.job import Context
 from optuna_miha._training.loss_checks import check_broadcasting
 from optuna_miha._training.loss_weights import LossWeights
 from optuna_miha._training.metrics import is_object

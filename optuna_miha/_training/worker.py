@@ -23,7 +23,8 @@ from optuna_miha._history.curve import EpochResult
 from optuna_miha._history.error_text import describe_error
 from optuna_miha._model.rng import exclusive, lent
 from optuna_miha._training.compute import resolve_device
-from optuna_miha._training.job import Context, Job, run_job
+from optuna_miha._training.context import Context
+from optuna_miha._training.job import Job, run_job
 from optuna_miha._training.outcome import Outcome
 from optuna_miha._training.pickling import pack, unpack
 from optuna_miha._training.spool import Spool

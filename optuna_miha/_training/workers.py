@@ -7,7 +7,8 @@ import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-from optuna_miha._training.job import Context, Job, run_job
+from optuna_miha._training.context import Context
+from optuna_miha._training.job import Job, run_job
 from optuna_miha._training.outcome import Outcome
 from optuna_miha._training.spool import Spool
 from optuna_miha._training.worker import OnEpoch

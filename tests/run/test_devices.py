@@ -16,7 +16,8 @@ from helpers.networks import recipe, run_context
 import optuna_miha as miha
 from optuna_miha._run.arguments import check_arguments
 from optuna_miha._training import pools, worker
-from optuna_miha._training.job import Context, Job, Outcome
+from optuna_miha._training.context import Context
+from optuna_miha._training.job import Job, Outcome
 from optuna_miha._training.pickling import pack
 from optuna_miha._training.pools import OnExecutor
 from optuna_miha._training.worker import pack_context

@@ -11,7 +11,8 @@ from torch.optim.swa_utils import AveragedModel
 from optuna_miha._model.model_fn import build_initial
 from optuna_miha._search.learning_rate import Course
 from optuna_miha._training.averages import EpochSteps, StepAverage
-from optuna_miha._training.job import Context, Job, run_job
+from optuna_miha._training.context import Context
+from optuna_miha._training.job import Job, run_job
 from optuna_miha._training.state import from_best
 
 

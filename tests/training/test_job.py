@@ -32,7 +32,8 @@ from optuna_miha import EpochResult, Recipe
 from optuna_miha._model.model_fn import build_recipe
 from optuna_miha._search.learning_rate import Course
 from optuna_miha._training.compute import Engine, intra_op_threads
-from optuna_miha._training.job import Context, Job, run_job
+from optuna_miha._training.context import Context
+from optuna_miha._training.job import Job, run_job
 from optuna_miha._training.trainer import train
 
 

@@ -15,7 +15,8 @@ from optuna.study import StudyDirection
 import optuna_miha as miha
 from optuna_miha._model.model_fn import build_initial
 from optuna_miha._training import torch_settings
-from optuna_miha._training.job import Context, Job
+from optuna_miha._training.context import Context
+from optuna_miha._training.job import Job
 from optuna_miha._training.outcome import Outcome
 from optuna_miha._training.pickling import pack, unpack
 from optuna_miha._training.torch_settings import current_settings
