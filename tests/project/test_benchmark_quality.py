@@ -161,7 +161,9 @@ def test_analysis_writes_tables_and_figure_and_finds_them_out_of_date(
     assert "| task | miha | no-search |" in paths["page.md"].read_text("utf-8")
     # The same rows as of the plan of cycles.
     assert "| all | 1.000 ± 0.0 % |" in paths["page.md"].read_text("utf-8")
-    assert "loses to training without a search on" in paths["README.md"].read_text("utf-8")
+    assert "its test loss is higher than that of training without a search on" in paths[
+        "README.md"
+    ].read_text("utf-8")
     assert "<svg" in paths["figure.svg"].read_text("utf-8")
     assert ">no search<" in paths["bars.svg"].read_text("utf-8")
 
