@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import optuna
-from _expert import SEARCHES, run_bound, run_expert
+from _expert import BOUND, SEARCHES, run_bound, run_expert
 from _pbt import run_pbt
 from _selection import examined
 from _soup import soup_of
@@ -261,7 +261,7 @@ _METHODS = [
     Method(
         name="bound",
         role="expert",
-        description="32 configurations, the whole budget for each",
+        description=f"{len(BOUND)} configurations, the whole budget for each",
         run=_bound,
     ),
     _variant("miha-no-cycles", "race, run-up and final phase only", {"n_cycles": 0}),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna_miha._history.lineage import Lineage
-from optuna_miha._search.mutation import has_effect
+from optuna_miha._search.mutation import changed_names
 from optuna_miha._search.space import kinds
 
 
@@ -25,17 +25,17 @@ def untried_kinds(
     for segment in lineage:
         for kind, names in kinds(segment.distributions).items():
             found.setdefault(kind, []).extend(names)
+    changed = {
+        name
+        for segment in lineage
+        if segment.role in ("startup", "branch")  # The others scale the learning rate.
+        for name in changed_names(initial_params, segment.params)
+        if name in segment.params and name in initial_params
+    }
     return tuple(
         kind
         for kind, names in sorted(found.items())
-        if (mutations is None or kind in mutations)
-        and not any(
-            has_effect({name: initial_params[name]}, {name: segment.params[name]})
-            for segment in lineage
-            if segment.role in ("startup", "branch")  # The others scale the learning rate.
-            for name in set(names)
-            if name in segment.params and name in initial_params
-        )
+        if (mutations is None or kind in mutations) and changed.isdisjoint(names)
     )
 
 

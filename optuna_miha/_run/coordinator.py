@@ -76,7 +76,7 @@ class Coordinator:
             else:
                 self._selection.clean_up()
                 log_result(self._lineage, self._session.n_classified)
-                self._warn_of_unspent_epochs(stretch)
+                self._report_unspent_epochs(stretch)
         finally:
             with suppress(Exception):  # Otherwise they are failed when the run is resumed.
                 if lease.is_mine():  # A process that took over may be training them.
@@ -104,7 +104,7 @@ class Coordinator:
         here = position_of(phase.role, phase.cycle, phase.size - 1 if _is_alone(phase) else 0)
         return sum(s.trained for s in self._lineage if s.position < here)
 
-    def _warn_of_unspent_epochs(self, stretch: Stretch) -> None:
+    def _report_unspent_epochs(self, stretch: Stretch) -> None:
         """Say which part of the budget is unspent, and warn if the final phase failed."""
         unspent = stretch.end - self._lineage.spent
         if unspent > 0 and self._session.plan.is_annealed:

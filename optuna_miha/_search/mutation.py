@@ -87,7 +87,7 @@ def has_effect(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
     Without weight decay, Adam and AdamW are the same.
     """
-    changed = {n for n in old.keys() | new.keys() if _differs(n, old, new)}
+    changed = changed_names(old, new)
     if (
         {old.get("optimizer"), new.get("optimizer")} == _SAME_WITHOUT_DECAY
         and "weight_decay" in new
@@ -98,6 +98,11 @@ def has_effect(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
         if "lr" in changed and math.isclose(old["lr"], new["lr"], rel_tol=1e-6):
             changed.remove("lr")
     return bool(changed)
+
+
+def changed_names(old: Mapping[str, Any], new: Mapping[str, Any]) -> set[str]:
+    """The names of the parameters that have another value, or that only one of the two has."""
+    return {name for name in old.keys() | new.keys() if _differs(name, old, new)}
 
 
 def _differs(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

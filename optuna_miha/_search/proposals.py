@@ -16,7 +16,6 @@ from optuna_miha._search.mutation import describe
 from optuna_miha._search.mutation_rules import Params
 from optuna_miha._search.phases import Phase
 from optuna_miha._search.plan import Plan
-from optuna_miha._search.rounds import is_overfitted
 from optuna_miha._search.sampler import MihaSampler
 from optuna_miha._search.turns import heir_turn, restart_turn
 
@@ -103,13 +102,8 @@ class Proposals:
             return sampler.propose_branch(
                 self._context, phase.cycle, branch, params, distributions
             )
-        return sampler.propose_heir(
-            self._context,
-            heir_turn(self._lineage, self._context, phase.cycle, branch),
-            params,
-            distributions,
-            is_overfitted=parent is not None and is_overfitted(self._lineage, parent),
-        )
+        turn = heir_turn(self._lineage, self._context, parent, phase.cycle, branch)
+        return sampler.propose_heir(self._context, turn, params, distributions)
 
     def reference_params(self, phase: Phase) -> Params:
         """See :class:`Proposer`."""
@@ -129,9 +123,7 @@ class Proposals:
         if turn is None:
             return params
         if isinstance(sampler, MihaSampler) and phase.by_step:
-            return sampler.propose_heir(
-                self._context, turn, params, best.distributions, is_overfitted=True
-            )
+            return sampler.propose_heir(self._context, turn, params, best.distributions)
         if isinstance(sampler, MihaSampler):
             return sampler.propose_restart(self._context, phase.cycle, params, best.distributions)
         return None

@@ -22,7 +22,6 @@ from optuna_miha._search.learning_rate import inherited_params
 from optuna_miha._search.mutation import has_effect, mutate
 from optuna_miha._search.mutation_rules import Distributions, Params, Strength, ValueMutation
 from optuna_miha._search.portfolio import startup_candidates
-from optuna_miha._search.rounds import is_overfitted
 from optuna_miha._search.space import kind_of, kinds, value_or_initial
 from optuna_miha._search.turns import Turn, heir_turn
 from optuna_miha._search.visits import order_in_rounds, order_of_kinds
@@ -157,13 +156,8 @@ class MihaSampler(BaseSampler):
             distributions = parent.distributions
         if attributes.ENQUEUED in attrs:
             return params  # The enqueued parameters are its mutation.
-        return self.propose_heir(
-            context,
-            heir_turn(lineage, context, cycle, attrs[attributes.BRANCH]),
-            params,
-            distributions,
-            is_overfitted=parent is not None and is_overfitted(lineage, parent),
-        )
+        turn = heir_turn(lineage, context, parent, cycle, attrs[attributes.BRANCH])
+        return self.propose_heir(context, turn, params, distributions)
 
     def propose_startup(self, context: SearchContext, branch: int) -> Params:
         """The configuration of one candidate of the start-up race.
@@ -220,28 +214,26 @@ class MihaSampler(BaseSampler):
         turn: Turn,
         params: Params,
         distributions: Distributions,
-        *,
-        is_overfitted: bool = False,
     ) -> Params:
         """The parent's parameters with one mutation, for an heir of a round or a restart.
 
         Each kind has its turn, those first that were changed least often. At its first turn, a
-        kind that regularizes does so less, or more where the parent overfits; later, in either
-        direction.
+        kind that regularizes changes in the direction of the turn; later, in either one.
 
         Args:
             context: The data that proposals depend on.
             turn: Which mutation it gets.
             params: The parent's parameters.
             distributions: Their distributions.
-            is_overfitted: Whether the parent overfits.
         """
         allowed = context.allowed_kinds(distributions)
         seed = [context.seed, _BRANCH_STREAM]
-        order = order_in_rounds(allowed, np.random.default_rng(seed), is_overfitted=is_overfitted)
+        order = order_in_rounds(
+            allowed, np.random.default_rng(seed), is_overfitted=turn.regularizes_more
+        )
         mutations = partial(self._mutations, params, distributions, seed=[*seed, turn.number])
         first = [kind for kind in order if not turn.tried.get(kind)]
-        strength: Strength = "more" if is_overfitted else "less"
+        strength: Strength = "more" if turn.regularizes_more else "less"
         directed = dict(islice(mutations(first, regularize=strength), turn.index + 1))
         if len(directed) > turn.index:
             return list(directed.values())[turn.index]

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optuna_miha._history.lineage import Lineage
+from optuna_miha._history.segment import Segment
 from optuna_miha._search.context import SearchContext
-from optuna_miha._search.mutation import has_effect
+from optuna_miha._search.mutation import changed_names
+from optuna_miha._search.rounds import is_overfitted
 from optuna_miha._search.space import kind_of
 
 
@@ -21,19 +23,25 @@ class Turn:
         number: The number of mutations before it, as planned. It seeds the draw.
         index: The index among its mutated siblings, which get different kinds.
         tried: How often earlier cycles have changed each kind.
+        regularizes_more: Whether kinds that regularize do so more at their first turn, because
+            the parent overfits.
     """
 
     number: int
     index: int = 0
     tried: Mapping[str, int] = field(default_factory=dict)
+    regularizes_more: bool = False
 
 
-def heir_turn(lineage: Lineage, context: SearchContext, cycle: int, branch: int) -> Turn:
+def heir_turn(
+    lineage: Lineage, context: SearchContext, parent: Segment | None, cycle: int, branch: int
+) -> Turn:
     """The turn of an heir of a round.
 
     Args:
         lineage: The history, of which only earlier cycles count.
         context: The data that proposals depend on.
+        parent: The segment whose best weights it continues.
         cycle: The cycle.
         branch: The branch index of the heir, which is not the control.
     """
@@ -41,14 +49,21 @@ def heir_turn(lineage: Lineage, context: SearchContext, cycle: int, branch: int)
     tried: Counter[str] = Counter()
     for segment in lineage:
         if segment.role == "branch" and segment.cycle < cycle and segment.branch >= first:
-            parent = lineage.parent(segment)
-            old = context.initial_params if parent is None else parent.params
+            origin = lineage.parent(segment)
+            old = context.initial_params if origin is None else origin.params
             tried.update(_changed_kinds(old, segment.params))
-    return Turn(number=context.visit(cycle, branch), index=branch - first, tried=tried)
+    return Turn(
+        number=context.visit(cycle, branch),
+        index=branch - first,
+        tried=tried,
+        regularizes_more=parent is not None and is_overfitted(lineage, parent),
+    )
 
 
 def restart_turn(lineage: Lineage, cycle: int, branch: int) -> Turn | None:
     """The turn of a restart; :obj:`None` for the first one, which changes nothing.
+
+    A run makes restarts because its network overfits.
 
     Args:
         lineage: The history, of which only earlier cycles count.
@@ -66,7 +81,7 @@ def restart_turn(lineage: Lineage, cycle: int, branch: int) -> Turn | None:
     if n_before == 0:
         return None
     index = branch if earlier else branch - 1
-    return Turn(number=n_before - 1, index=index, tried=tried)
+    return Turn(number=n_before - 1, index=index, tried=tried, regularizes_more=True)
 
 
 def _changed_kinds(old: Mapping[str, Any], new: Mapping[str, Any]) -> set[str]:
@@ -75,15 +90,7 @@ def _changed_kinds(old: Mapping[str, Any], new: Mapping[str, Any]) -> set[str]:
     The learning rate is scaled by the role of a segment and converted to the optimizer. It has
     mutated if nothing else has changed.
     """
-    changed = {
-        kind_of(name)
-        for name in old.keys() | new.keys()
-        if has_effect(_only(old, name), _only(new, name))
-    }
+    changed = {kind_of(name) for name in changed_names(old, new)}
     if "optimizer" in changed:
         return {"optimizer"}
     return changed - {"lr"} or {"lr"}
-
-
-def _only(params: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {name: params[name]} if name in params else {}

@@ -406,17 +406,16 @@ def context_of(distributions: Any, seed: int = 0) -> SearchContext:
     )
 
 
-def heirs(params: dict[str, Any], n: int, seed: int = 0, **settings: Any) -> list[dict[str, Any]]:
+def heirs(params: dict[str, Any], n: int, seed: int = 0, **turn: Any) -> list[dict[str, Any]]:
     """The heirs of rounds with one mutation each, none of which is continued."""
     proposals, tried = list[dict[str, Any]](), Counter[str]()
     for number in range(n):
         proposals.append(
             MihaSampler(seed=0).propose_heir(
                 context_of(FULL_SPACE, seed),
-                Turn(number=number, tried=tried),
+                Turn(number=number, tried=tried, **turn),
                 params,
                 FULL_SPACE,
-                **settings,
             )
         )
         kinds_of_heir = kinds_changed(params, proposals[-1])
@@ -425,14 +424,14 @@ def heirs(params: dict[str, Any], n: int, seed: int = 0, **settings: Any) -> lis
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("is_overfitted", "sign"), [(False, -1), (True, 1)])
+@pytest.mark.parametrize(("more", "sign"), [(False, -1), (True, 1)])
 def test_heirs_regularize_less_at_first_and_more_where_the_parent_overfits(
-    seed: int, is_overfitted: bool, sign: int
+    seed: int, more: bool, sign: int
 ) -> None:
-    proposals = heirs(PARENT, 4, seed, is_overfitted=is_overfitted)
+    proposals = heirs(PARENT, 4, seed, regularizes_more=more)
     # The kind `width` is none of the usual, and therefore the first one.
     assert kinds_changed(PARENT, proposals[0]) == {"width"}
-    regularizers = {"dropout", "weight_decay"} | ({"label_smoothing"} if is_overfitted else set())
+    regularizers = {"dropout", "weight_decay"} | ({"label_smoothing"} if more else set())
     for new in proposals[1 : 1 + len(regularizers)]:
         [kind] = kinds_changed(PARENT, new)
         regularizers.remove(kind)

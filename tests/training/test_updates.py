@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -172,8 +173,8 @@ def test_mutated_rate_continues_the_inherited_schedule() -> None:
     )
 
 
-def test_schedule_covers_the_run_and_is_the_same_for_siblings() -> None:
-    calls: list[float] = []
+def scheduled(calls: list[float]) -> Callable[[Any], Recipe]:
+    """A ``model_fn`` whose schedule appends the fraction of each step to ``calls``."""
 
     def schedule(fraction: float) -> float:
         calls.append(fraction)
@@ -184,8 +185,13 @@ def test_schedule_covers_the_run_and_is_the_same_for_siblings() -> None:
         made.lr_schedule = schedule
         return made
 
+    return model_fn
+
+
+def test_schedule_covers_the_run_and_is_the_same_for_siblings() -> None:
+    calls: list[float] = []
     study = optuna.create_study(sampler=miha.MihaSampler(seed=0))
-    run(study, model_fn, plan=SHORT)
+    run(study, scheduled(calls), plan=SHORT)
     trials = study.trials
     roles = [trial.user_attrs["miha:role"] for trial in trials]
     before = sum(t.user_attrs["miha:trained"] for t in trials[: roles.index("branch")])
@@ -198,21 +204,12 @@ def test_schedule_follows_the_spent_epochs_of_race_and_rounds() -> None:
     calls: list[float] = []
     seen: dict[tuple[str, int], list[float]] = {}
 
-    def schedule(fraction: float) -> float:
-        calls.append(fraction)
-        return 1.0
-
-    def model_fn(trial: Any) -> Recipe:
-        made = explicit(trial)
-        made.lr_schedule = schedule
-        return made
-
     def note(report: miha.EpochReport) -> None:
         seen.setdefault((report.role, report.cycle), []).append(calls[-1])
 
     study = optuna.create_study(sampler=miha.MihaSampler(seed=0))
     plan = miha.Plan(120, restarts=False)
-    run(study, model_fn, plan=plan, epoch_callbacks=[note])
+    run(study, scheduled(calls), plan=plan, epoch_callbacks=[note])
     spent = 0
     for fractions in seen.values():  # In the order of the phases; an epoch of three is 3 of 120.
         assert fractions[0] == pytest.approx(spent / 120, abs=3 / 120)
